@@ -1,0 +1,1 @@
+"""Checkpoint formats: safe reading, key maps, training checkpoints."""

@@ -1,0 +1,1 @@
+"""One module per command: its arguments and the call of the typed function behind it."""

@@ -1,0 +1,1 @@
+"""Finding, reading, augmenting and preprocessing images."""

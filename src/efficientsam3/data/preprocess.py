@@ -1,0 +1,100 @@
+"""Preprocessing: from an RGB picture to the encoder's input, and which embedding cells of it show the picture.
+
+Two shapes exist. SAM3 squashes every picture to a square (`square`); SAM keeps the aspect ratio and pads on the right and
+at the bottom (`pad`). Pixels stay uint8 until `normalise` runs on the device.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torchvision.transforms.v2 import functional as tv
+
+Resize = Literal["square", "pad"]
+RGB = tuple[float, float, float]
+
+IMAGENET_MEAN: RGB = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+IMAGENET_STD: RGB = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+HALF: RGB = (0.5, 0.5, 0.5)
+
+
+class Preprocessing(BaseModel):
+    """How a picture becomes an input of the encoder. Belongs to the teacher; the store and the merged model carry it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(1008, gt=0, description="side of the square input in pixels")
+    resize: Resize = Field("square", description="square: squash; pad: keep the aspect ratio, pad right and bottom")
+    mean: RGB = Field(HALF, description="per channel, of pixels in [0, 1]")
+    std: RGB = Field(HALF, description="per channel, of pixels in [0, 1]")
+
+    def content_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels that a picture of `height` x `width` covers in the input (its top left corner)."""
+        if self.resize == "square":
+            return self.image_size, self.image_size
+        scale = self.image_size / max(height, width)
+        return max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5))
+
+
+SAM3_PREPROCESSING = Preprocessing()
+SAM_PREPROCESSING = Preprocessing(image_size=1024, resize="pad", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def resize_image(image: torch.Tensor, preprocessing: Preprocessing) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Resize one picture to the encoder's input, still uint8.
+
+    Antialiased bilinear on uint8, as Meta's and transformers' SAM3 processors do it.
+
+    Args:
+        image: (3, H, W) uint8 RGB in [0, 255].
+        preprocessing: the target.
+
+    Returns:
+        (3, S, S) uint8, and the (height, width) of its top left part that shows the picture.
+    """
+    height, width = preprocessing.content_size(image.shape[-2], image.shape[-1])
+    resized = tv.resize(image, [height, width], antialias=True)
+    side = preprocessing.image_size
+    if (height, width) != (side, side):
+        resized = torch.nn.functional.pad(resized, (0, side - width, 0, side - height))
+    return resized, (height, width)
+
+
+def build_valid_mask(content_sizes: torch.Tensor, image_size: int, grid_size: int) -> torch.Tensor:
+    """Which cells of a `grid_size` x `grid_size` grid over the input show the picture rather than padding.
+
+    A cell counts when its centre lies in the picture; the first row and column always do, so no picture is without one.
+
+    Args:
+        content_sizes: (B, 2) height and width in pixels that each picture covers, see `resize_image`.
+        image_size: side of the input in pixels.
+        grid_size: cells per side.
+
+    Returns:
+        (B, G, G) bool.
+    """
+    centres = (torch.arange(grid_size, device=content_sizes.device) + 0.5) * (image_size / grid_size)
+    inside = centres < content_sizes[:, :, None]  # [B, 2, G]
+    inside[:, :, 0] = True
+    return inside[:, 0, :, None] & inside[:, 1, None, :]  # [B, G, G]
+
+
+def normalise(pixels: torch.Tensor, content_sizes: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Scale uint8 pixels to normalised float32, with zeros where the input is padding.
+
+    Args:
+        pixels: (B, 3, S, S) uint8 in [0, 255].
+        content_sizes: (B, 2) as returned by `resize_image`.
+        preprocessing: gives mean and standard deviation.
+
+    Returns:
+        (B, 3, S, S) float32: `(pixels / 255 - mean) / std`.
+    """
+    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=pixels.device).view(1, 3, 1, 1)
+    normalised = (pixels.float() / 255 - mean) / std
+    if preprocessing.resize == "pad":
+        side = preprocessing.image_size
+        normalised = normalised * build_valid_mask(content_sizes, side, side)[:, None]
+    return normalised

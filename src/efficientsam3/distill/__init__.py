@@ -1,0 +1,1 @@
+"""Distillation: losses, optimisation, the export loop and the training loop."""

@@ -1,0 +1,1 @@
+"""The embedding store: record format, codecs, writer, reader."""

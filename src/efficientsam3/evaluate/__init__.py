@@ -1,0 +1,1 @@
+"""Measuring and showing: parameter comparison, feature pictures, loss curves."""

@@ -1,0 +1,1 @@
+"""The teacher, the students, and the student as a Hugging Face backbone."""

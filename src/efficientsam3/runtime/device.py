@@ -1,0 +1,38 @@
+"""Which device computes, and in which precision."""
+
+from typing import Literal
+
+import torch
+
+from efficientsam3.runtime.errors import UserError
+
+DeviceName = Literal["auto", "cpu", "mps", "cuda"]
+
+
+def select_device(name: DeviceName, local_rank: int = 0) -> torch.device:
+    """The device for one process: `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: a device was named that PyTorch does not see here, or there are more local processes than GPUs.
+    """
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"Process {local_rank} on this machine has no GPU of its own: PyTorch sees {count}; "
+                "start no more processes than GPUs (GPUS=...), or compute on the CPU with --only-cpu."
+            )
+        return torch.device("cuda", local_rank)
+    if name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
+        if not torch.backends.mps.is_available():
+            raise UserError("DEVICE mps is not available here; use DEVICE auto or --only-cpu.")
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that mixed precision uses on a device: bfloat16 where the hardware has it, float16 on older GPUs, and
+    None on CPUs, where bfloat16 without hardware for it was measured 6 times slower than float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float16 if device.type == "mps" else None

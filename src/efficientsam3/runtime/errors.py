@@ -1,0 +1,9 @@
+"""Errors that are the user's to mend, as opposed to bugs."""
+
+
+class UserError(ValueError):
+    """Something outside the program is wrong: a path, a value, a file's content.
+
+    Its message is one sentence that names what is wrong, the value, and the remedy. The command line prints it
+    without a traceback and returns exit code 2.
+    """
