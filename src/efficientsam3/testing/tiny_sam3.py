@@ -15,9 +15,8 @@ from efficientsam3.runtime.files import atomic_path
 
 PATCH_SIZE = 14
 WIDTH_DIVISOR = 16
-_SMALLEST_WIDTH = (
-    32  # smaller dimensions of the real file are counts: heads, mask tokens, kernel sides, prompt channels
-)
+# Smaller dimensions of the real file are counts: heads, mask tokens, kernel sides, prompt channels.
+_SMALLEST_WIDTH = 32
 _OTHER_SIZES = {200: 20, 256 + 2: 16 + 2}  # object queries; a position encoding with height and width appended
 # Layers kept of each stack. The real ones have 32, 24, 3, 6, 6 and 4.
 _DEPTHS = {
