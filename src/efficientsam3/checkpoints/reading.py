@@ -1,0 +1,140 @@
+"""Reading tensors from files, lazily and without running anything that a file may contain.
+
+Mapped tensors cost memory only once they are looked at: reading a 3.45 GB `sam3.pt` for its shapes takes megabytes.
+"""
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from efficientsam3.runtime.errors import UserError
+
+SAFETENSORS_FILE = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+_ZIP_MAGIC = b"PK\x03\x04"
+_GLOBAL_IN_MESSAGE = re.compile(r"GLOBAL ([\w.]+)")
+
+
+class _InertConfig(dict[str, Any]):
+    """Stands in for a config object that a training checkpoint pickles: holds its values, runs nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Drop the object's attributes: they are settings of the class that is not here."""
+
+
+# Config classes that published training checkpoints carry beside their weights.
+_CONFIG_CLASSES = ("yacs.config.CfgNode", "argparse.Namespace")
+
+
+def load_pickled(path: Path) -> Any:
+    """Load a file that `torch.save` wrote, admitting tensors and plain containers alone; mapped where it is a zip.
+
+    Raises:
+        UserError: the file is missing, broken, or holds objects that would run code.
+    """
+    if not path.is_file():
+        raise UserError(f"Checkpoint {path} is not a file: check the path.")
+    stand_ins = [(_InertConfig, name) for name in _CONFIG_CLASSES]
+    with path.open("rb") as file:
+        is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+    try:
+        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise UserError(_unpickling_message(path, error)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        # What torch raises for a broken file depends on where it is broken.
+        raise UserError(f"Checkpoint {path} is broken or cut short: download or write it again.") from error
+
+
+def _unpickling_message(path: Path, error: Exception) -> str:
+    found = _GLOBAL_IN_MESSAGE.search(str(error))
+    if found is None:
+        return f"Checkpoint {path} is not a PyTorch checkpoint, or is broken: download or write it again."
+    return (
+        f"Checkpoint {path} holds a {found[1]} object, which is refused since loading it could run code: "
+        "write its weights alone with torch.save(model.state_dict(), path)."
+    )
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Read a state dict; the tensors are mapped from disk where the format allows it (all but pre-2020 `.pt` files).
+
+    Args:
+        path: a file of `torch.save` holding a flat dict or `{"model": dict}`, a `.safetensors` file, or a
+            Hugging Face directory (one safetensors file or shards).
+        prefix: only keys that start so are returned; they keep it.
+
+    Raises:
+        UserError: nothing there, a broken file, or something else than tensors in it.
+    """
+    if path.is_dir():
+        return _read_directory(path, prefix)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, prefix)
+    return select_tensors(load_pickled(path), path, prefix)
+
+
+def select_tensors(content: Any, path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of what `load_pickled` returned: of its `model` entry if it has one.
+
+    Raises:
+        UserError: it is no dict of tensors.
+    """
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content:
+        kind = "empty dict" if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"Checkpoint {path} holds an {kind}, not a dict of tensors: give a file with a state dict.")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"Checkpoint {path} has a {type(value).__name__} under {key!r} where a tensor is expected: "
+                "give a state dict, or a dict with one under 'model'."
+            )
+    return {key: value for key, value in content.items() if key.startswith(prefix)}
+
+
+def _read_safetensors(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise UserError(f"Checkpoint {path} is not a file: check the path.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"Checkpoint {path} is broken or cut short ({error}): download or write it again.") from error
+
+
+def _read_directory(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
+    index_path = directory / SAFETENSORS_INDEX
+    if (directory / SAFETENSORS_FILE).is_file():
+        return _read_safetensors(directory / SAFETENSORS_FILE, prefix)
+    if not index_path.is_file():
+        raise UserError(
+            f"Folder {directory} has neither {SAFETENSORS_FILE} nor {SAFETENSORS_INDEX}: "
+            "give a Hugging Face model directory, or the checkpoint file itself."
+        )
+    weight_map = _weight_map(index_path)
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted({shard for key, shard in weight_map.items() if key.startswith(prefix)}):
+        tensors |= _read_safetensors(directory / shard, prefix)
+    missing = [key for key in weight_map if key.startswith(prefix) and key not in tensors]
+    if missing:
+        raise UserError(f"{index_path} names {missing[0]}, which its shard lacks: download the directory again.")
+    return tensors
+
+
+def _weight_map(index_path: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index_path} is not a safetensors index: download the directory again.") from error
+    # A shard is a file beside the index, never a path to somewhere else.
+    if not isinstance(weight_map, dict) or any(Path(str(shard)).name != shard for shard in weight_map.values()):
+        raise UserError(f"{index_path} names shards outside its folder: download the directory again.")
+    return weight_map
