@@ -1,0 +1,77 @@
+"""Reading pictures: every supported file becomes RGB the right way up, or an error that names it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from efficientsam3.runtime.errors import UserError
+
+# Pillow's other readers (EPS starts Ghostscript) have no place on pictures from anywhere.
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION = 0x0112  # EXIF tag
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
+
+class BrokenImageError(UserError):
+    """A picture is missing, unreadable, half-written, or of a format that is not supported."""
+
+
+def read_rgb(path: Path) -> torch.Tensor:
+    """Read a JPEG, PNG or WebP file.
+
+    EXIF orientation is applied. Grey, palette and CMYK become RGB, 16 bits become the upper 8, transparency is dropped
+    (as transformers' processors drop it), and of an animation the first frame counts.
+
+    Args:
+        path: the file.
+
+    Returns:
+        (3, H, W) uint8 RGB in [0, 255], a view of (H, W, 3) memory: the layout in which resizing is fastest.
+
+    Raises:
+        BrokenImageError: the file cannot be read as a whole picture.
+    """
+    try:
+        data = path.read_bytes()
+        _refuse_unfinished_jpeg(data)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            pixels = np.array(_to_rgb(_upright(image)))
+    # Pillow documents no list of what broken files raise: SyntaxError, struct.error and KeyError were all met.
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BrokenImageError(
+            f"Image {path} cannot be read ({' '.join(reason.split()) or type(error).__name__}): replace it, or let "
+            "`efficientsam3 data check DIR --fix` set such files aside."
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # [3, H, W]
+
+
+def _refuse_unfinished_jpeg(data: bytes) -> None:
+    """Raise for a JPEG without an end after its last scan.
+
+    Decoders paint the missing part grey when the rest of the file is there but zero, as after a crash or a full disk.
+    Neither marker can occur within a scan's data.
+    """
+    if not data.startswith(_JPEG_START) or data.endswith(_JPEG_END):
+        return
+    if data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
+        raise ValueError("half-written JPEG, its end is missing")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # A picture without the tag must not pay for the copy that exif_transpose makes.
+    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey, whose conversion in Pillow cuts everything above 255 off
+        upper = (np.asarray(image).astype(np.uint32) >> 8).clip(max=255)
+        image = Image.fromarray(upper.astype(np.uint8))
+    elif image.mode == "P":
+        image = image.convert("RGBA")  # Pillow warns when it drops a palette's transparency by itself
+    return image.convert("RGB")

@@ -1,0 +1,206 @@
+"""Listings: which images a dataset has, as arrays rather than strings, so that millions of them are small and shared.
+
+| DATA.DATASET | folders | image id | split |
+|---|---|---|---|
+| `sa1b` | `images/{train,val}/*` | the file's stem | its folder |
+| `images` | any tree | relative path without the suffix | top folders `train/`, `val/`; without: by hash, 10 % val |
+| `coco` | `{train,val}2017/*`, or 2014, or below `images/` | the file's stem | its folder |
+
+Pictures are `.jpg .jpeg .png .webp` in any case; hidden files are none.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from efficientsam3.data.split import SPLITS, Split, split_of
+from efficientsam3.runtime.errors import UserError
+
+DatasetName = Literal["sa1b", "images", "coco"]
+IMAGE_SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp")
+_CHUNK = 100_000
+
+
+class ImageListing:
+    """Images in the order of their ids.
+
+    The ids live in one tensor: forked workers share its pages, spawned ones get it through shared memory, and neither
+    touches a reference count in it. A million SA-1B ids take 11 MB.
+    """
+
+    def __init__(self, root: Path, names: Iterable[bytes]) -> None:
+        """Sort and check.
+
+        Args:
+            root: what the names are relative to.
+            names: file names or relative paths with their suffixes, as the file system writes them.
+
+        Raises:
+            UserError: two files have the same id, or a name cannot stand in a line of UTF-8 text.
+        """
+        self.root = root
+        ids, codes, self._suffixes = _collect(names)
+        order = np.argsort(ids, kind="stable")
+        ids = ids[order]
+        self._width = ids.dtype.itemsize
+        self._ids = torch.from_numpy(ids.view(np.uint8).reshape(len(ids), self._width))
+        self._codes = torch.from_numpy(codes[order])
+        self._check_text()
+        self._check_unique()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> npt.NDArray[np.bytes_]:
+        """(N,) bytes, sorted, unique: each image's id as the file system writes it (UTF-8)."""
+        table: npt.NDArray[np.uint8] = self._ids.numpy()
+        return table.view(f"S{self._width}").reshape(-1)
+
+    def id(self, index: int) -> str:
+        """The id of one image."""
+        return os.fsdecode(self.ids[index])
+
+    def path(self, index: int) -> Path:
+        """The file of one image."""
+        return self.root / os.fsdecode(self.ids[index] + self._suffixes[int(self._codes[index])])
+
+    def first(self, count: int) -> "ImageListing":
+        """The first `count` images, or all when it is 0."""
+        if count == 0 or count >= len(self):
+            return self
+        shorter = object.__new__(ImageListing)
+        shorter.__dict__.update(self.__dict__, _ids=self._ids[:count].clone(), _codes=self._codes[:count].clone())
+        return shorter
+
+    def _check_text(self) -> None:
+        """Ids become lines of key files, so they must be UTF-8 without line breaks."""
+        for start in range(0, len(self), _CHUNK):
+            table = self._ids[start : start + _CHUNK]
+            if bool(((table == 0x0A) | (table == 0x0D) | (table >= 0x80)).any()):
+                for index in range(start, min(start + _CHUNK, len(self))):
+                    self._check_name(self.ids[index], self.path(index))
+
+    @staticmethod
+    def _check_name(image_id: bytes, path: Path) -> None:
+        try:
+            bad = bool({"\n", "\r"} & set(image_id.decode("utf-8")))
+        except UnicodeDecodeError:
+            bad = True
+        if bad:
+            raise UserError(f"Image {str(path)!r} has a line break or bytes that are not UTF-8 in its name: rename it.")
+
+    def _check_unique(self) -> None:
+        ids = self.ids
+        repeated = np.flatnonzero(ids[1:] == ids[:-1])
+        if len(repeated):
+            first = int(repeated[0])
+            raise UserError(
+                f"Images {self.path(first)} and {self.path(first + 1)} have the same id {self.id(first)}: "
+                "rename or remove one of them."
+            )
+
+
+def list_images(data_path: Path, split: Split, dataset: DatasetName = "sa1b", limit: int = 0) -> ImageListing:
+    """List one split of a dataset, sorted by id.
+
+    A split whose folder is empty or missing gives an empty listing: what that means is for the caller to say.
+
+    Args:
+        data_path: the dataset's folder.
+        split: which part.
+        dataset: the layout, see this module's table.
+        limit: take the first so many after sorting, 0 for all (DATA.NUM_SAMPLES).
+
+    Raises:
+        UserError: `data_path` does not hold such a dataset, or two files have the same id, or a name is not text.
+    """
+    if not data_path.is_dir():
+        raise UserError(f"DATA_PATH {data_path} is not a folder: {_remedy(dataset)}.")
+    if dataset == "images":
+        return _list_tree(data_path, split).first(limit)
+    folder = _split_folder(data_path, split, dataset)
+    return ImageListing(folder, _names_in(folder) if folder.is_dir() else ()).first(limit)
+
+
+def check_disjoint(train: ImageListing, val: ImageListing) -> None:
+    """Refuse a dataset with an image in both splits, since embeddings are stored by id.
+
+    Raises:
+        UserError: naming both files of the first such id.
+    """
+    common = np.intersect1d(train.ids, val.ids, assume_unique=True)
+    if len(common):
+        first, second = (part.path(int(np.searchsorted(part.ids, common[0]))) for part in (train, val))
+        raise UserError(
+            f"Image id {os.fsdecode(common[0])} is in both splits, as {first} and {second} ({len(common)} such "
+            "ids in all): remove one of each pair."
+        )
+
+
+def _remedy(dataset: DatasetName) -> str:
+    if dataset == "sa1b":
+        return "make one with `python data/reorg_sa1b.py`, or name another with DATA.DATA_PATH"
+    return f"name the folder of the {dataset} dataset with DATA.DATA_PATH"
+
+
+def _split_folder(data_path: Path, split: Split, dataset: DatasetName) -> Path:
+    if dataset == "sa1b":
+        if not (data_path / "images").is_dir():
+            raise UserError(f"DATA_PATH {data_path} has no folder images/: {_remedy(dataset)}.")
+        return data_path / "images" / split
+    places = (data_path, data_path / "images")
+    found = {
+        part: folder
+        for part in SPLITS
+        for folder in (place / f"{part}{year}" for place in places for year in ("2017", "2014", ""))
+        if folder.is_dir()
+    }
+    if not found:
+        raise UserError(f"DATA_PATH {data_path} has neither train2017/ nor val2017/, as COCO has: {_remedy(dataset)}.")
+    return found.get(split, data_path / f"{split}2017")
+
+
+def _list_tree(data_path: Path, split: Split) -> ImageListing:
+    """Images of any folder tree; ids are relative to its top in either case, so they never repeat between splits."""
+    if any((data_path / part).is_dir() for part in SPLITS):
+        return ImageListing(data_path, _names_below(data_path, split.encode() + b"/"))
+    everything = _names_below(data_path, b"")
+    return ImageListing(data_path, (name for name in everything if split_of(os.path.splitext(name)[0]) == split))
+
+
+def _is_image(name: bytes) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(b".")
+
+
+def _names_in(folder: Path) -> Iterator[bytes]:
+    with os.scandir(os.fsencode(folder)) as entries:
+        for entry in entries:
+            if _is_image(entry.name) and entry.is_file():
+                yield entry.name
+
+
+def _names_below(root: Path, prefix: bytes) -> Iterator[bytes]:
+    """Relative paths of images below `root`/`prefix`. Links to folders are not followed: they may lead in circles."""
+    start = os.path.join(os.fsencode(root), prefix)
+    for folder, below, files in os.walk(start):
+        below[:] = [name for name in below if not name.startswith(b".")]
+        relative = prefix + os.path.relpath(folder, start) + b"/" if folder != start else prefix
+        yield from (relative + name for name in files if _is_image(name))
+
+
+def _collect(names: Iterable[bytes]) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.uint8], list[bytes]]:
+    """(stems, index of each one's suffix, suffixes), in chunks: a million bytes objects take ten times the memory."""
+    suffixes: dict[bytes, int] = {}
+    stems, codes = [np.array([], dtype="S1")], [np.array([], dtype=np.uint8)]
+    iterator = iter(names)
+    while chunk := [os.path.splitext(name) for name in islice(iterator, _CHUNK)]:
+        stems.append(np.array([stem for stem, _ in chunk], dtype="S"))
+        codes.append(np.array([suffixes.setdefault(suffix, len(suffixes)) for _, suffix in chunk], dtype=np.uint8))
+    return np.concatenate(stems), np.concatenate(codes), list(suffixes)
