@@ -1,0 +1,173 @@
+"""SAM3's image trunk out of a native `sam3.pt` or a Hugging Face SAM3 directory."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Sam3ViTConfig, Sam3ViTModel
+
+from efficientsam3.checkpoints.reading import read_tensors
+from efficientsam3.checkpoints.sam3_convert import convert
+from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX, STUDENT_PREFIX
+from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
+from efficientsam3.runtime.errors import UserError
+
+Tensors = Mapping[str, torch.Tensor]
+# Where the trunk lies in a directory that `Sam3VideoModel`, `Sam3Model` or `Sam3ViTModel` saved.
+_HF_PREFIXES = (HF_TRUNK_PREFIX, "vision_encoder.backbone.", "")
+_BLOCKS = TRUNK_PREFIX + "blocks."
+_STUDENT_MODEL_TYPE = "efficientsam3_student"
+
+
+def trunk_config(tensors: Tensors) -> Sam3ViTConfig:
+    """Read the trunk's architecture off its tensors; their values are not looked at.
+
+    The rotary tables `attn.freqs_cis` (cells, head size / 2) tell the head size, the window and the grid.
+
+    Args:
+        tensors: a native state dict, or the part of it under TRUNK_PREFIX.
+
+    Raises:
+        UserError: there is no SAM3 trunk, or its tensors contradict each other.
+    """
+    if any(key.startswith(STUDENT_PREFIX) for key in tensors):
+        raise UserError("The checkpoint is an EfficientSAM3, whose trunk is a student: give SAM3's own sam3.pt.")
+    try:
+        patches = tensors[TRUNK_PREFIX + "patch_embed.proj.weight"]
+        positions = tensors[TRUNK_PREFIX + "pos_embed"]
+        width, channels, patch_size, _ = patches.shape
+        depth = sum(key.startswith(_BLOCKS) and key.endswith(".norm1.weight") for key in tensors)
+        tables = [tensors[f"{_BLOCKS}{index}.attn.freqs_cis"] for index in range(depth)]
+        mlp_width = tensors[f"{_BLOCKS}0.mlp.fc1.weight"].shape[0]
+        grids = [_root(table.shape[0]) for table in tables]
+        head_size = 2 * tables[0].shape[1]
+        pretraining_grid = _root(positions.shape[1] - 1)
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"The checkpoint holds no SAM3 image trunk ({error}): give a native sam3.pt.") from error
+    window, grid = min(grids), max(grids)
+    return Sam3ViTConfig(
+        hidden_size=width,
+        intermediate_size=mlp_width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // head_size,
+        num_channels=channels,
+        image_size=grid * patch_size,
+        patch_size=patch_size,
+        window_size=window,
+        global_attn_indexes=[index for index, cells in enumerate(grids) if cells == grid],
+        pretrain_image_size=pretraining_grid * patch_size,
+    )
+
+
+def _root(cells: int) -> int:
+    root = math.isqrt(cells)
+    if root * root != cells:
+        raise ValueError(f"a table of {cells} cells is no square grid")
+    return root
+
+
+def read_hf_config(directory: Path) -> dict[str, Any]:
+    """The content of a Hugging Face directory's config.json.
+
+    Raises:
+        UserError: there is none, or it is no JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): give a whole Hugging Face directory.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no JSON object: give a whole Hugging Face directory.")
+    return config
+
+
+def _hf_trunk_config(directory: Path) -> Sam3ViTConfig:
+    config = read_hf_config(directory)
+    config = config.get("detector_config", config)
+    config = config.get("vision_config", config)
+    config = config.get("backbone_config", config)
+    if config.get("model_type") == _STUDENT_MODEL_TYPE:
+        raise UserError(f"{directory} is an EfficientSAM3, whose trunk is a student: give SAM3's own directory.")
+    if config.get("model_type") != Sam3ViTConfig.model_type:
+        raise UserError(f"{directory / 'config.json'} describes no SAM3 image trunk: give a SAM3 directory.")
+    return Sam3ViTConfig.from_dict(config)
+
+
+def inspect_trunk(path: Path) -> Sam3ViTConfig:
+    """The trunk's architecture by a checkpoint's shapes alone: nothing of its weights is loaded.
+
+    `config.image_size` is the one image size that its rotary grid takes.
+
+    Raises:
+        UserError: the path holds no SAM3 trunk.
+    """
+    return _hf_trunk_config(path) if path.is_dir() else trunk_config(read_tensors(path, TRUNK_PREFIX))
+
+
+def load_trunk(path: Path) -> Sam3ViTModel:
+    """Load the image trunk alone: float32, eval mode, frozen.
+
+    Args:
+        path: native `sam3.pt` (flat or `{"model": …}`), or a Hugging Face directory of `Sam3VideoModel`, `Sam3Model`
+            or `Sam3ViTModel`.
+
+    Returns:
+        A model from (B, 3, S, S) pixels to `last_hidden_state` (B, grid * grid, width).
+
+    Raises:
+        UserError: the path holds no SAM3 trunk, or not all of it.
+    """
+    if path.is_dir():
+        config, tensors = _hf_trunk_config(path), _hf_trunk_tensors(path)
+    else:
+        native = read_tensors(path, TRUNK_PREFIX)
+        config = trunk_config(native)
+        tensors = {key.removeprefix(HF_TRUNK_PREFIX): value for key, value in convert(native).items()}
+    trunk = Sam3ViTModel(config)
+    load_exactly(trunk, {key: value.float() for key, value in tensors.items()}, path)
+    return trunk.eval().requires_grad_(False)
+
+
+def _hf_trunk_tensors(directory: Path) -> Tensors:
+    for prefix in _HF_PREFIXES:
+        tensors = {key.removeprefix(prefix): value for key, value in read_tensors(directory, prefix).items()}
+        if "embeddings.position_embeddings" in tensors:
+            return tensors
+    raise UserError(f"Folder {directory} holds no SAM3 image trunk: give a SAM3 directory.")
+
+
+def load_exactly(module: torch.nn.Module, tensors: Tensors, origin: Path) -> None:
+    """Copy tensors into a module's state; every key and shape must fit.
+
+    Raises:
+        UserError: they do not; the first few differences are named.
+    """
+    wrong = differences({key: tuple(value.shape) for key, value in tensors.items()}, shapes_of(module))
+    if wrong:
+        raise UserError(f"{origin} does not fit the model ({wrong}): give an unchanged checkpoint.")
+    module.load_state_dict(dict(tensors))
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Key and shape of everything in a module's state dict."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def differences(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """What distinguishes two sets of shapes, in words, naming one example of each kind; empty when nothing does."""
+    parts = []
+    for what, keys in (
+        ("missing", [key for key in expected if key not in found]),
+        ("unexpected", [key for key in found if key not in expected]),
+    ):
+        if keys:
+            parts.append(f"{len(keys)} {what}, such as {keys[0]}")
+    shapes = [key for key in found if key in expected and found[key] != expected[key]]
+    if shapes:
+        key = shapes[0]
+        parts.append(f"{len(shapes)} of another shape, such as {key} {found[key]} instead of {expected[key]}")
+    return "; ".join(parts)
