@@ -12,6 +12,7 @@ STUDENT_PREFIX = TRUNK_PREFIX + "model."
 TEXT_PREFIX = "detector.backbone.language_backbone."
 TRACKER_PREFIXES = ("tracker.", "detector.backbone.vision_backbone.sam2_convs.")
 HF_TRUNK_PREFIX = "detector_model.vision_encoder.backbone."
+HF_STUDENT_PREFIX = HF_TRUNK_PREFIX + "student."
 
 # Scope of keys -> scope in the target, and renames of dotted parts within it. "#" is a number. The first scope that
 # matches counts; its renames apply in order, each to whole dotted parts.

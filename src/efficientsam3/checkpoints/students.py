@@ -1,0 +1,104 @@
+"""Student weights out of every kind of file that holds them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientsam3.checkpoints.reading import load_pickled, read_tensors, select_tensors
+from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
+from efficientsam3.checkpoints.student_keys import (
+    HEAD_PREFIX,
+    PUBLISHED_BACKBONES,
+    TIMM_PREFIX,
+    identify_backbone,
+    is_published_layout,
+    published_to_timm,
+    timm_to_published,
+)
+from efficientsam3.runtime.errors import UserError
+
+_DDP_PREFIX = "module."
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StudentFile:
+    """A student's weights and what is known about it."""
+
+    state: State  # keys as a `Student` has them
+    backbone: str
+    architecture: dict[str, Any] | None  # fields of a StudentArchitecture; None in files that others wrote
+    preprocessing: dict[str, Any] | None  # fields of a Preprocessing; likewise
+
+
+def read_student(path: Path) -> StudentFile:
+    """Read a student: a training checkpoint, a bare state dict, `{"model": …}`, one saved under DDP, or a merged model.
+
+    Raises:
+        UserError: no student is in it, or neither the file nor its tensors tell which.
+    """
+    content = None if path.is_dir() or path.suffix == ".safetensors" else load_pickled(path)
+    tensors = read_tensors(path) if content is None else select_tensors(content, path)
+    described = content if isinstance(content, dict) and isinstance(content.get("architecture"), dict) else {}
+    bare = _bare_student(tensors, path)
+    architecture = described.get("architecture")
+    backbone = str(architecture["backbone"]) if architecture else identify_backbone(bare)
+    if backbone is None:
+        raise UserError(
+            f"Checkpoint {path} does not say which student it holds, and its tensors are none of "
+            f"{', '.join(PUBLISHED_BACKBONES)}: give the training checkpoint ckpt_epoch_N.pth itself."
+        )
+    return StudentFile(to_timm_layout(bare, backbone), backbone, architecture, described.get("preprocessing"))
+
+
+def load_student_state(path: Path, backbone: str) -> State:
+    """The state dict of a student of known backbone, with the keys a `Student` has. See `read_student` for the files.
+
+    Raises:
+        UserError: the file holds no student, or another one.
+    """
+    bare = _bare_student(read_tensors(path), path)
+    found = identify_backbone(bare)
+    if backbone in PUBLISHED_BACKBONES and found not in (None, backbone):
+        raise UserError(f"Checkpoint {path} holds a {found} student, not {backbone}: give the one that fits.")
+    return to_timm_layout(bare, backbone)
+
+
+def _bare_student(tensors: Mapping[str, torch.Tensor], path: Path) -> State:
+    """Take off the prefixes that DDP and merging put before a student's keys."""
+    for prefix in (STUDENT_PREFIX, HF_STUDENT_PREFIX, _DDP_PREFIX):
+        inner = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if inner:
+            tensors = inner
+    stray = next((key for key in tensors if not key.startswith((TIMM_PREFIX, HEAD_PREFIX))), None)
+    if stray is not None:
+        raise UserError(
+            f"Checkpoint {path} holds no student: its tensor {stray} is neither under {TIMM_PREFIX} nor {HEAD_PREFIX}"
+            "; give a student's checkpoint, or a merged model."
+        )
+    return dict(tensors)
+
+
+def to_timm_layout(state: Mapping[str, torch.Tensor], backbone: str) -> State:
+    """A student's state dict with the keys a `Student` has, whichever layout it comes in.
+
+    Raises:
+        UserError: it is in the published layout of another backbone.
+    """
+    if not is_published_layout(state):
+        return dict(state)
+    return {published_to_timm(key, backbone): value for key, value in state.items()}
+
+
+def to_published_layout(state: Mapping[str, torch.Tensor], backbone: str) -> State:
+    """A student's state dict in the published layout if its backbone has one, and as it is if not.
+
+    Raises:
+        UserError: the state dict is of another backbone.
+    """
+    if backbone not in PUBLISHED_BACKBONES or is_published_layout(state):
+        return dict(state)
+    return {timm_to_published(key, backbone): value for key, value in state.items()}
