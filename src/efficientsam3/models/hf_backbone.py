@@ -4,6 +4,7 @@
 `Sam3Model`, `Sam3TrackerModel` and `Sam3VideoModel` run on a student, `save_pretrained` and `from_pretrained` included.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,6 +49,19 @@ class EfficientSam3StudentModel(PreTrainedModel):  # type: ignore[misc]
         self.student = Student(config.architecture)
         self.post_init()
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """Restore, beside the base class's work, the buffers that no checkpoint holds.
+
+        `from_pretrained` builds on the meta device and leaves such buffers (TinyViT's and Swin's index tables) as
+        uninitialised memory, relying on this hook. It is called for the modules that own them, not for `Student`.
+        """
+        super()._init_weights(module)
+        if module._non_persistent_buffers_set:
+            prefix = next(name for name, candidate in self.student.named_modules() if candidate is module)
+            computed = _computed_buffers(self.config.architecture)
+            for name in module._non_persistent_buffers_set:
+                getattr(module, name).copy_(computed[f"{prefix}.{name}"])
+
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution: what transformers asks of every backbone."""
         return next(module for module in self.student.modules() if isinstance(module, nn.Conv2d))
@@ -56,6 +70,15 @@ class EfficientSam3StudentModel(PreTrainedModel):  # type: ignore[misc]
         """Embed normalised images: (B, 3, S, S) to `last_hidden_state` (B, cells, hidden_size), row by row."""
         embedding = self.student(pixel_values)
         return BaseModelOutput(last_hidden_state=embedding.flatten(2).transpose(1, 2))  # [B, G * G, D]
+
+
+@lru_cache(maxsize=1)
+def _computed_buffers(architecture: StudentArchitecture) -> dict[str, torch.Tensor]:
+    """The non-persistent buffers of a fresh student."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        student = Student(architecture)
+    persistent = student.state_dict().keys()
+    return {name: buffer for name, buffer in student.named_buffers() if name not in persistent}
 
 
 def register() -> None:

@@ -1,0 +1,47 @@
+"""The student as a Hugging Face backbone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from efficientsam3.models.hf_backbone import EfficientSam3StudentConfig, EfficientSam3StudentModel
+from efficientsam3.models.student import TIMM_NAMES
+
+SIZES = {"hidden_size": 16, "image_size": 224, "patch_size": 14}
+
+
+@pytest.mark.parametrize("backbone", [*TIMM_NAMES, "timm/mobilenetv3_small_050"])
+def test_saved_and_reloaded_the_model_is_the_same(backbone: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = EfficientSam3StudentModel(EfficientSam3StudentConfig(backbone=backbone, **SIZES)).eval()
+    model.save_pretrained(tmp_path)
+    # What from_pretrained does not set is uninitialised memory, often zero by luck: fill it with other values.
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    try:
+        loaded = AutoModel.from_pretrained(tmp_path).eval()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert isinstance(loaded, EfficientSam3StudentModel)
+    buffers = dict(loaded.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(model(pixels).last_hidden_state, loaded(pixels).last_hidden_state)
+
+
+def test_the_config_describes_the_student() -> None:
+    architecture = EfficientSam3StudentConfig(backbone="efficientvit_b0", **SIZES).architecture
+    assert (architecture.embed_dim, architecture.embed_size, architecture.image_size) == (16, 16, 224)
+
+
+def test_loading_does_not_touch_the_random_state(tmp_path: Path) -> None:
+    EfficientSam3StudentModel(EfficientSam3StudentConfig(backbone="tiny_vit_5m", **SIZES)).save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
