@@ -1,0 +1,176 @@
+"""How large the students are beside SAM3: parameters and multiply-accumulates, counted without running anything."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Sam3ViTConfig, Sam3ViTModel
+
+from efficientsam3.checkpoints.reading import read_tensors
+from efficientsam3.checkpoints.sam3 import inspect_trunk
+from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX, sam3_tensors
+from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
+from efficientsam3.runtime.errors import UserError
+
+VISION_PREFIX = "detector.backbone.vision_backbone."
+LANGUAGE_PREFIX = "detector.backbone.language_backbone."
+ALL = "all"
+# The order of the published table: EfficientViT, RepViT, TinyViT, each from small to large.
+PUBLISHED_ORDER = sorted(STUDENTS, key=lambda name: name[: len("es_ev")])
+
+
+@dataclass(frozen=True)
+class TeacherSize:
+    """SAM3, in parameters (rotary tables are none) and in multiply-accumulates of one image through the trunk."""
+
+    parameters: int
+    vision: int  # the trunk and both necks: what is published as the image encoder's size
+    language: int
+    trunk: int  # what a student replaces
+    trunk_macs: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class StudentSize:
+    """One student, in parameters and in multiply-accumulates of one image."""
+
+    name: str
+    backbone: str
+    backbone_parameters: int  # what is published as the student's size
+    head_parameters: int
+    backbone_macs: int
+    head_macs: int
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole encoder that takes the trunk's place."""
+        return self.backbone_parameters + self.head_parameters
+
+    @property
+    def macs(self) -> int:
+        """Of the whole encoder."""
+        return self.backbone_macs + self.head_macs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Students beside their teacher."""
+
+    teacher: TeacherSize
+    students: tuple[StudentSize, ...]
+
+
+def compare_models(names: Iterable[str], sam3_checkpoint: Path | None = None) -> Comparison:
+    """Size up students against SAM3, in seconds and without weights.
+
+    Args:
+        names: config names such as `es_rv_m`, or `all`.
+        sam3_checkpoint: count this native checkpoint's tensors, and size the students for its embedding and image size.
+            By default, the shipped table of Meta's sam3.pt.
+
+    Raises:
+        UserError: an unknown name, or a file that is no native SAM3 checkpoint.
+    """
+    students = select_students(names)
+    if sam3_checkpoint is None:
+        shapes, trunk = sam3_shapes(), Sam3ViTConfig()
+    else:
+        shapes, trunk = checkpoint_shapes(sam3_checkpoint), inspect_trunk(sam3_checkpoint)
+    grid = trunk.image_size // trunk.patch_size
+    return Comparison(
+        measure_teacher(shapes, trunk),
+        tuple(
+            measure_student(name, StudentArchitecture(STUDENTS[name], trunk.hidden_size, grid, trunk.image_size))
+            for name in students
+        ),
+    )
+
+
+def select_students(names: Iterable[str]) -> list[str]:
+    """The config names behind `names`, in the order given and each once; `all` stands for the nine.
+
+    Raises:
+        UserError: a name is none of the nine.
+    """
+    selected: dict[str, None] = {}
+    for name in names:
+        if name != ALL and name not in STUDENTS:
+            raise UserError(f"--student {name} is not known: use {ALL}, or one of {', '.join(STUDENTS)}.")
+        selected |= dict.fromkeys(PUBLISHED_ORDER if name == ALL else [name])
+    return list(selected)
+
+
+def sam3_shapes() -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of Meta's sam3.pt, from the shipped table."""
+    return {key: fact.shape for key, fact in sam3_tensors().items() if fact.dtype != "complex64"}
+
+
+def checkpoint_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of a native checkpoint; its values are not read.
+
+    Raises:
+        UserError: not readable, or not in sam3.pt's layout.
+    """
+    tensors = read_tensors(path)
+    if not any(key.startswith(TRUNK_PREFIX) for key in tensors):
+        raise UserError(f"--sam3-ckpt {path} has no tensors under {TRUNK_PREFIX}: give Meta's sam3.pt.")
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items() if not tensor.is_complex()}
+
+
+def measure_teacher(shapes: Mapping[str, tuple[int, ...]], trunk: Sam3ViTConfig) -> TeacherSize:
+    """Count the tensors of a native checkpoint by their prefixes, and the work of the trunk that `trunk` describes."""
+
+    def count(prefix: str) -> int:
+        return sum(math.prod(shape) for key, shape in shapes.items() if key.startswith(prefix))
+
+    with torch.device("meta"):
+        model = Sam3ViTModel(trunk).eval()
+        pixels = torch.empty(1, 3, trunk.image_size, trunk.image_size)
+    trunk_macs, _ = count_macs(model, pixels)
+    return TeacherSize(
+        parameters=count(""),
+        vision=count(VISION_PREFIX),
+        language=count(LANGUAGE_PREFIX),
+        trunk=count(TRUNK_PREFIX),
+        trunk_macs=trunk_macs,
+        image_size=trunk.image_size,
+    )
+
+
+def measure_student(name: str, architecture: StudentArchitecture) -> StudentSize:
+    """Count a student's parameters and work at its image size, on the meta device."""
+    with torch.device("meta"):
+        student = Student(architecture).eval()
+        pixels = torch.empty(1, 3, architecture.image_size, architecture.image_size)
+    backbone_macs, features = count_macs(student.backbone, pixels)
+    head_macs, _ = count_macs(student.head, features[-1])
+    return StudentSize(
+        name=name,
+        backbone=architecture.backbone,
+        backbone_parameters=_parameters(student.backbone),
+        head_parameters=_parameters(student.head),
+        backbone_macs=backbone_macs,
+        head_macs=head_macs,
+    )
+
+
+@torch.no_grad()
+def count_macs(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[int, Any]:
+    """Multiply-accumulates of one forward pass, and its output: convolutions, matrix products and attention.
+
+    Half of torch.utils.flop_counter's floating point operations. Both arguments are on the meta device: nothing is
+    computed there, and attention is taken apart into products that are counted, unlike a CPU's fused attention.
+    """
+    assert inputs.is_meta, inputs.device
+    with FlopCounterMode(display=False) as counter:
+        outputs = model(inputs)
+    return int(counter.get_total_flops()) // 2, outputs
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

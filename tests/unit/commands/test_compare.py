@@ -1,0 +1,40 @@
+import argparse
+
+import pytest
+
+from efficientsam3.commands import compare
+
+
+def run(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    compare.run(parser.parse_args(arguments))
+
+
+def test_tables_hold_the_published_and_the_unpublished_figures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run(["--student", "es_rv_m"])
+    printed = capsys.readouterr().out
+    for figure in (
+        "860.06M",
+        "461.84M",
+        "446.24M",
+        "353.72M",
+        "7.77M",
+        "98.32%",
+        "9.96M",
+        "17.74M",
+        "37.40",
+        "2699.29",
+    ):
+        assert figure in printed
+    assert "es_tv_s" not in printed
+    assert "…" not in printed  # nothing is cut off at the narrowest usual terminal
+
+
+def test_all_nine_are_the_default() -> None:
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    assert parser.parse_args([]).student == ["all"]
