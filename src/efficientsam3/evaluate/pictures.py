@@ -1,0 +1,129 @@
+"""Pictures of a distillation: teacher and student features side by side, and the loss over the epochs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from efficientsam3.runtime.files import atomic_path
+
+Array = npt.NDArray[np.floating[Any]]
+Metrics = Mapping[str, float]  # one epoch: "epoch", "train/loss", "val/loss", ...
+
+_INCHES = 3.0  # side of one panel
+_DPI = 120
+_SHOWN_PERCENT = (1.0, 99.0)  # outliers beyond these percentiles of the teacher's colours are clipped
+_CURVES = {"loss": "loss", "mse": "masked MSE", "cosine": "masked 1 - cosine"}
+_SPLITS = {"train": "training", "val": "validation"}
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """What both encoders make of one picture."""
+
+    photograph: npt.NDArray[np.uint8]  # (H, W, 3) RGB
+    teacher: Array  # (D, G, G), whose cells cover the photograph and no padding
+    student: Array  # (D, G, G)
+
+
+class FeatureColours:
+    """The three directions of largest variance in a teacher's features, as red, green and blue.
+
+    Follows DINOv2 (Oquab et al. 2023, figure 1). The scale is the teacher's, so a student's colours agree with the
+    teacher's only where the features do, in direction and in size.
+    """
+
+    def __init__(self, features: Sequence[Array]) -> None:
+        """Fit to maps of shape (D, G, G), all of the same D >= 3."""
+        cells = np.concatenate([_cells(array) for array in features])
+        self._mean = cells.mean(axis=0)
+        _, directions = np.linalg.eigh(np.cov(cells, rowvar=False))
+        largest = directions[:, :-4:-1]
+        # An eigenvector's sign is arbitrary: fix it, so that a picture does not change with the linear algebra library.
+        signs = np.sign(largest[np.abs(largest).argmax(axis=0), range(3)])
+        self._directions = largest * signs  # [D, 3]
+        self._low, self._high = np.percentile(self._project(cells), _SHOWN_PERCENT, axis=0)
+
+    def __call__(self, features: Array) -> Array:
+        """(D, G, G) features to (G, G, 3) colours in [0, 1]."""
+        spread = np.maximum(self._high - self._low, np.finfo(np.float64).eps)
+        colours = np.clip((self._project(_cells(features)) - self._low) / spread, 0, 1)
+        image: Array = colours.reshape(*features.shape[1:], 3)
+        return image
+
+    def _project(self, cells: Array) -> Array:
+        projected: Array = (cells - self._mean) @ self._directions
+        return projected
+
+
+def cosine_similarity(teacher: Array, student: Array) -> float:
+    """Mean over the cells of two (D, G, G) maps of the cosine between their features, in [-1, 1]."""
+    a, b = _cells(teacher), _cells(student)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.mean((a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).eps)))
+
+
+def feature_figure(pairs: Sequence[FeaturePair]) -> Figure:
+    """One row for each picture: the photograph, the teacher's features, the student's, in common colours."""
+    colours = FeatureColours([pair.teacher for pair in pairs])
+    figure = Figure(figsize=(3 * _INCHES, len(pairs) * _INCHES), dpi=_DPI, layout="constrained")
+    for row, pair in zip(figure.subplots(len(pairs), 3, squeeze=False), pairs, strict=True):
+        height, width = pair.photograph.shape[:2]
+        similarity = cosine_similarity(pair.teacher, pair.student)
+        panels = (
+            ("photograph", pair.photograph),
+            ("teacher", colours(pair.teacher)),
+            (f"student (cosine {similarity:.2f})", colours(pair.student)),
+        )
+        for axes, (title, image) in zip(row, panels, strict=True):
+            # Cells are stretched to the photograph's shape, which undoes the squashing before the encoder.
+            axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
+            axes.set_title(title)
+            axes.set_axis_off()
+    return figure
+
+
+def loss_figure(epochs: Sequence[Metrics]) -> Figure:
+    """The loss and its two terms over the epochs, training and validation.
+
+    Args:
+        epochs: one mapping for each, with `epoch` and any of `{train,val}/{loss,mse,cosine}`.
+    """
+    figure = Figure(figsize=(len(_CURVES) * 1.3 * _INCHES, 1.1 * _INCHES), dpi=_DPI, layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
+        _draw_curve(axes, epochs, name)
+        axes.set(title=title, xlabel="epoch")
+    return figure
+
+
+def _draw_curve(axes: Axes, epochs: Sequence[Metrics], name: str) -> None:
+    for split, label in _SPLITS.items():
+        points = [(record["epoch"], record[f"{split}/{name}"]) for record in epochs if f"{split}/{name}" in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _cells(features: Array) -> Array:
+    flat: Array = np.asarray(features, dtype=np.float64).reshape(features.shape[0], -1).T
+    return flat  # [G * G, D]
