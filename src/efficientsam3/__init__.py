@@ -12,7 +12,7 @@ import wrapt
 __version__ = "0.1.0"
 
 
-@wrapt.when_imported("transformers.models.auto.modeling_auto")  # type: ignore[untyped-decorator]
+@wrapt.when_imported("transformers.models.auto.modeling_auto")
 def _register_backbone(_: Any) -> None:
     from efficientsam3.models.hf_backbone import register
 

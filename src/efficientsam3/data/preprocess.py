@@ -1,7 +1,7 @@
 """Preprocessing: from an RGB picture to the encoder's input, and which embedding cells of it show the picture.
 
-Two shapes exist. SAM3 squashes every picture to a square (`square`); SAM keeps the aspect ratio and pads on the right and
-at the bottom (`pad`). Pixels stay uint8 until `normalise` runs on the device.
+Two shapes exist. SAM3 squashes every picture to a square (`square`); SAM keeps the aspect ratio and pads on the right
+and at the bottom (`pad`). Pixels stay uint8 until `normalise` runs on the device.
 """
 
 import math
@@ -20,7 +20,7 @@ HALF: RGB = (0.5, 0.5, 0.5)
 
 
 class Preprocessing(BaseModel):
-    """How a picture becomes an input of the encoder. Belongs to the teacher; the store and the merged model carry it."""
+    """How a picture becomes an encoder input. Belongs to the teacher; the store and the merged model carry it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -73,9 +73,7 @@ def build_backbone(backbone: str, image_size: int, pretrained: bool = False) -> 
     # Models with absolute positions (ViT, Swin) are built for one size; the others take any.
     size = {"img_size": image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
     try:
-        model: nn.Module = timm.create_model(
-            name, pretrained=pretrained, features_only=True, out_indices=[-1], **size
-        )
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=[-1], **size)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise UserError(
             f"MODEL.BACKBONE {backbone!r} cannot be used as a feature extractor at {image_size} pixels "
@@ -117,21 +115,21 @@ class Student(nn.Module):
         Returns:
             (B, embed_dim, embed_size, embed_size).
         """
-        features = self.head(self.backbone(pixel_values)[-1])
+        features: torch.Tensor = self.head(self.backbone(pixel_values)[-1])
         size = self.architecture.embed_size
         if features.shape[-2:] == (size, size):
             return features
-        return nn.functional.interpolate(features, size=(size, size), mode="bilinear", align_corners=False)
+        resized: torch.Tensor = nn.functional.interpolate(features, (size, size), mode="bilinear", align_corners=False)
+        return resized
 
 
-def check_student_grid(student: Student) -> None:
+def check_student_grid(architecture: StudentArchitecture) -> None:
     """Verify the shapes a student produces, on the meta device, so that nothing is computed.
 
     Raises:
         UserError: one of the nine does not give image_size / 32 (rounded up) cells at its last stage, or the
             backbone fails at this image size, or its output is not (embed_dim, embed_size, embed_size).
     """
-    architecture = student.architecture
     with torch.device("meta"):
         probe = Student(architecture).eval()
         pixels = torch.empty(1, 3, architecture.image_size, architecture.image_size)

@@ -27,7 +27,7 @@ def fsync_directory(directory: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced to disk and renamed over `path`.
 
-    If the body raises, the temporary file is removed and `path` stays as it was. The parent folder is made when missing.
+    If the body raises, the temporary file is removed and `path` stays as it was. Missing parent folders are made.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.

@@ -1,0 +1,45 @@
+"""`efficientsam3 train`: train a student on stored embeddings."""
+
+import argparse
+from pathlib import Path
+
+from efficientsam3.commands.arguments import add_config_arguments, read_config
+
+HELP = "train a student to reproduce the stored embeddings"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_config_arguments(parser)
+    flag = parser.add_argument
+    flag("--resume", type=Path, metavar="CKPT", help="MODEL.RESUME: ckpt_epoch_N.pth to continue from")
+    flag(
+        "--pretrained", metavar="WHAT", help="MODEL.PRETRAINED: true (timm's ImageNet weights), false, or a local file"
+    )
+    flag("--accumulation-steps", type=int, metavar="N", help="TRAIN.ACCUMULATION_STEPS: batches per optimiser step")
+    flag("--use-checkpoint", action="store_true", help="TRAIN.USE_CHECKPOINT: recompute activations to save memory")
+    flag("--use-sync-bn", action="store_true", help="TRAIN.USE_SYNC_BN: BatchNorm statistics over all GPUs")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train."""
+    from efficientsam3.config.schema import TrainConfig
+    from efficientsam3.distill.train import check_training, train
+    from efficientsam3.runtime.device import select_device
+    from efficientsam3.runtime.run import run_step
+
+    config = read_config(
+        TrainConfig,
+        args,
+        MODEL__RESUME=args.resume,
+        MODEL__PRETRAINED=args.pretrained,
+        TRAIN__ACCUMULATION_STEPS=args.accumulation_steps,
+        TRAIN__USE_CHECKPOINT=args.use_checkpoint or None,
+        TRAIN__USE_SYNC_BN=args.use_sync_bn or None,
+    )
+    if args.dry_run is not None:
+        check_training(config)
+        select_device(config.DEVICE, args.dry_run - 1)
+        return
+    with run_step(config, config.output_dir) as process:
+        train(config, process)

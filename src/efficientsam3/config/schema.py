@@ -1,0 +1,169 @@
+"""The typed configuration. Every key stands here once, with its meaning; unknown keys are refused.
+
+Keys are upper case, as in the published YAML files. Each command has its own root, so that a key which a command would
+not read does not exist for it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Channels = tuple[float, float, float]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused, NaN and infinities refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AugmentConfig(Section):
+    """Augmentation, driven by a seed per image that is stored beside its embedding; off by default."""
+
+    HFLIP: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    COLOR_JITTER: float = Field(0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this")
+
+
+class DataConfig(Section):
+    """Where the pictures are and how they become the encoder's input."""
+
+    DATA_PATH: Path = Field(Path("data/sa-1b"), description="folder with images/{train,val} (see data/reorg_sa1b.py)")
+    DATASET: Literal["sa1b", "images", "coco"] = Field("sa1b", description="how DATA_PATH is laid out")
+    IMG_SIZE: Positive = Field(1008, description="side in pixels of the encoder's input; SAM3 takes 1008 only")
+    RESIZE: Literal["teacher", "square", "pad"] = Field(
+        "teacher", description="square: squash to IMG_SIZE; pad: keep the aspect ratio; teacher: what the teacher needs"
+    )
+    MEAN: Literal["teacher"] | Channels = Field("teacher", description="per channel, of pixels in [0, 1]")
+    STD: Literal["teacher"] | Channels = Field("teacher", description="per channel, of pixels in [0, 1]")
+    BATCH_SIZE: Positive = Field(4, description="images per process and step")
+    NUM_WORKERS: NonNegative = Field(
+        2, description="image-reading processes per process; 0 reads in the process itself"
+    )
+    NUM_SAMPLES: NonNegative = Field(0, description="use only the first N images of each split; 0 means all")
+
+    @field_validator("STD")
+    @classmethod
+    def _positive(cls, value: Literal["teacher"] | Channels) -> Literal["teacher"] | Channels:
+        if value != "teacher" and min(value) <= 0:
+            raise ValueError("every channel's standard deviation must be positive")
+        return value
+
+
+class ExportDataConfig(DataConfig):
+    """The export also decides the augmentation that teacher and student share."""
+
+    AUGMENT: AugmentConfig = Field(default_factory=AugmentConfig, description="recorded in the store's manifest")
+
+
+class TeacherConfig(Section):
+    """The teacher."""
+
+    NAME: str = Field("sam3", min_length=1, description="the teacher's name in the store's manifest")
+    RESUME: Path = Field(
+        Path("sam3_checkpoints/sam3.pt"),
+        description="native sam3.pt, a Hugging Face SAM3 directory, or an ONNX image encoder",
+    )
+
+
+class EmbeddingConfig(Section):
+    """Shape of the teacher's embedding: (EMBED_DIM, EMBED_SIZE, EMBED_SIZE)."""
+
+    EMBED_SIZE: Positive = Field(72, description="cells a side: 72 for SAM3, 64 for a SAM-style teacher")
+    EMBED_DIM: Positive = Field(1024, description="channels: 1024 for SAM3, 256 for a SAM-style teacher")
+
+
+class DistillConfig(EmbeddingConfig):
+    """What the student is trained against, and the weights of the two loss terms."""
+
+    TEACHER_EMBED_PATH: Path = Field(
+        Path("output/stage1_teacher/embeddings"), description="embedding store written by the export"
+    )
+    PIXEL_WISE: float = Field(1.0, ge=0, description="weight of the masked mean squared error")
+    COSINE: float = Field(1.0, ge=0, description="weight of the masked 1 - cosine similarity")
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "DistillConfig":
+        if self.PIXEL_WISE == 0 and self.COSINE == 0:
+            raise ValueError("PIXEL_WISE and COSINE are both 0: nothing would be learnt, give one of them a weight")
+        return self
+
+
+class StudentConfig(Section):
+    """The student."""
+
+    NAME: str = Field("student", min_length=1, description="names the default output folder")
+    BACKBONE: str = Field(description="one of the nine published backbones, or timm/<name>")
+    PRETRAINED: bool | Path = Field(
+        True, description="true: timm's ImageNet weights; a path: a local file; false: from scratch"
+    )
+    RESUME: Path | None = Field(None, description="training checkpoint to continue from; beats TRAIN.AUTO_RESUME")
+
+
+class TrainSettings(Section):
+    """Optimisation."""
+
+    EPOCHS: Positive = 50
+    WARMUP_EPOCHS: float = Field(5, ge=0, description="linear warm-up, in epochs")
+    BASE_LR: float = Field(1e-3, gt=0, description="learning rate at a total batch of 512 images")
+    MIN_LR: float = Field(1e-5, ge=0, description="end of the cosine, scaled like BASE_LR")
+    LR_SCALING: Literal["sqrt", "linear", "none"] = Field("sqrt", description="how the rate follows batch / 512")
+    WEIGHT_DECAY: float = Field(0.01, ge=0, description="on weights of convolutions and linear layers only")
+    CLIP_GRAD: float = Field(5.0, ge=0, description="largest gradient norm; 0 switches clipping off")
+    ACCUMULATION_STEPS: Positive = Field(1, description="batches per optimiser step")
+    USE_CHECKPOINT: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    USE_SYNC_BN: bool = Field(False, description="BatchNorm statistics over all GPUs")
+    AUTO_RESUME: bool = Field(True, description="continue from the last checkpoint in OUTPUT")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "TrainSettings":
+        if self.MIN_LR > self.BASE_LR:
+            raise ValueError(f"MIN_LR {self.MIN_LR} is above BASE_LR {self.BASE_LR}: the cosine has to fall")
+        if self.WARMUP_EPOCHS >= self.EPOCHS:
+            raise ValueError(
+                f"WARMUP_EPOCHS {self.WARMUP_EPOCHS:g} leaves nothing of EPOCHS {self.EPOCHS}: warm up for less, "
+                "e.g. --opts TRAIN.WARMUP_EPOCHS 0"
+            )
+        return self
+
+
+class RunConfig(Section):
+    """What every run has."""
+
+    TAG: str = Field("", pattern=r"^[\w.-]*$", description="when given, a subfolder of OUTPUT")
+    AMP_ENABLE: bool = Field(True, description="mixed precision where the hardware has it")
+    SEED: int = Field(0, ge=0, lt=2**31)
+    PRINT_FREQ: Positive = Field(10, description="a log line every N batches")
+    DEVICE: Literal["auto", "cpu", "mps", "cuda"] = Field("auto", description="auto: CUDA, then MPS, then CPU")
+
+
+class ExportConfig(RunConfig):
+    """Root of an export's configuration."""
+
+    DATA: ExportDataConfig = Field(default_factory=ExportDataConfig)
+    MODEL: TeacherConfig = Field(default_factory=TeacherConfig)
+    DISTILL: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
+    OUTPUT: Path = Path("output/stage1_teacher")
+
+    @property
+    def output_dir(self) -> Path:
+        """OUTPUT, or its subfolder TAG."""
+        return self.OUTPUT / self.TAG
+
+
+class TrainConfig(RunConfig):
+    """Root of a training's configuration."""
+
+    DATA: DataConfig = Field(default_factory=DataConfig)
+    MODEL: StudentConfig
+    DISTILL: DistillConfig = Field(default_factory=DistillConfig)
+    TRAIN: TrainSettings = Field(default_factory=TrainSettings)
+    OUTPUT: Path | None = Field(None, description="default: output/stage1/<MODEL.NAME>")
+    SAVE_FREQ: Positive = Field(1, description="a checkpoint every N epochs; the last epoch is always saved")
+
+    @property
+    def output_dir(self) -> Path:
+        """OUTPUT or its default, or the subfolder TAG of it."""
+        return (self.OUTPUT or Path("output/stage1") / self.MODEL.NAME) / self.TAG

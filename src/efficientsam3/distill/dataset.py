@@ -1,0 +1,80 @@
+"""Pictures and their stored embeddings, side by side."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from efficientsam3.data.dataset import ImageSample, read_sample
+from efficientsam3.data.images import BrokenImageError
+from efficientsam3.data.listing import ImageListing
+from efficientsam3.embeddings.codecs import unpack_seeds
+from efficientsam3.embeddings.reader import EmbeddingStore
+
+
+@dataclass
+class DistillBatch:
+    """Pictures with undecoded embeddings.
+
+    A batch always holds a picture: where all of them are broken, one grey stand-in of weight 0, since under DDP every
+    process has to take every step.
+    """
+
+    image_ids: list[str]
+    pixels: torch.Tensor  # (B, 3, S, S) uint8
+    content_sizes: torch.Tensor  # (B, 2) int64
+    records: torch.Tensor  # (B, record_size) uint8
+    weights: torch.Tensor  # (B,) float32
+    broken: list[str]
+
+    def pin_memory(self) -> Self:
+        """Called by a DataLoader that pins."""
+        self.pixels, self.records = self.pixels.pin_memory(), self.records.pin_memory()
+        return self
+
+
+class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | BrokenImageError]):
+    """The images of a listing that the store has, each with its record; the record's seed drives the augmentation."""
+
+    def __init__(self, listing: ImageListing, store: EmbeddingStore) -> None:
+        """Pair the two by image id; preprocessing and augmentation are those of the store's manifest."""
+        rows = store.rows(listing.ids)
+        self._listing, self._store = listing, store
+        self._indices: npt.NDArray[np.intp] = np.flatnonzero(rows >= 0)
+        self._rows = rows[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, item: int) -> tuple[ImageSample, torch.Tensor] | BrokenImageError:
+        record = self._store.read(int(self._rows[item]))
+        manifest = self._store.manifest
+        seed = int(unpack_seeds(record[None])[0])
+        index = int(self._indices[item])
+        try:
+            return read_sample(self._listing, index, seed, manifest.preprocessing, manifest.augmentation), record
+        except BrokenImageError as error:
+            return error
+
+    def collate(self, items: list[tuple[ImageSample, torch.Tensor] | BrokenImageError]) -> DistillBatch:
+        """Stack what could be read."""
+        whole = [item for item in items if not isinstance(item, BrokenImageError)]
+        weight = 1.0 if whole else 0.0
+        whole = whole or [self._stand_in()]
+        return DistillBatch(
+            [sample.image_id for sample, _ in whole],
+            torch.stack([sample.pixels for sample, _ in whole]),
+            torch.tensor([sample.content_size for sample, _ in whole]),
+            torch.stack([record for _, record in whole]),
+            torch.full((len(whole),), weight),
+            [str(item) for item in items if isinstance(item, BrokenImageError)],
+        )
+
+    def _stand_in(self) -> tuple[ImageSample, torch.Tensor]:
+        manifest = self._store.manifest
+        side = manifest.preprocessing.image_size
+        grey = ImageSample("", torch.full((3, side, side), 127, dtype=torch.uint8), (side, side), 0)
+        return grey, torch.zeros(manifest.record_size, dtype=torch.uint8)

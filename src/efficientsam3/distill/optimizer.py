@@ -1,0 +1,44 @@
+"""AdamW with weight decay on matrices alone, and a warmed-up cosine schedule."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+REFERENCE_BATCH = 512
+
+
+def scale_learning_rate(rate: float, total_batch: int, rule: Literal["sqrt", "linear", "none"]) -> float:
+    """`rate`, given for a total batch of 512 images, for `total_batch` images per optimiser step.
+
+    The published rule is `linear`, after Goyal et al. 2017 (arXiv:1706.02677); it is made for SGD and starves AdamW at
+    small batches, where `sqrt` (Malladi et al. 2022, arXiv:2205.10287) holds.
+    """
+    ratio = total_batch / REFERENCE_BATCH
+    return rate * {"sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[rule]
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, floor: float) -> float:
+    """Factor on the base rate at an optimiser step: linear warm-up, then a cosine from 1 to `floor`.
+
+    Args:
+        step: 0-based.
+        total_steps: of the whole run; the last step has (nearly) `floor`.
+        warmup_steps: steps until the factor is 1.
+        floor: in [0, 1].
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; norms and biases (every parameter of fewer than two dimensions) do not decay."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate)

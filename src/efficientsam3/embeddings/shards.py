@@ -1,0 +1,78 @@
+"""The three files of a shard.
+
+`rankN-keys.txt`: one image id a line. `rankN-values.bin`: fixed-size records in the same order. `rankN-crc32.bin`: a
+little-endian uint32 CRC-32 per record (stores in the published format have none). A key line is the commit of its
+record: values and checksums beyond the last whole line are leftovers of an interrupted run.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from efficientsam3.runtime.errors import UserError
+
+CRC_BYTES = 4
+_KEYS_NAME = re.compile(r"rank(\d+)-keys\.txt")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Paths of one shard."""
+
+    directory: Path
+    rank: int
+
+    @property
+    def keys_path(self) -> Path:
+        """The key file."""
+        return self.directory / f"rank{self.rank}-keys.txt"
+
+    @property
+    def values_path(self) -> Path:
+        """The record file."""
+        return self.directory / f"rank{self.rank}-values.bin"
+
+    @property
+    def crc_path(self) -> Path:
+        """The checksum file."""
+        return self.directory / f"rank{self.rank}-crc32.bin"
+
+    def read_keys(self) -> list[bytes]:
+        """Ids of the committed records, in record order; a torn last line is not one."""
+        return self.keys_path.read_bytes().split(b"\n")[:-1]
+
+    def check_sizes(self, count: int, record_size: int) -> None:
+        """Verify that the other files hold at least the `count` committed records.
+
+        Raises:
+            UserError: they are shorter than the keys promise.
+        """
+        found = self.values_path.stat().st_size // record_size if self.values_path.exists() else 0
+        if found < count:
+            raise UserError(
+                f"{self.values_path} holds {found} records of {record_size} bytes where {self.keys_path.name} promises "
+                f"{count}: restore it from a copy, or delete this shard's files and export again."
+            )
+        if self.crc_path.exists() and self.crc_path.stat().st_size < count * CRC_BYTES:
+            raise UserError(
+                f"{self.crc_path} is shorter than the {count} checksums that {self.keys_path.name} promises: restore "
+                "it from a copy, or delete this shard's files and export again."
+            )
+
+
+def find_shards(directory: Path) -> Iterator[Shard]:
+    """The shards of a store, by rank.
+
+    Raises:
+        UserError: a record file has lost its key file.
+    """
+    ranks = sorted(int(match[1]) for path in directory.iterdir() if (match := _KEYS_NAME.fullmatch(path.name)))
+    for path in directory.glob("rank*-values.bin"):
+        keys_path = path.with_name(path.name.replace("-values.bin", "-keys.txt"))
+        if not keys_path.exists():
+            raise UserError(
+                f"{path} has no {keys_path.name} beside it, so its records have no names: restore that file from a "
+                "copy, or delete this shard's files and export again."
+            )
+    return (Shard(directory, rank) for rank in ranks)

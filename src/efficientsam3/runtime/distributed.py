@@ -1,0 +1,89 @@
+"""Processes: one, or several started by torchrun."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from efficientsam3.runtime.device import DeviceName, select_device
+
+T = TypeVar("T")
+# Ranks may wait this long for each other: a straggler may have thousands of images more to read.
+_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    launcher: int | None  # process id of torchrun, None when started as plain `python`
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what is written once."""
+        return self.rank == 0
+
+    def is_orphan(self) -> bool:
+        """Whether torchrun died: its workers, in sessions of their own, outlive it and must stop themselves."""
+        return self.launcher is not None and os.getppid() != self.launcher
+
+
+@contextmanager
+def process_group(device_name: DeviceName) -> Iterator[Process]:
+    """Join the other processes that torchrun started, or run alone.
+
+    NCCL on GPUs, gloo elsewhere.
+
+    Raises:
+        UserError: the device is not available, or there are more processes than GPUs.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = select_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    process = Process(rank, world_size, device, launcher)
+    if world_size == 1:
+        yield process
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        yield process
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_gather(value: T) -> list[T]:
+    """Every process's `value`, by rank. Values must be picklable; they come from our own processes only."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's `value`."""
+    return all_gather(value)[0]
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum of a tensor over all processes, on its device."""
+    total = values.clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total

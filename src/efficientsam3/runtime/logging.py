@@ -1,0 +1,43 @@
+"""Logging: `log_rankN.txt` for every process, the console for the first."""
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from efficientsam3.runtime.errors import UserError
+
+LOGGER_NAME = "efficientsam3"
+console = Console(stderr=True)
+if not console.is_terminal:
+    console.width = 200  # a log file has no 80 columns to keep to
+
+
+def start_logging(output_dir: Path, rank: int) -> None:
+    """Log this process to `output_dir/log_rank<rank>.txt`, appending; rank 0 also to the console.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    logger = logging.getLogger(LOGGER_NAME)
+    stop_logging()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        to_file: logging.Handler = logging.FileHandler(output_dir / f"log_rank{rank}.txt", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write to OUTPUT {output_dir}: {error.strerror}; choose another folder.") from error
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(to_file)
+    if rank == 0:
+        logger.addHandler(RichHandler(console=console, show_path=False, markup=False, rich_tracebacks=False))
+
+
+def stop_logging() -> None:
+    """Close the handlers that `start_logging` opened."""
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()

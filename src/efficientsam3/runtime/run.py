@@ -1,0 +1,47 @@
+"""The frame around a long step: processes, logging, config.json, an orderly end on SIGTERM."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from efficientsam3.runtime.device import DeviceName
+from efficientsam3.runtime.distributed import Process, process_group
+from efficientsam3.runtime.files import write_text
+from efficientsam3.runtime.logging import start_logging, stop_logging
+
+
+class RunSettings(Protocol):
+    """What of a configuration this module needs."""
+
+    @property
+    def DEVICE(self) -> DeviceName:
+        """Which device to compute on."""
+        ...
+
+    def model_dump_json(self, *, indent: int) -> str:
+        """The whole configuration as JSON."""
+        ...
+
+
+@contextmanager
+def run_step(config: RunSettings, output_dir: Path, write: bool = True) -> Iterator[Process]:
+    """Join the other processes and log to `output_dir`; rank 0 writes `config.json` there unless `write` is False.
+
+    SIGTERM becomes SystemExit, so that files are closed and queues written on the way out.
+    """
+    signal.signal(signal.SIGTERM, _exit)
+    with process_group(config.DEVICE) as process:
+        start_logging(output_dir, process.rank)
+        try:
+            if write and process.is_main:
+                write_text(output_dir / "config.json", config.model_dump_json(indent=2) + "\n")
+            yield process
+        finally:
+            stop_logging()
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
