@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from efficientsam3.data.jpeg import is_jpeg, is_unfinished
 from efficientsam3.runtime.errors import UserError
 
 # Pillow's other readers (EPS starts Ghostscript) have no place on pictures from anywhere.
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 
 class BrokenImageError(UserError):
@@ -36,7 +36,8 @@ def read_rgb(path: Path) -> torch.Tensor:
     """
     try:
         data = path.read_bytes()
-        _refuse_unfinished_jpeg(data)
+        if is_jpeg(data) and is_unfinished(data):
+            raise ValueError("half-written JPEG, its end is missing")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             pixels = np.array(_to_rgb(_upright(image)))
     # Pillow documents no list of what broken files raise: SyntaxError, struct.error and KeyError were all met.
@@ -47,18 +48,6 @@ def read_rgb(path: Path) -> torch.Tensor:
             "`efficientsam3 data check DIR --fix` set such files aside."
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)  # [3, H, W]
-
-
-def _refuse_unfinished_jpeg(data: bytes) -> None:
-    """Raise for a JPEG without an end after its last scan.
-
-    Decoders paint the missing part grey when the rest of the file is there but zero, as after a crash or a full disk.
-    Neither marker can occur within a scan's data.
-    """
-    if not data.startswith(_JPEG_START) or data.endswith(_JPEG_END):
-        return
-    if data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
-        raise ValueError("half-written JPEG, its end is missing")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,0 +1,204 @@
+"""One process's share of reorganising: a tar, or some pairs of a folder, into place."""
+
+import errno
+import filecmp
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from efficientsam3.data.pairs import (
+    KINDS,
+    Layout,
+    PairWriter,
+    conflict,
+    file_objection,
+    is_in_place,
+    objection,
+    staged_path,
+)
+from efficientsam3.data.parallel import Advance
+from efficientsam3.data.tars import Member, read_members
+from efficientsam3.runtime.errors import UserError
+
+Mode = Literal["link", "move", "copy"]
+MEGABYTE = 1_000_000
+
+
+class Skipped(NamedTuple):
+    """One file that was left out."""
+
+    source: str  # the tar or folder
+    name: str  # of the file in it; "" for the source as a whole
+    reason: str
+
+
+@dataclass
+class ReorgReport:
+    """What happened; `placed` and `kept` count pairs."""
+
+    placed: int = 0
+    kept: int = 0  # in place already
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, other: "ReorgReport") -> None:
+        """Take in what another process did."""
+        self.placed += other.placed
+        self.kept += other.kept
+        self.skipped += other.skipped
+
+
+@dataclass(frozen=True)
+class TarUnit:
+    """A tar to read into place."""
+
+    layout: Layout
+    tar: Path
+    delete: bool  # once all of it is in place and on disk
+
+
+@dataclass(frozen=True)
+class FolderUnit:
+    """Pairs of one folder to bring into place."""
+
+    layout: Layout
+    folder: Path
+    stems: tuple[str, ...]
+    mode: Mode
+
+
+def place_tar(unit: TarUnit, advance: Advance) -> ReorgReport:
+    """Read a tar once, each pair straight into place.
+
+    Args:
+        unit: the tar.
+        advance: called with megabytes of it that are done.
+    """
+    report = ReorgReport()
+    skip = _skipper(report, unit.tar)
+    pairs = PairWriter(unit.layout, _rename, skip)
+    done = 0
+    try:
+        for member in read_members(unit.tar, skip):
+            _take_member(member, pairs, skip)
+            advance(member.offset // MEGABYTE - done)
+            done = member.offset // MEGABYTE
+    except OSError as error:  # of reading: those of writing are UserErrors
+        skip("", f"cannot be read ({error.strerror})")
+    for staged in pairs.close():
+        os.unlink(staged)
+    report.placed, report.kept = pairs.placed, pairs.kept
+    if unit.delete and not report.skipped:
+        os.sync()
+        unit.tar.unlink()
+    return report
+
+
+def place_folder(unit: FolderUnit, advance: Advance) -> ReorgReport:
+    """Link, move or copy pairs.
+
+    Args:
+        unit: the pairs.
+        advance: called with the number of stems that are done.
+    """
+    report = ReorgReport()
+    skip = _skipper(report, unit.folder)
+    publish = {"link": _link, "move": _move, "copy": _copy}[unit.mode]
+    pairs = PairWriter(unit.layout, publish, skip)
+    for stem in unit.stems:
+        for suffix in KINDS:
+            path = os.path.join(unit.folder, stem + suffix)
+            if os.path.lexists(path):
+                _take_file(path, stem, suffix, unit.mode, pairs)
+        advance(1)
+    pairs.close()
+    report.placed, report.kept = pairs.placed, pairs.kept
+    return report
+
+
+def _skipper(report: ReorgReport, source: Path) -> Callable[[str, str], None]:
+    return lambda name, reason: report.skipped.append(Skipped(str(source), name, reason))
+
+
+def _take_member(member: Member, pairs: PairWriter, skip: Callable[[str, str], None]) -> None:
+    stem, suffix = os.path.splitext(member.name)
+    if suffix not in KINDS:
+        return skip(member.name, "neither .jpg nor .json")
+    if pairs.has(stem, suffix):
+        return skip(member.name, "twice in this tar")
+    place = pairs.layout.place(stem, suffix)
+    if is_in_place(place, member.size):
+        return pairs.add(stem, suffix, None)
+    data = member.read()
+    reason = "cut short" if data is None else conflict(place, member.size) or objection(suffix, data)
+    if data is None or reason:
+        return skip(member.name, reason or "")
+    staged = staged_path(place)
+    with _writing(place):
+        Path(staged).write_bytes(data)
+    return pairs.add(stem, suffix, staged)
+
+
+def _take_file(path: str, stem: str, suffix: str, mode: Mode, pairs: PairWriter) -> None:
+    status = os.lstat(path)
+    place = pairs.layout.place(stem, suffix)
+    if not stat.S_ISREG(status.st_mode):
+        return pairs.skip(stem + suffix, "a link, or not a plain file")
+    if is_in_place(place, status.st_size):
+        if mode == "move":
+            if not filecmp.cmp(path, place, shallow=False):
+                return pairs.skip(stem + suffix, f"{place} is there with other content")
+            os.unlink(path)
+        return pairs.add(stem, suffix, None)
+    reason = conflict(place, status.st_size) or file_objection(path)
+    return pairs.skip(stem + suffix, reason) if reason else pairs.add(stem, suffix, path)
+
+
+@contextmanager
+def _writing(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {place}: {error.strerror}; mend that and run the same command again, it goes on from there."
+        ) from error
+
+
+def _rename(waiting: str, place: str) -> None:
+    with _writing(place):
+        os.replace(waiting, place)
+
+
+def _copy(waiting: str, place: str) -> None:
+    staged = staged_path(place)
+    with _writing(place):
+        shutil.copyfile(waiting, staged)
+        os.replace(staged, place)
+
+
+def _move(waiting: str, place: str) -> None:
+    try:
+        os.replace(waiting, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise UserError(f"Cannot move {waiting} to {place}: {error.strerror}; use --copy.") from error
+        _copy(waiting, place)
+        with open(place, "rb") as file:
+            os.fsync(file.fileno())
+        os.unlink(waiting)
+
+
+def _link(waiting: str, place: str) -> None:
+    staged = staged_path(place)
+    try:
+        os.link(waiting, staged)
+        os.replace(staged, place)
+    except OSError as error:
+        raise UserError(
+            f"Cannot hard-link {waiting} to {place}: {error.strerror}; use --copy or --move where source and output "
+            "are on different file systems."
+        ) from error
