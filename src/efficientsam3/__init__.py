@@ -5,6 +5,7 @@ with transformers' Auto classes as soon as those are imported, so that `Sam3Mode
 after `import efficientsam3`.
 """
 
+import importlib
 from typing import Any
 
 import wrapt
@@ -12,8 +13,18 @@ import wrapt
 __version__ = "0.1.0"
 
 
-@wrapt.when_imported("transformers.models.auto.modeling_auto")
-def _register_backbone(_: Any) -> None:
-    from efficientsam3.models.hf_backbone import register
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
+def _register_config(_: Any) -> None:
+    importlib.import_module("efficientsam3.models.hf_config")
 
-    register()
+
+@wrapt.when_imported("transformers.models.auto.modeling_auto")
+def _register_model(_: Any) -> None:
+    importlib.import_module("efficientsam3.models.hf_backbone")
+
+
+def __getattr__(name: str) -> Any:
+    """Load `EfficientSAM3` when it is first asked for (PEP 562)."""
+    if name == "EfficientSAM3":
+        return importlib.import_module("efficientsam3.deploy.predict").EfficientSAM3
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

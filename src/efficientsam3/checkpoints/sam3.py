@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Sam3ViTConfig, Sam3ViTModel
+from transformers import PreTrainedConfig, Sam3ViTConfig, Sam3ViTModel
+from transformers.utils import logging
 
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3_convert import convert
@@ -39,7 +41,7 @@ def trunk_config(tensors: Tensors) -> Sam3ViTConfig:
         patches = tensors[TRUNK_PREFIX + "patch_embed.proj.weight"]
         positions = tensors[TRUNK_PREFIX + "pos_embed"]
         width, channels, patch_size, _ = patches.shape
-        depth = sum(key.startswith(_BLOCKS) and key.endswith(".norm1.weight") for key in tensors)
+        depth = 1 + max(int(key.removeprefix(_BLOCKS).split(".")[0]) for key in tensors if key.startswith(_BLOCKS))
         tables = [tensors[f"{_BLOCKS}{index}.attn.freqs_cis"] for index in range(depth)]
         mlp_width = tensors[f"{_BLOCKS}0.mlp.fc1.weight"].shape[0]
         grids = [_root(table.shape[0]) for table in tables]
@@ -127,9 +129,8 @@ def load_trunk(path: Path) -> Sam3ViTModel:
         native = read_tensors(path, TRUNK_PREFIX)
         config = trunk_config(native)
         tensors = {key.removeprefix(HF_TRUNK_PREFIX): value for key, value in convert(native).items()}
-    trunk = Sam3ViTModel(config)
-    load_exactly(trunk, {key: value.float() for key, value in tensors.items()}, path)
-    return trunk.eval().requires_grad_(False)
+    trunk: Sam3ViTModel = build_model(Sam3ViTModel, config, tensors, path)
+    return trunk.requires_grad_(False)
 
 
 def _hf_trunk_tensors(directory: Path) -> Tensors:
@@ -140,16 +141,33 @@ def _hf_trunk_tensors(directory: Path) -> Tensors:
     raise UserError(f"Folder {directory} holds no SAM3 image trunk: give a SAM3 directory.")
 
 
-def load_exactly(module: torch.nn.Module, tensors: Tensors, origin: Path) -> None:
-    """Copy tensors into a module's state; every key and shape must fit.
+def build_model(model_class: Any, config: PreTrainedConfig, tensors: Tensors, origin: Path) -> Any:
+    """Build a transformers model around tensors, in float32 and eval mode; every key and shape must fit.
+
+    Tensors that are float32 already are taken as they are, mapped ones included, without a copy.
 
     Raises:
-        UserError: they do not; the first few differences are named.
+        UserError: they do not fit; an example of each difference is named.
     """
-    wrong = differences({key: tuple(value.shape) for key, value in tensors.items()}, shapes_of(module))
+    with torch.device("meta"):
+        expected = shapes_of(model_class(config))
+    wrong = differences({key: tuple(value.shape) for key, value in tensors.items()}, expected)
     if wrong:
-        raise UserError(f"{origin} does not fit the model ({wrong}): give an unchanged checkpoint.")
-    module.load_state_dict(dict(tensors))
+        raise UserError(f"{origin} does not fit {model_class.__name__} ({wrong}): give an unchanged checkpoint.")
+    with _no_progress_bar():
+        model = model_class.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=torch.float32)
+    return model.eval()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:

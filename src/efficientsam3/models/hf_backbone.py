@@ -9,32 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from efficientsam3.models.hf_config import MODEL_TYPE, EfficientSam3StudentConfig
 from efficientsam3.models.student import Student, StudentArchitecture
-
-MODEL_TYPE = "efficientsam3_student"
-
-
-class EfficientSam3StudentConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Config of the student backbone, in the vocabulary that SAM3's neck reads.
-
-    `hidden_size` is the embedding's dimension, `image_size // patch_size` its side in cells.
-    """
-
-    model_type = MODEL_TYPE
-    base_config_key = "backbone_config"
-
-    backbone: str = "repvit_m1_1"
-    hidden_size: int = 1024
-    patch_size: int = 14
-    image_size: int = 1008
-
-    @property
-    def architecture(self) -> StudentArchitecture:
-        """The student these values describe."""
-        return StudentArchitecture(self.backbone, self.hidden_size, self.image_size // self.patch_size, self.image_size)
 
 
 class EfficientSam3StudentModel(PreTrainedModel):  # type: ignore[misc]
@@ -81,7 +60,5 @@ def _computed_buffers(architecture: StudentArchitecture) -> dict[str, torch.Tens
     return {name: buffer for name, buffer in student.named_buffers() if name not in persistent}
 
 
-def register() -> None:
-    """Make transformers' Auto classes know the student backbone. Calling it twice does no harm."""
-    AutoConfig.register(MODEL_TYPE, EfficientSam3StudentConfig, exist_ok=True)
-    AutoModel.register(EfficientSam3StudentConfig, EfficientSam3StudentModel, exist_ok=True)
+# Here and not in the import hook of `efficientsam3`, see hf_config.
+AutoModel.register(EfficientSam3StudentConfig, EfficientSam3StudentModel, exist_ok=True)

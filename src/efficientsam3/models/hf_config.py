@@ -1,0 +1,37 @@
+"""Config of the student as a Hugging Face backbone; light, so that it is registered as soon as AutoConfig exists."""
+
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, PreTrainedConfig
+
+if TYPE_CHECKING:
+    from efficientsam3.models.student import StudentArchitecture
+
+MODEL_TYPE = "efficientsam3_student"
+
+
+class EfficientSam3StudentConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Config of the student backbone, in the vocabulary that SAM3's neck reads.
+
+    `hidden_size` is the embedding's dimension, `image_size // patch_size` its side in cells.
+    """
+
+    model_type = MODEL_TYPE
+    base_config_key = "backbone_config"
+
+    backbone: str = "repvit_m1_1"
+    hidden_size: int = 1024
+    patch_size: int = 14
+    image_size: int = 1008
+
+    @property
+    def architecture(self) -> "StudentArchitecture":
+        """The student these values describe."""
+        from efficientsam3.models.student import StudentArchitecture
+
+        return StudentArchitecture(self.backbone, self.hidden_size, self.image_size // self.patch_size, self.image_size)
+
+
+# Here and not in the import hook of `efficientsam3`: when this module is what imports transformers, the hook sees it
+# half-built.
+AutoConfig.register(MODEL_TYPE, EfficientSam3StudentConfig, exist_ok=True)
