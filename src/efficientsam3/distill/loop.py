@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -44,14 +44,23 @@ class Trainer:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        rate_at: Callable[[int], float],
         store: EmbeddingStore,
         process: Process,
         settings: StepSettings,
     ) -> None:
-        """`model` is the student, or DistributedDataParallel around it; `store` decodes the batches' records."""
+        """Set up.
+
+        Args:
+            model: the student, or DistributedDataParallel around it.
+            optimizer: of the student's parameters.
+            rate_at: the learning rate of a 0-based optimiser step.
+            store: decodes the batches' records.
+            process: this process among its peers.
+            settings: how a step is computed.
+        """
         self.model, self.step = model, 0
-        self._optimizer, self._schedule, self._store = optimizer, schedule, store
+        self._optimizer, self._rate_at, self._store = optimizer, rate_at, store
         self._process, self._settings = process, settings
         # float16 needs its gradients scaled; bfloat16 and float32 do not.
         self._scaler = torch.amp.GradScaler(process.device.type, enabled=settings.autocast == torch.float16)
@@ -60,13 +69,12 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The rate of the next step."""
-        return float(self._schedule.get_last_lr()[0])
+        return self._rate_at(self.step)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights."""
         return {
             "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "step": self.step,
         }
@@ -74,7 +82,6 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
 
@@ -135,6 +142,8 @@ class Trainer:
         return self.model.no_sync()
 
     def _update(self, group: tuple[DistillBatch, ...]) -> None:
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = self.learning_rate
         self._scaler.unscale_(self._optimizer)
         limit = self._settings.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
@@ -145,7 +154,6 @@ class Trainer:
             self._skip(group)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        self._schedule.step()
         self.step += 1
 
     def _skip(self, group: tuple[DistillBatch, ...]) -> None:

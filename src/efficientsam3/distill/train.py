@@ -74,8 +74,9 @@ def train(config: TrainConfig, process: Process) -> TrainSummary:
     # Validation takes every image exactly once: no padding, and nothing collective within the loop.
     share = Subset(plan.val, range(process.rank, len(plan.val), process.world_size))
     val_loader = loader(share, collate=plan.val.collate, device=process.device)
-    pretrained = config.MODEL.PRETRAINED if resumed is None and process.is_main else False
-    student = build_student(plan.architecture, pretrained)
+    # Under DDP every process starts from rank 0's weights, so the others need none of their own.
+    needs_weights = resumed is None and process.is_main
+    student = build_student(plan.architecture, config.MODEL.PRETRAINED) if needs_weights else Student(plan.architecture)
     trainer = _build_trainer(config, plan, process, student, len(train_loader))
     start = 0 if resumed is None else _restore(trainer, student, resumed)
     _announce(config, plan, process, trainer, start)
@@ -139,14 +140,11 @@ def _build_trainer(config: TrainConfig, plan: TrainPlan, process: Process, stude
     )
     optimizer = build_optimizer(student, rate, settings.WEIGHT_DECAY)
     steps = -(-batches // settings.ACCUMULATION_STEPS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        partial(
-            learning_rate_factor,
-            total_steps=steps * settings.EPOCHS,
-            warmup_steps=round(steps * settings.WARMUP_EPOCHS),
-            floor=settings.MIN_LR / settings.BASE_LR,
-        ),
+    factor = partial(
+        learning_rate_factor,
+        total_steps=steps * settings.EPOCHS,
+        warmup_steps=round(steps * settings.WARMUP_EPOCHS),
+        floor=settings.MIN_LR / settings.BASE_LR,
     )
     model: nn.Module = student
     if process.world_size > 1:
@@ -155,7 +153,7 @@ def _build_trainer(config: TrainConfig, plan: TrainPlan, process: Process, stude
     return Trainer(
         model,
         optimizer,
-        schedule,
+        lambda step: rate * factor(step),
         plan.store,
         process,
         StepSettings(

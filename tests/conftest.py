@@ -1,0 +1,45 @@
+"""What all tests share: a small SAM3, a few photographs, and no network."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+
+# What the small SAM3 of `tiny_sam3_path` needs in a configuration.
+TINY_OPTS = ["DATA.IMG_SIZE", "224", "DISTILL.EMBED_SIZE", "16", "DISTILL.EMBED_DIM", "64", "DATA.NUM_WORKERS", "0"]
+
+
+@pytest.fixture(scope="session")
+def tiny_sam3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SAM3 in sam3.pt's layout: 224 pixels, 64 channels, 16 cells a side."""
+    from efficientsam3.testing.tiny_sam3 import write_tiny_sam3
+
+    path = tmp_path_factory.mktemp("sam3") / "sam3.pt"
+    write_tiny_sam3(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photographs_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six training and three validation photographs in SA-1B's format. Not to be changed: copy it first."""
+    from efficientsam3.testing.photographs import write_photographs
+
+    path = tmp_path_factory.mktemp("photographs")
+    write_photographs(path, train=6, val=3)
+    return path
+
+
+@pytest.fixture
+def tiny_opts() -> list[str]:
+    """Configuration options that fit `tiny_sam3_path`."""
+    return list(TINY_OPTS)
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The checkout's root."""
+    return Path(__file__).parents[1]

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from efficientsam3.models.student import (
+    STUDENTS,
+    TIMM_NAMES,
+    Student,
+    StudentArchitecture,
+    build_backbone,
+    check_student_grid,
+)
+from efficientsam3.runtime.errors import UserError
+
+PARAMETERS = {
+    "efficientvit_b0": 682_608,
+    "efficientvit_b1": 4_643_936,
+    "efficientvit_b2": 14_977_008,
+    "repvit_m0_9": 4_717_792,
+    "repvit_m1_1": 7_774_864,
+    "repvit_m2_3": 22_404_232,
+    "tiny_vit_5m": 5_071_124,
+    "tiny_vit_11m": 10_547_076,
+    "tiny_vit_21m": 20_620_416,
+}
+
+
+@pytest.mark.parametrize("backbone", TIMM_NAMES)
+def test_the_nine_have_the_published_size_and_grid(backbone: str) -> None:
+    with torch.device("meta"):
+        model = build_backbone(backbone, 1008)
+        assert model(torch.empty(1, 3, 1008, 1008))[-1].shape[-2:] == (32, 32)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[backbone]
+    check_student_grid(StudentArchitecture(backbone))
+
+
+def test_every_student_has_a_backbone_of_its_own() -> None:
+    assert set(STUDENTS.values()) == set(TIMM_NAMES)
+
+
+@pytest.mark.parametrize("backbone", ["timm/resnet18", "timm/vit_tiny_patch16_224"])
+def test_any_timm_backbone_gives_the_embedding(backbone: str) -> None:
+    architecture = StudentArchitecture(backbone, embed_dim=8, embed_size=16, image_size=224)
+    check_student_grid(architecture)
+    student = Student(architecture).eval()
+    with torch.no_grad():
+        assert student(torch.zeros(2, 3, 224, 224)).shape == (2, 8, 16, 16)
+
+
+def test_the_head_is_the_published_one() -> None:
+    student = Student(StudentArchitecture("efficientvit_b0", 8, 16, 224))
+    head = [key for key in student.state_dict() if not key.startswith("backbone.")]
+    assert head == [
+        "head.0.weight",
+        *(f"head.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+        "head.3.weight",
+        "head.3.bias",
+    ]
+    assert student.head[0].kernel_size == (1, 1)
+    assert student.head[0].bias is None
+    assert student.head[3].kernel_size == (3, 3)
+    assert isinstance(student.head[2], torch.nn.GELU)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/no_such_model", "", "timm/"])
+def test_unknown_backbones_are_refused(backbone: str) -> None:
+    with pytest.raises(UserError, match=r"MODEL\.BACKBONE"):
+        build_backbone(backbone, 224)

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING
+from efficientsam3.models.teacher import build_teacher, teacher_hash, teacher_preprocessing
+from efficientsam3.runtime.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def write_onnx(path: Path, channels: int = 256, grid: int = 64, declared: int | None = None) -> Path:
+    """An encoder of 1024-pixel images: a strided 1x1 convolution with known weights, one image at a time."""
+    weight = np.linspace(-1, 1, channels * 3, dtype=np.float32).reshape(channels, 3, 1, 1)
+    stride = 1024 // grid
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["image", "weight"], ["embedding"], strides=[stride, stride])],
+        "encoder",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["B", 3, 1024, 1024])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", declared or channels, grid, grid])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_sam3_is_frozen_exact_and_of_the_right_shape(tiny_sam3_path: Path) -> None:
+    preprocessing = teacher_preprocessing(tiny_sam3_path, 224, 64, 16)
+    assert preprocessing == SAM3_PREPROCESSING.model_copy(update={"image_size": 224})
+    teacher = build_teacher(tiny_sam3_path, preprocessing, 64, 16, CPU)
+    assert (teacher.embed_dim, teacher.embed_size) == (64, 16)
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    embedding = teacher(pixels)
+    assert embedding.shape == (2, 64, 16, 16)
+    assert not embedding.requires_grad
+    torch.testing.assert_close(teacher(pixels[1:])[0], embedding[1], rtol=1e-4, atol=1e-4)
+    # Cell (row, column) is token row * 16 + column.
+    tokens = teacher._trunk(pixels).last_hidden_state
+    torch.testing.assert_close(embedding[0, :, 3, 5], tokens[0, 3 * 16 + 5])
+
+
+@pytest.mark.parametrize(
+    ("shape", "named"),
+    [((1024, 64, 16), "DATA.IMG_SIZE 1024 .* takes 224 only"), ((224, 64, 72), "64 channels and 16 cells")],
+)
+def test_sizes_that_do_not_fit_are_refused_before_loading(
+    tiny_sam3_path: Path, shape: tuple[int, int, int], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efficientsam3.models.teacher.load_trunk", lambda _: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=named):
+        teacher_preprocessing(tiny_sam3_path, *shape)
+
+
+def test_onnx_encoders_run_image_by_image(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "encoder.onnx")
+    assert teacher_preprocessing(path, 1024, 256, 64) == SAM_PREPROCESSING
+    teacher = build_teacher(path, SAM_PREPROCESSING, 256, 64, CPU)
+    pixels = torch.randn(2, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    weight = torch.linspace(-1, 1, 768).reshape(256, 3)
+    expected = torch.einsum("dc,bchw->bdhw", weight, pixels[:, :, ::16, ::16])
+    torch.testing.assert_close(teacher(pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_onnx_encoder_of_another_shape_must_say_its_preprocessing(tmp_path: Path) -> None:
+    assert teacher_preprocessing(write_onnx(tmp_path / "e.onnx", channels=8), 1024, 8, 64) is None
+
+
+@pytest.mark.parametrize("shape", [(1008, 256, 64), (1024, 255, 64), (1024, 256, 72)])
+def test_onnx_shapes_are_checked(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(UserError, match="declares"):
+        teacher_preprocessing(write_onnx(tmp_path / "e.onnx"), *shape)
+
+
+@pytest.mark.parametrize("name", ["absent.pt", "absent.onnx", "absent"])
+def test_a_missing_teacher_is_refused_with_the_remedy(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"MODEL\.RESUME"):
+        teacher_preprocessing(tmp_path / name, 1008, 1024, 72)
+
+
+def test_a_broken_onnx_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "e.onnx").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="cannot be opened"):
+        teacher_preprocessing(tmp_path / "e.onnx", 1024, 256, 64)
+
+
+def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"a")
+    first = teacher_hash(tmp_path)
+    (tmp_path / "README.md").write_text("not weights")
+    assert teacher_hash(tmp_path) == first
+    (tmp_path / "model.safetensors").write_bytes(b"b")
+    assert teacher_hash(tmp_path) != first
