@@ -16,7 +16,8 @@ from efficientsam3.runtime.files import atomic_path
 Array = npt.NDArray[np.floating[Any]]
 Metrics = Mapping[str, float]  # one epoch: "epoch", "train/loss", "val/loss", ...
 
-_INCHES = 3.0  # side of one panel
+_INCHES = 3.0  # width of one panel
+_TITLE = 0.12  # height of a panel's title, in widths
 _DPI = 120
 _SHOWN_PERCENT = (1.0, 99.0)  # outliers beyond these percentiles of the teacher's colours are clipped
 _CURVES = {"loss": "loss", "mse": "masked MSE", "cosine": "masked 1 - cosine"}
@@ -27,9 +28,10 @@ _SPLITS = {"train": "training", "val": "validation"}
 class FeaturePair:
     """What both encoders make of one picture."""
 
-    photograph: npt.NDArray[np.uint8]  # (H, W, 3) RGB
-    teacher: Array  # (D, G, G), whose cells cover the photograph and no padding
-    student: Array  # (D, G, G)
+    photograph: npt.NDArray[np.uint8]  # (h, w, 3) RGB, as the encoders saw it or as it was
+    size: tuple[int, int]  # height and width that it had before it was squashed for the encoders
+    teacher: Array  # (D, h, w), whose cells cover the photograph and no padding
+    student: Array  # (D, h, w)
 
 
 class FeatureColours:
@@ -40,7 +42,7 @@ class FeatureColours:
     """
 
     def __init__(self, features: Sequence[Array]) -> None:
-        """Fit to maps of shape (D, G, G), all of the same D >= 3."""
+        """Fit to maps of shape (D, h, w), all of the same D >= 3."""
         cells = np.concatenate([_cells(array) for array in features])
         self._mean = cells.mean(axis=0)
         _, directions = np.linalg.eigh(np.cov(cells, rowvar=False))
@@ -51,7 +53,7 @@ class FeatureColours:
         self._low, self._high = np.percentile(self._project(cells), _SHOWN_PERCENT, axis=0)
 
     def __call__(self, features: Array) -> Array:
-        """(D, G, G) features to (G, G, 3) colours in [0, 1]."""
+        """(D, h, w) features to (h, w, 3) colours in [0, 1]."""
         spread = np.maximum(self._high - self._low, np.finfo(np.float64).eps)
         colours = np.clip((self._project(_cells(features)) - self._low) / spread, 0, 1)
         image: Array = colours.reshape(*features.shape[1:], 3)
@@ -63,7 +65,7 @@ class FeatureColours:
 
 
 def cosine_similarity(teacher: Array, student: Array) -> float:
-    """Mean over the cells of two (D, G, G) maps of the cosine between their features, in [-1, 1]."""
+    """Mean over the cells of two (D, h, w) maps of the cosine between their features, in [-1, 1]."""
     a, b = _cells(teacher), _cells(student)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(np.mean((a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).eps)))
@@ -72,9 +74,12 @@ def cosine_similarity(teacher: Array, student: Array) -> float:
 def feature_figure(pairs: Sequence[FeaturePair]) -> Figure:
     """One row for each picture: the photograph, the teacher's features, the student's, in common colours."""
     colours = FeatureColours([pair.teacher for pair in pairs])
-    figure = Figure(figsize=(3 * _INCHES, len(pairs) * _INCHES), dpi=_DPI, layout="constrained")
-    for row, pair in zip(figure.subplots(len(pairs), 3, squeeze=False), pairs, strict=True):
-        height, width = pair.photograph.shape[:2]
+    heights = [height / width for height, width in (pair.size for pair in pairs)]
+    size = (3 * _INCHES, (sum(heights) + len(pairs) * _TITLE) * _INCHES)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    grid = figure.subplots(len(pairs), 3, squeeze=False, height_ratios=heights)
+    for row, pair in zip(grid, pairs, strict=True):
+        height, width = pair.size
         similarity = cosine_similarity(pair.teacher, pair.student)
         panels = (
             ("photograph", pair.photograph),
@@ -82,7 +87,7 @@ def feature_figure(pairs: Sequence[FeaturePair]) -> Figure:
             (f"student (cosine {similarity:.2f})", colours(pair.student)),
         )
         for axes, (title, image) in zip(row, panels, strict=True):
-            # Cells are stretched to the photograph's shape, which undoes the squashing before the encoder.
+            # Pixels and cells are stretched, which undoes the squashing.
             axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
             axes.set_title(title)
             axes.set_axis_off()
@@ -126,4 +131,4 @@ def write_picture(path: Path, figure: Figure) -> None:
 
 def _cells(features: Array) -> Array:
     flat: Array = np.asarray(features, dtype=np.float64).reshape(features.shape[0], -1).T
-    return flat  # [G * G, D]
+    return flat  # [h * w, D]

@@ -54,8 +54,10 @@ def test_cosine_similarity_ignores_length(teacher: np.ndarray) -> None:
 
 
 def test_feature_figure_shows_each_picture_in_its_own_shape(teacher: np.ndarray) -> None:
-    wide, tall = (np.zeros((*size, 3), dtype=np.uint8) for size in ((20, 40), (40, 20)))
-    figure = feature_figure([FeaturePair(wide, teacher, teacher), FeaturePair(tall, teacher, -teacher)])
+    squashed = np.zeros((30, 30, 3), dtype=np.uint8)
+    wide = FeaturePair(squashed, (20, 40), teacher, teacher)
+    tall = FeaturePair(squashed, (40, 20), teacher, -teacher)
+    figure = feature_figure([wide, tall])
     assert [axes.get_title() for axes in figure.axes[:3]] == ["photograph", "teacher", "student (cosine 1.00)"]
     assert figure.axes[5].get_title() == "student (cosine -1.00)"
     assert [tuple(axes.images[0].get_extent()) for axes in figure.axes] == [(0, 40, 20, 0)] * 3 + [(0, 20, 40, 0)] * 3

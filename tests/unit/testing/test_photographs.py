@@ -54,10 +54,10 @@ def test_the_same_seed_gives_the_same_files(dataset: Path, tmp_path: Path) -> No
 
 def test_mask_record_follows_sa1b_conventions() -> None:
     labels = np.zeros((40, 50), dtype=np.int64)
-    labels[10:30, 20:40] = 1  # 400 pixels: columns 20..39, rows 10..29
+    labels[2:18, 20:45] = 1  # 400 pixels: columns 20..44, rows 2..17
     labels[0, :3] = 2  # too small to be kept
     background, square = sa1b_annotation(7, labels)["annotations"]
-    assert square["bbox"] == [20.0, 10.0, 19.0, 19.0]
+    assert square["bbox"] == [20.0, 2.0, 24.0, 15.0]
     assert square["area"] == 400
     assert background["area"] == 40 * 50 - 400 - 3
     (x, y), *_ = square["point_coords"]

@@ -1,0 +1,82 @@
+"""A student's features beside the stored ones of its teacher, on the pictures that both have seen."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from efficientsam3.checkpoints.students import read_student
+from efficientsam3.data.dataset import ImageSample, read_sample
+from efficientsam3.data.images import read_rgb
+from efficientsam3.data.listing import ImageListing
+from efficientsam3.data.preprocess import build_valid_mask, normalise
+from efficientsam3.embeddings.reader import EmbeddingStore
+from efficientsam3.evaluate.pictures import FeaturePair
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.runtime.errors import UserError
+
+
+def load_trained_student(checkpoint: Path) -> Student:
+    """The student of a training checkpoint, in eval mode on the CPU.
+
+    Raises:
+        UserError: the file holds no student, or does not say for which embedding and image size it was trained.
+    """
+    content = read_student(checkpoint)
+    if content.architecture is None:
+        raise UserError(f"{checkpoint} does not say what it was trained for: give a ckpt_epoch_N.pth of a training.")
+    student = Student(StudentArchitecture(**content.architecture))
+    student.load_state_dict(content.state)
+    return student.eval()
+
+
+def feature_pairs(student: Student, store: EmbeddingStore, listing: ImageListing, count: int) -> list[FeaturePair]:
+    """Teacher's and student's features of the first `count` pictures of a listing that the store has.
+
+    Pictures are augmented as they were for the teacher.
+
+    Raises:
+        UserError: the student is for another embedding than the store's, none of the pictures is in it, or one of
+            them is broken.
+    """
+    manifest, architecture = store.manifest, student.architecture
+    wanted = (manifest.embed_dim, manifest.embed_size, manifest.preprocessing.image_size)
+    found = (architecture.embed_dim, architecture.embed_size, architecture.image_size)
+    if wanted != found:
+        raise UserError(
+            f"The student is for channels, cells a side and pixels {found}, the store {store.directory} holds {wanted}:"
+            " give the store that it was trained on."
+        )
+    pairs = [_pair(student, store, listing, index, row) for index, row in _stored(store, listing, count)]
+    if not pairs:
+        raise UserError(f"{store.directory} has none of the pictures in {listing.root}: give the store of these.")
+    return pairs
+
+
+def _stored(store: EmbeddingStore, listing: ImageListing, count: int) -> Iterator[tuple[int, int]]:
+    rows = store.rows(listing.ids)
+    return ((int(index), int(rows[index])) for index in np.flatnonzero(rows >= 0)[:count])
+
+
+@torch.inference_mode()
+def _pair(student: Student, store: EmbeddingStore, listing: ImageListing, index: int, row: int) -> FeaturePair:
+    seeds, teacher = store.decode(store.read(row)[None])
+    preprocessing = store.manifest.preprocessing
+    sample = read_sample(listing, index, int(seeds[0]), preprocessing, store.manifest.augmentation)
+    content_sizes = torch.tensor([sample.content_size])
+    features = student(normalise(sample.pixels[None], content_sizes, preprocessing))
+    valid = build_valid_mask(content_sizes, preprocessing.image_size, store.manifest.embed_size)[0]
+    rows, columns = int(valid[:, 0].sum()), int(valid[0].sum())
+    height, width = read_rgb(listing.path(index)).shape[1:]
+    return FeaturePair(
+        photograph=_content(sample),
+        size=(height, width),
+        teacher=teacher[0, :, :rows, :columns].numpy(),
+        student=features[0, :, :rows, :columns].numpy(),
+    )
+
+
+def _content(sample: ImageSample) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    height, width = sample.content_size
+    return sample.pixels[:, :height, :width].permute(1, 2, 0).numpy()  # [h, w, 3]
