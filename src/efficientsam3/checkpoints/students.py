@@ -54,22 +54,24 @@ def read_student(path: Path) -> StudentFile:
     return StudentFile(to_timm_layout(bare, backbone), backbone, architecture, described.get("preprocessing"))
 
 
-def load_student_state(path: Path, backbone: str) -> State:
+def load_student_state(path: Path, backbone: str, prefix: str | None = None) -> State:
     """The state dict of a student of known backbone, with the keys a `Student` has. See `read_student` for the files.
+
+    `prefix` is what stands before its keys in a merged file if that is not the published place.
 
     Raises:
         UserError: the file holds no student, or another one.
     """
-    bare = _bare_student(read_tensors(path), path)
+    bare = _bare_student(read_tensors(path, prefix or ""), path, prefix)
     found = identify_backbone(bare)
     if backbone in PUBLISHED_BACKBONES and found not in (None, backbone):
         raise UserError(f"Checkpoint {path} holds a {found} student, not {backbone}: give the one that fits.")
     return to_timm_layout(bare, backbone)
 
 
-def _bare_student(tensors: Mapping[str, torch.Tensor], path: Path) -> State:
+def _bare_student(tensors: Mapping[str, torch.Tensor], path: Path, merged_prefix: str | None = None) -> State:
     """Take off the prefixes that DDP and merging put before a student's keys."""
-    for prefix in (STUDENT_PREFIX, HF_STUDENT_PREFIX, _DDP_PREFIX):
+    for prefix in (merged_prefix or STUDENT_PREFIX, HF_STUDENT_PREFIX, _DDP_PREFIX):
         inner = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if inner:
             tensors = inner

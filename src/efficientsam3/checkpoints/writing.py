@@ -62,4 +62,5 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], final: Path) -
 
 def digest_tensor(tensor: torch.Tensor) -> bytes:
     """SHA-256 of a tensor's bytes, row-major."""
-    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).digest()
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(flat.data).digest()

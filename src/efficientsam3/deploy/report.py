@@ -1,0 +1,74 @@
+"""The account of a merge: where every tensor went."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from efficientsam3.checkpoints.sam3_convert import plan_conversion
+from efficientsam3.deploy.parts import MEANING, Part, part_of
+
+
+@dataclass
+class MergeReport:
+    """What a merge did, or would do."""
+
+    output: Path
+    format: str
+    backbone: str
+    student_tensors: int
+    student_parameters: int
+    removed_tensors: int
+    removed_parameters: int
+    kept: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> tensors, parameters
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
+    changes: dict[str, int] = field(default_factory=dict)  # what happens to values -> how many source tensors
+    ignored: dict[str, str] = field(default_factory=dict)  # key -> reason
+    notes: list[str] = field(default_factory=list)
+    bytes: int | None = None  # None for a dry run
+    sha256: str | None = None  # of a native file
+
+    def lines(self) -> list[str]:
+        """The account, for people."""
+        removed, student = _count(self.removed_tensors, self.removed_parameters), self.student_tensors
+        lines = [
+            f"removed   {removed}: SAM3's image trunk",
+            f"inserted  {_count(student, self.student_parameters)}: the student {self.backbone} and its head",
+        ]
+        lines += [f"kept      {_count(*self.kept[part])}: {part}" for part in self.kept]
+        lines += [f"left out  {_count(*size)}: {part} ({MEANING[part]})" for part, size in self._left_out()]
+        lines += [f"{count:9d} source tensors {change}" for change, count in self.changes.items()]
+        lines += [f"ignored   {count} tensors: {reason}" for reason, count in Counter(self.ignored.values()).items()]
+        lines += [f"note      {note}" for note in self.notes]
+        if self.bytes is None:
+            return [*lines, f"dry run: {self.output} was not written"]
+        return [*lines, f"wrote     {self.output} ({self.bytes / 1e6:.1f} MB, {self.format}), verified"]
+
+    def _left_out(self) -> list[tuple[Part, tuple[int, int]]]:
+        return [(part, self.left_out[part]) for part in MEANING if part in self.left_out]
+
+
+def _count(tensors: int, parameters: int) -> str:
+    return f"{tensors:5d} tensors {parameters / 1e6:8.2f}M parameters"
+
+
+def sizes_by_part(keys: Mapping[str, torch.Tensor], parts: frozenset[Part], kept: bool) -> dict[str, tuple[int, int]]:
+    """Tensors and parameters of each part that is kept, or is not, by native key."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for key, value in keys.items():
+        part = part_of(key)
+        if (part in parts) == kept:
+            tensors, parameters = sizes.get(part, (0, 0))
+            sizes[part] = (tensors + 1, parameters + value.numel())
+    return sizes
+
+
+def conversion_account(keys: Mapping[str, torch.Tensor]) -> tuple[dict[str, int], dict[str, str]]:
+    """What a conversion to Hugging Face does to the values of native tensors, and what it ignores and why."""
+    plan = plan_conversion(keys)
+    changes = Counter[str]()
+    for step in plan.steps:
+        changes[step.change.value] += len(step.sources)
+    return dict(changes), plan.ignored
