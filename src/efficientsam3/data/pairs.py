@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pydantic_core
-
 from efficientsam3.data.jpeg import is_jpeg, is_unfinished
 from efficientsam3.data.split import SPLITS, split_of
 
@@ -58,95 +56,115 @@ def staged_path(place: str) -> str:
     return f"{folder}/{STAGING}/{os.getpid()}-{name}"
 
 
-def objection(suffix: str, data: bytes | mmap.mmap) -> str | None:
-    """Why a file's content cannot be what its suffix says, at a glance: `efficientsam3 data check` looks closely.
+class Refused(Exception):
+    """A file is not taken; the message is the reason."""
+
+
+def check_content(suffix: str, data: bytes | mmap.mmap) -> None:
+    """See at a glance whether content can be what its suffix says; `efficientsam3 data check` looks closely.
 
     Args:
         suffix: `.jpg` or `.json`.
-        data: the content; of a mapped JPEG only the ends are read.
+        data: the content; of a mapped file little more than the ends is read.
+
+    Raises:
+        Refused: it is not.
     """
     if suffix == ".jpg":
-        return None if is_jpeg(data) and not is_unfinished(data) else "not a whole JPEG"
-    try:
-        annotation = pydantic_core.from_json(data[:])
-    except ValueError:
-        return "not JSON"
-    return None if isinstance(annotation, dict) and "annotations" in annotation else "JSON without `annotations`"
+        if not is_jpeg(data) or is_unfinished(data):
+            raise Refused("not a whole JPEG")
+        return
+    whole = data[:64].lstrip().startswith(b"{") and data[-64:].rstrip().endswith(b"}")
+    if not whole or data.find(b'"annotations"') < 0:
+        raise Refused("not a whole annotation file")
 
 
-def file_objection(path: str) -> str | None:
-    """`objection` to a file; an empty or unreadable one has its own."""
+def check_file(path: str) -> None:
+    """`check_content` of a file.
+
+    Raises:
+        Refused: it is empty, unreadable, or not what its suffix says.
+    """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return objection(os.path.splitext(path)[1], data)
-    except ValueError:
-        return "empty"
+            check_content(os.path.splitext(path)[1], data)
+    except ValueError as error:  # of mapping
+        raise Refused("empty") from error
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
-
-
-def conflict(place: str, size: int) -> str | None:
-    """What speaks against putting a file of `size` bytes in `place`: a whole file of another size is there.
-
-    One that is not whole may be overwritten: a crash of the machine can leave it under its final name.
-    """
-    if not os.path.exists(place) or os.path.getsize(place) == size or file_objection(place):
-        return None
-    return f"{place} is there with other content"
+        raise Refused(f"cannot be read ({error.strerror})") from error
 
 
 def is_in_place(place: str, size: int) -> bool:
-    """Whether a file of this size is there. As files only ever appear whole, it need not be done again."""
+    """Whether a file of this size is in its place: as files only ever appear whole, it need not be done again.
+
+    Raises:
+        Refused: a whole file of another size is there. (One that is not whole, as a crash of the machine can leave it,
+            may be overwritten.)
+    """
     try:
-        return os.stat(place).st_size == size
+        there = os.stat(place).st_size
     except FileNotFoundError:
         return False
+    if there == size:
+        return True
+    try:
+        check_file(place)
+    except Refused:
+        return False
+    raise Refused(f"{place} is there with other content")
+
+
+@dataclass(frozen=True)
+class Half:
+    """A picture or an annotation on its way."""
+
+    stem: str
+    suffix: str
+    place: str
+    waiting: str | None  # where it waits, None if it is in place already
 
 
 @dataclass
 class PairWriter:
-    """Publishes files once their partners have come, and tells of those that have none.
-
-    A file is given as the path it waits at, or None if it is in place already.
-    """
+    """Publishes halves once their partners have come, and tells of those that have none."""
 
     layout: Layout
     publish: Callable[[str, str], None]  # (where it waits, its place)
     skip: Callable[[str, str], None]  # (name, reason)
     placed: int = 0
     kept: int = 0
-    _waiting: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    _waiting: dict[str, Half] = field(default_factory=dict)
 
-    def add(self, stem: str, suffix: str, waiting: str | None) -> None:
-        """Take a file, whose partner may come later or have come already."""
-        other_suffix, other = self._waiting.pop(stem, (suffix, None))
-        if other_suffix == suffix:
-            self._waiting[stem] = suffix, waiting
+    def add(self, half: Half) -> None:
+        """Take a half, whose partner may come later or have come already."""
+        partner = self._waiting.pop(half.stem, None)
+        if partner is None:
+            self._waiting[half.stem] = half
         else:
-            self._finish(stem, {suffix: waiting, other_suffix: other})
+            self._finish(half, partner)
 
     def has(self, stem: str, suffix: str) -> bool:
-        """Whether this very file waits for its partner."""
-        return self._waiting.get(stem, ("", None))[0] == suffix
+        """Whether this very half waits for its partner."""
+        half = self._waiting.get(stem)
+        return half is not None and half.suffix == suffix
 
     def close(self) -> list[str]:
-        """Deal with files whose partners did not come; returns where the ones left over wait."""
+        """Deal with halves whose partners did not come; returns where those wait that are of no use."""
         left_over = []
-        for stem, (suffix, waiting) in self._waiting.items():
-            if os.path.exists(self.layout.place(stem, _PARTNER[suffix])):
-                self._finish(stem, {suffix: waiting})
+        for half in self._waiting.values():
+            if os.path.exists(self.layout.place(half.stem, _PARTNER[half.suffix])):
+                self._finish(half)
             else:
-                self.skip(stem + suffix, _LACKS[suffix])
-                left_over += [waiting] if waiting else []
+                self.skip(half.stem + half.suffix, _LACKS[half.suffix])
+                left_over += [half.waiting] if half.waiting else []
         self._waiting.clear()
         return left_over
 
-    def _finish(self, stem: str, pair: dict[str, str | None]) -> None:
-        for suffix in (".json", ".jpg"):
-            waiting = pair.get(suffix)
-            if waiting is not None:
-                self.publish(waiting, self.layout.place(stem, suffix))
-        if any(pair.values()):
+    def _finish(self, *pair: Half) -> None:
+        for half in sorted(pair, key=lambda half: half.suffix == ".jpg"):
+            if half.waiting is not None:
+                self.publish(half.waiting, half.place)
+        if any(half.waiting for half in pair):
             self.placed += 1
         else:
             self.kept += 1

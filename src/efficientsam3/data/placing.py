@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 
 from efficientsam3.data.pairs import (
     KINDS,
+    Half,
     Layout,
     PairWriter,
-    conflict,
-    file_objection,
+    Refused,
+    check_content,
+    check_file,
     is_in_place,
-    objection,
     staged_path,
 )
 from efficientsam3.data.parallel import Advance
@@ -84,9 +85,13 @@ def place_tar(unit: TarUnit, advance: Advance) -> ReorgReport:
     done = 0
     try:
         for member in read_members(unit.tar, skip):
-            _take_member(member, pairs, skip)
-            advance(member.offset // MEGABYTE - done)
-            done = member.offset // MEGABYTE
+            try:
+                _take_member(member, pairs)
+            except Refused as reason:
+                skip(member.name, str(reason))
+            if member.offset >= (done + 1) * MEGABYTE:
+                advance(member.offset // MEGABYTE - done)
+                done = member.offset // MEGABYTE
     except OSError as error:  # of reading: those of writing are UserErrors
         skip("", f"cannot be read ({error.strerror})")
     for staged in pairs.close():
@@ -111,9 +116,12 @@ def place_folder(unit: FolderUnit, advance: Advance) -> ReorgReport:
     pairs = PairWriter(unit.layout, publish, skip)
     for stem in unit.stems:
         for suffix in KINDS:
-            path = os.path.join(unit.folder, stem + suffix)
-            if os.path.lexists(path):
-                _take_file(path, stem, suffix, unit.mode, pairs)
+            try:
+                _take_file(os.path.join(unit.folder, stem + suffix), stem, suffix, unit.mode, pairs)
+            except FileNotFoundError:
+                continue  # what becomes of the other half shows at the end
+            except Refused as reason:
+                skip(stem + suffix, str(reason))
         advance(1)
     pairs.close()
     report.placed, report.kept = pairs.placed, pairs.kept
@@ -124,38 +132,45 @@ def _skipper(report: ReorgReport, source: Path) -> Callable[[str, str], None]:
     return lambda name, reason: report.skipped.append(Skipped(str(source), name, reason))
 
 
-def _take_member(member: Member, pairs: PairWriter, skip: Callable[[str, str], None]) -> None:
+def _take_member(member: Member, pairs: PairWriter) -> None:
     stem, suffix = os.path.splitext(member.name)
     if suffix not in KINDS:
-        return skip(member.name, "neither .jpg nor .json")
+        raise Refused("neither .jpg nor .json")
     if pairs.has(stem, suffix):
-        return skip(member.name, "twice in this tar")
+        raise Refused("twice in this tar")
     place = pairs.layout.place(stem, suffix)
-    if is_in_place(place, member.size):
-        return pairs.add(stem, suffix, None)
-    data = member.read()
-    reason = "cut short" if data is None else conflict(place, member.size) or objection(suffix, data)
-    if data is None or reason:
-        return skip(member.name, reason or "")
-    staged = staged_path(place)
-    with _writing(place):
-        Path(staged).write_bytes(data)
-    return pairs.add(stem, suffix, staged)
+    staged = None
+    if not is_in_place(place, member.size):
+        data = member.read()
+        if data is None:
+            raise Refused("cut short")
+        check_content(suffix, data)
+        staged = _stage(place, data)
+    pairs.add(Half(stem, suffix, place, staged))
 
 
 def _take_file(path: str, stem: str, suffix: str, mode: Mode, pairs: PairWriter) -> None:
     status = os.lstat(path)
-    place = pairs.layout.place(stem, suffix)
     if not stat.S_ISREG(status.st_mode):
-        return pairs.skip(stem + suffix, "a link, or not a plain file")
-    if is_in_place(place, status.st_size):
-        if mode == "move":
-            if not filecmp.cmp(path, place, shallow=False):
-                return pairs.skip(stem + suffix, f"{place} is there with other content")
-            os.unlink(path)
-        return pairs.add(stem, suffix, None)
-    reason = conflict(place, status.st_size) or file_objection(path)
-    return pairs.skip(stem + suffix, reason) if reason else pairs.add(stem, suffix, path)
+        raise Refused("a link, or not a plain file")
+    place = pairs.layout.place(stem, suffix)
+    there = is_in_place(place, status.st_size)
+    if not there:
+        check_file(path)
+    elif mode == "move":
+        if not filecmp.cmp(path, place, shallow=False):
+            raise Refused(f"{place} is there with other content")
+        os.unlink(path)
+    pairs.add(Half(stem, suffix, place, None if there else path))
+
+
+def _stage(place: str, data: bytes) -> str:
+    staged = staged_path(place)
+    with _writing(place), open(staged, "wb", buffering=0) as file:
+        written = file.write(data)
+        if written != len(data):  # the disk filled up
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return staged
 
 
 @contextmanager

@@ -1,13 +1,11 @@
 """From Meta's tars, or folders of extracted pairs, to `images/{train,val}` and `annotations/{train,val}`."""
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from efficientsam3.data.lock import locked
 from efficientsam3.data.pairs import KINDS, STAGING, Layout
 from efficientsam3.data.parallel import map_processes
 from efficientsam3.data.placing import (
@@ -28,7 +26,6 @@ from efficientsam3.runtime.progress import progress_bar
 
 STATE_FILE = "reorg.json"
 SKIPPED_FILE = "reorg_skipped.tsv"
-_LOCK_FILE = ".reorg.lock"
 _STEMS_PER_UNIT = 500
 
 
@@ -69,7 +66,7 @@ def reorganise(
     if not (sources.tars or sources.folders or (output / STATE_FILE).exists()):
         raise UserError(f"--source {source} has no .tar, .jpg or .json in it: name the folder that has.")
     layout = Layout(output, val_ratio)
-    with _locked(output):
+    with locked(output, "reorg"):
         _claim(layout)
         layout.prepare()
         try:
@@ -138,26 +135,6 @@ def _place_tars(layout: Layout, sources: _Sources, delete: bool, workers: int, r
     with progress_bar("Tars, MB", megabytes, visible=bool(units)) as advance:
         for part in map_processes(place_tar, units, min(workers, max(len(units), 1)), advance):
             report.add(part)
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep a second run out; the system lets go of the lock whatever way a process ends."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(output / _LOCK_FILE, os.O_CREAT | os.O_RDWR, 0o666)
-    except OSError as error:
-        raise UserError(f"Cannot write to --output {output}: {error.strerror}; choose another folder.") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"--output {output} is being reorganised by another process: wait for it, or end it."
-        ) from error
-    else:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _claim(layout: Layout) -> None:

@@ -1,0 +1,71 @@
+"""Reorganising tars against plain `tar -xf` of the same tars.
+
+    python benchmarks/reorg_throughput.py TARS [--rounds 5] [--scratch DIR]
+
+The two take turns, so that a busy machine slows both; each starts with empty output and after a sync. The table has
+medians, and the ratio of each round's pair.
+"""
+
+import argparse
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from efficientsam3.data.reorganise import reorganise
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes, from a state in which nothing waits to be written."""
+    subprocess.run(["sync"], check=True)
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def extract(tars: list[Path], output: Path) -> None:
+    """What one would do without this project."""
+    output.mkdir()
+    for tar in tars:
+        subprocess.run(["tar", "-xf", tar, "-C", output], check=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tars", type=Path, help="folder of tars in SA-1B's shape")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where to write")
+    args = parser.parse_args()
+
+    tars = sorted(args.tars.glob("*.tar"))
+    megabytes = sum(tar.stat().st_size for tar in tars) / 1e6
+    plain, ours = [], []
+    for _ in range(args.rounds):
+        scratch = Path(tempfile.mkdtemp(dir=args.scratch))
+        plain.append(timed(lambda: extract(tars, scratch / "plain")))
+        shutil.rmtree(scratch / "plain")
+        ours.append(timed(lambda: reorganise(args.tars, scratch / "ours", workers=args.workers)))
+        shutil.rmtree(scratch)
+
+    table = Table("what", "seconds, median", "MB/s", title=f"{len(tars)} tars, {megabytes:.0f} MB")
+    for name, seconds in (("tar -xf", plain), (f"reorganise, {args.workers} worker(s)", ours)):
+        median = statistics.median(seconds)
+        table.add_row(name, f"{median:.2f}", f"{megabytes / median:.0f}")
+    ratios = sorted(a / b for a, b in zip(plain, ours, strict=True))
+    Console().print(table)
+    print(f"throughput ratio: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}")
+    print(f"Python {platform.python_version()}, {platform.platform()}, scratch in {args.scratch}", file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
