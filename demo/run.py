@@ -31,7 +31,7 @@ from efficientsam3.testing.tiny_sam3 import TinySam3, write_tiny_sam3
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEACHER = TinySam3(grid=24)
-TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 48, 8, 12
+TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 48, 8, 10
 MERGED = Path("merged") / "efficient_sam3.pt"
 # The small teacher's shape. SAM3's own is the default, so none of this is needed with it.
 SHAPE = f"DATA.IMG_SIZE {TEACHER.image_size} DISTILL.EMBED_SIZE {TEACHER.grid} DISTILL.EMBED_DIM 64".split()

@@ -38,6 +38,7 @@ class Contents:
     tensors: Tensors  # under detector_model., tracker_model., tracker_neck.
     preprocessing: Preprocessing
     visual_prompt: torch.Tensor | None = None  # (3, width), where the text encoder is left out
+    native: Tensors | None = None  # the same under sam3.pt's keys, for a plain native SAM3
 
     def has(self, prefix: str) -> bool:
         """Whether there are tensors under a prefix."""
@@ -62,7 +63,7 @@ def read_contents(path: Path) -> Contents:
         return _read_merged(path, tensors)
     backbone = trunk_config(tensors)
     preprocessing = SAM3_PREPROCESSING.model_copy(update={"image_size": backbone.image_size})
-    return Contents(path, video_config(tensors, backbone), convert(tensors), preprocessing)
+    return Contents(path, video_config(tensors, backbone), convert(tensors), preprocessing, native=tensors)
 
 
 def _read_merged(path: Path, tensors: Tensors) -> Contents:

@@ -110,6 +110,8 @@ def _write_shards(folder: Path, tensors: Tensors) -> None:
             save_file(shard, folder / name, metadata={"format": "pt"})
         except (SafetensorError, OSError) as error:
             raise UserError(f"Cannot write {folder / name} ({error}): free some space.") from error
+        # safetensors makes its files private to the user; the folder follows the umask.
+        (folder / name).chmod(0o666 & folder.stat().st_mode)
         release_pages(tensors.values())
         weight_map |= dict.fromkeys(keys, name)
     total = sum(value.nbytes for value in tensors.values())

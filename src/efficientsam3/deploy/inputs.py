@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3 import differences, shapes_of
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.checkpoints.students import StudentFile, read_student
@@ -42,7 +41,11 @@ class Sam3Input:
 
     path: Path
     contents: Contents
-    native: Tensors | None  # keys of sam3.pt; None for a Hugging Face directory
+
+    @property
+    def native(self) -> Tensors | None:
+        """Its tensors under sam3.pt's keys; None for a Hugging Face directory."""
+        return self.contents.native
 
 
 def build_student(architecture: StudentArchitecture, state: Mapping[str, torch.Tensor]) -> Student:
@@ -75,7 +78,7 @@ def read_sam3(path: Path) -> Sam3Input:
     if contents.config.detector_config.vision_config.backbone_config.model_type != "sam3_vit_model":
         raise UserError(f"{path} is an EfficientSAM3 already: give SAM3's own sam3.pt or directory.")
     check_whole(contents)
-    return Sam3Input(path, contents, None if path.is_dir() else read_tensors(path))
+    return Sam3Input(path, contents)
 
 
 def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:

@@ -56,6 +56,7 @@ def write_store(directory: Path, ids: list[str], resize: str, embed_dim: int = 8
 def test_pictures_in_the_store_are_paired(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_2", "sa_0"], "square")
     student = load_trained_student(checkpoint)
+    assert not student.training
     first, second = feature_pairs(student, store, listing, count=5)
     assert (first.size, second.size) == ((40, 20), (20, 20))
     assert first.photograph.shape == (64, 64, 3)
