@@ -83,5 +83,5 @@ def _encoder_row(student: StudentSize, teacher: TeacherSize) -> list[str]:
         saving(student.parameters, teacher.trunk),
         billions(student.macs),
         billions(student.head_macs),
-        f"{teacher.trunk_macs / student.macs:.0f}x",
+        f"{teacher.trunk_macs / student.macs:.3g}x",
     ]
