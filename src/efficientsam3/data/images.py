@@ -35,19 +35,30 @@ def read_rgb(path: Path) -> torch.Tensor:
         BrokenImageError: the file cannot be read as a whole picture.
     """
     try:
-        data = path.read_bytes()
+        return decode_rgb(path.read_bytes(), path)
+    except OSError as error:
+        raise _broken(path, error) from error
+
+
+def decode_rgb(data: bytes, path: Path) -> torch.Tensor:
+    """`read_rgb` of a file's content; `path` is for the error alone."""
+    try:
         if is_jpeg(data) and is_unfinished(data):
             raise ValueError("half-written JPEG, its end is missing")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             pixels = np.array(_to_rgb(_upright(image)))
     # Pillow documents no list of what broken files raise: SyntaxError, struct.error and KeyError were all met.
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BrokenImageError(
-            f"Image {path} cannot be read ({' '.join(reason.split()) or type(error).__name__}): replace it, or let "
-            "`efficientsam3 data check DIR --fix` set such files aside."
-        ) from error
+        raise _broken(path, error) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)  # [3, H, W]
+
+
+def _broken(path: Path, error: Exception) -> BrokenImageError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    return BrokenImageError(
+        f"Image {path} cannot be read ({reason or type(error).__name__}): replace it, or let "
+        "`efficientsam3 data check DIR --fix` set such files aside."
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
 
@@ -37,11 +38,14 @@ def map_processes(
     counts, stop = context.SimpleQueue(), context.Event()
     with ProcessPoolExecutor(workers, context, _start_worker, (counts, stop)) as pool:
         try:
-            pending = {pool.submit(_call, function, unit) for unit in units}
+            remaining = iter(units)
+            # A few in waiting keep everyone busy; a million would fill the memory.
+            pending = {pool.submit(_call, function, unit) for unit in islice(remaining, 4 * workers)}
             while pending:
                 done, pending = wait(pending, timeout=_REPORT_SECONDS, return_when=FIRST_COMPLETED)
                 while not counts.empty():
                     advance(counts.get())
+                pending |= {pool.submit(_call, function, unit) for unit in islice(remaining, len(done))}
                 for future in done:
                     yield future.result()
         except BaseException:
