@@ -9,8 +9,17 @@ from types import ModuleType
 import efficientsam3
 from efficientsam3.runtime.errors import UserError
 
-# In the order of the way of the data.
-COMMANDS = ("export", "train", "compare")
+# In the order of the way of the data. A command's module in `commands` has its arguments and calls its function.
+COMMANDS = {
+    "download": "download SA-1B's archives by the links that Meta issues",
+    "reorg": "arrange SA-1B's archives or folders as images/{train,val} and annotations/{train,val}",
+    "data": "check a dataset",
+    "export": "run the teacher over the dataset once and store its embeddings",
+    "train": "train a student to reproduce the stored embeddings",
+    "merge": "put a trained student in the place of SAM3's image trunk",
+    "predict": "segment pictures by text, box and point prompts",
+    "compare": "print how many parameters and multiply-accumulates the students save",
+}
 EXIT_USER_ERROR = 2
 
 
@@ -43,11 +52,11 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="efficientsam3", description=efficientsam3.__doc__)
     parser.add_argument("--version", action="version", version=efficientsam3.__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = _module(name)
-        sub = subparsers.add_parser(name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
+    for name, summary in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name == command:
-            module.add_arguments(sub)
+            # The other modules stay unloaded: some import PyTorch, which takes seconds.
+            _module(name).add_arguments(sub)
             sub.add_argument("--debug", action="store_true", help="show the traceback of a refused input")
     return parser
 

@@ -9,8 +9,6 @@ from efficientsam3.evaluate.parameter_tables import comparison_tables
 from efficientsam3.evaluate.parameters import ALL, compare_models
 from efficientsam3.models.student import STUDENTS
 
-HELP = "print how many parameters and multiply-accumulates the students save"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from efficientsam3.data.check import PROBLEMS_FILE, QUARANTINE, CheckReport, check_dataset
 
-HELP = "check a dataset: counts, sizes, broken files, questionable annotations, duplicates"
 _BAR_WIDTH = 40
 
 

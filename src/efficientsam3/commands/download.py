@@ -6,8 +6,6 @@ from pathlib import Path
 from efficientsam3.data.download import download
 from efficientsam3.data.links import SOURCE
 
-HELP = "download SA-1B's tars, or the published 10 % or 1 % of them, by the links that Meta issues"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""

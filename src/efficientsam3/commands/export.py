@@ -5,8 +5,6 @@ from pathlib import Path
 
 from efficientsam3.commands.arguments import add_config_arguments, read_config
 
-HELP = "run the teacher over the dataset once and store its embeddings"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -30,12 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export, or check an export."""
     from efficientsam3.config.schema import ExportConfig
+
+    # Before PyTorch is imported, which takes seconds: a mistyped key is named at once.
+    config = read_config(ExportConfig, args, MODEL__RESUME=args.resume)
+
     from efficientsam3.distill.export import export_embeddings, plan_export
     from efficientsam3.distill.verify import check_saved_embeddings
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.run import run_step
 
-    config = read_config(ExportConfig, args, MODEL__RESUME=args.resume)
     if args.dry_run is not None:
         plan_export(config)
         select_device(config.DEVICE, args.dry_run - 1)

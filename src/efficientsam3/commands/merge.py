@@ -10,8 +10,6 @@ from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.deploy.merge import DTYPES, merge
 from efficientsam3.deploy.parts import MEANING, PARTS
 
-HELP = "put a trained student in the place of SAM3's image trunk"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""

@@ -9,7 +9,6 @@ from efficientsam3.data.placing import Mode
 from efficientsam3.data.reorganise import SKIPPED_FILE, reorganise
 from efficientsam3.data.split import DEFAULT_VAL_RATIO
 
-HELP = "make images/{train,val} and annotations/{train,val} out of SA-1B's tars or extracted folders"
 _DEFAULT_OUTPUT = Path("data/sa-1b")
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from efficientsam3.commands.arguments import add_config_arguments, read_config
 
-HELP = "train a student to reproduce the stored embeddings"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -24,10 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train."""
     from efficientsam3.config.schema import TrainConfig
-    from efficientsam3.distill.train import check_training, train
-    from efficientsam3.runtime.device import select_device
-    from efficientsam3.runtime.run import run_step
 
+    # Before PyTorch is imported, which takes seconds: a mistyped key is named at once.
     config = read_config(
         TrainConfig,
         args,
@@ -37,6 +33,11 @@ def run(args: argparse.Namespace) -> None:
         TRAIN__USE_CHECKPOINT=args.use_checkpoint or None,
         TRAIN__USE_SYNC_BN=args.use_sync_bn or None,
     )
+
+    from efficientsam3.distill.train import check_training, train
+    from efficientsam3.runtime.device import select_device
+    from efficientsam3.runtime.run import run_step
+
     if args.dry_run is not None:
         check_training(config)
         select_device(config.DEVICE, args.dry_run - 1)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +22,7 @@ def test_the_rate_rises_to_one_and_falls_to_the_floor(warmup: int, rest: int, fl
     assert factors[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
     assert factors[warmup] == pytest.approx(1)
     falling = factors[warmup:]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(falling, falling[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(falling))
     assert factors[total] == pytest.approx(floor)
 
 

@@ -84,7 +84,7 @@ def test_decoding(tmp_path: Path) -> None:
 def test_any_torn_tail_is_cut_off_and_the_next_run_goes_on(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Whatever a power cut leaves beyond the last whole key line: earlier records stay, and the rest is written again."""
+    """Whatever a power cut leaves beyond the last whole key line: earlier records stay, the rest is written again."""
     directory = tmp_path_factory.mktemp("store")
     fill(directory, 0, range(4))
     shard = Shard(directory, 0)

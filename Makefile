@@ -1,0 +1,52 @@
+# Two commands do everything: `make demo` and `make test`. Each makes the virtual environment first when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n auto --dist loadfile
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
+
+.PHONY: help install demo test test-slow test-oldest resolve checks format lint types benchmarks clean
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(INSTALLED)  ## make the virtual environment
+$(INSTALLED): pyproject.toml requirements/pinned.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint requirements/pinned.txt --editable ".[dev]"
+	touch $@
+
+demo: $(INSTALLED)  ## run the whole of Stage 1 on a small made-up SAM3 (4 minutes)
+	PATH="$(abspath $(BIN)):$$PATH" bash demo/run.sh
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED)  ## run the slow tests: full-size SAM3, minutes of training
+	$(BIN)/python -m pytest -m slow
+
+test-oldest:  ## run the tests on the oldest versions that pyproject.toml admits
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint requirements/oldest.txt --editable ".[dev]"
+	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+resolve: $(INSTALLED)  ## show that the dependencies resolve on Python 3.11, 3.12 and 3.13
+	for version in 3.11 3.12 3.13; do \
+	  $(BIN)/python -m pip install --quiet --dry-run --ignore-installed --only-binary=:all: --python-version $$version \
+	    --target /tmp/resolve $$($(BIN)/python requirements/list.py) && echo "Python $$version: resolves"; done
+
+checks: format lint types test  ## everything that a change must pass
+
+format: $(INSTALLED)  ## check the formatting
+	$(BIN)/ruff format --check .
+
+lint: $(INSTALLED)  ## check the style
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)  ## check the types of the package
+	$(BIN)/mypy
+
+clean:  ## remove the virtual environments
+	rm -rf $(VENV) $(OLDEST)

@@ -1,0 +1,160 @@
+"""Stage 1 by its documented commands, on two processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+EXPORT = "stage1/scripts/save_stage1_embeddings.sh"
+TRAIN = "stage1/scripts/train_stage1_student.sh"
+TEACHER_CFG = "stage1/configs/teacher/sam_vit_huge_sa1b.yaml"
+RECORD = 4 + 2 * 64 * 16 * 16
+
+
+def read_store(directory: Path) -> dict[str, bytes]:
+    """Read as anyone would who knows the published format: seek to index * record size."""
+    records = {}
+    for keys in sorted(directory.glob("rank*-keys.txt")):
+        values = keys.with_name(keys.name.replace("-keys.txt", "-values.bin")).read_bytes()
+        for index, key in enumerate(keys.read_text().splitlines()):
+            assert key not in records
+            records[key] = values[index * RECORD : (index + 1) * RECORD]
+    return records
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, run, tiny_sam3_path, photographs_path):
+    """The folder in which the steps below run one after the other."""
+    root = tmp_path_factory.mktemp("stage1")
+    shutil.copytree(photographs_path, root / "data")
+    shutil.copy(tiny_sam3_path, root / "sam3.pt")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return ["--opts", *"DATA.IMG_SIZE 224 DISTILL.EMBED_SIZE 16 DISTILL.EMBED_DIM 64 DATA.NUM_WORKERS 1".split()]
+
+
+@pytest.fixture(scope="module")
+def exported(workplace, run, tiny):
+    output = workplace / "output" / "stage1_teacher"
+    where = [f"CFG={TEACHER_CFG}", f"DATA_PATH={workplace / 'data'}", f"OUTPUT={output}"]
+    run("bash", EXPORT, *where, "GPUS=2", "BATCH_SIZE=2", "--resume", workplace / "sam3.pt", *tiny)
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(workplace, run, tiny, exported):
+    output = workplace / "output" / "stage1" / "repvit_m1"
+    where = ["CFG=stage1/configs/es_ev_s.yaml", f"DATA_PATH={workplace / 'data'}", f"OUTPUT={output}"]
+    options = [
+        *tiny,
+        "DISTILL.TEACHER_EMBED_PATH",
+        exported / "embeddings",
+        "TRAIN.EPOCHS",
+        2,
+        "TRAIN.WARMUP_EPOCHS",
+        0,
+    ]
+    run("bash", TRAIN, *where, "GPUS=2", "BATCH_SIZE=2", "--pretrained", "false", *options)
+    return output
+
+
+def test_the_export_is_complete_and_documented(exported: Path) -> None:
+    names = {path.name for path in exported.iterdir()}
+    assert {"config.json", "log_rank0.txt", "log_rank1.txt", "embeddings"} <= names
+    assert json.loads((exported / "config.json").read_text())["DISTILL"]["EMBED_DIM"] == 64
+    assert {"rank0-keys.txt", "rank0-values.bin", "rank1-keys.txt"} <= {
+        p.name for p in (exported / "embeddings").iterdir()
+    }
+    assert sorted(read_store(exported / "embeddings")) == sorted(f"sa_{number}" for number in range(1, 10))
+
+
+def test_one_plain_process_gives_the_same_records(workplace, run, tiny, exported) -> None:
+    output = workplace / "output" / "plain"
+    script = ["stage1/save_embedding_stage1.py", "--cfg", TEACHER_CFG, "--data-path", workplace / "data"]
+    run("python", *script, "--output", output, "--batch-size", 2, "--resume", workplace / "sam3.pt", *tiny)
+    plain, parallel = read_store(output / "embeddings"), read_store(exported / "embeddings")
+    assert plain.keys() == parallel.keys()
+    for key in plain:
+        assert plain[key][:4] == parallel[key][:4]
+        ours, theirs = (np.frombuffer(r[key][4:], "<f2").astype(np.float32) for r in (plain, parallel))
+        assert np.linalg.norm(ours - theirs) <= 2e-3 * np.linalg.norm(theirs), key
+
+
+def test_torchrun_runs_the_script_directly_and_finds_nothing_left_to_do(workplace, run, tiny, exported) -> None:
+    before = read_store(exported / "embeddings")
+    script = ["stage1/save_embedding_stage1.py", "--cfg", TEACHER_CFG, "--data-path", workplace / "data"]
+    flags = ["--output", exported, "--resume", workplace / "sam3.pt", *tiny]
+    run("torchrun", "--standalone", "--nproc_per_node", 2, *script, *flags)
+    assert read_store(exported / "embeddings") == before
+    assert "9 in the store already, 0 to export" in (exported / "log_rank0.txt").read_text()
+
+
+def test_saved_embeddings_are_checked(workplace, run, tiny, exported) -> None:
+    where = [f"CFG={TEACHER_CFG}", f"DATA_PATH={workplace / 'data'}", f"OUTPUT={exported}", "GPUS=2"]
+    run("bash", EXPORT, *where, "--check-saved-embed", "--resume", workplace / "sam3.pt", *tiny)
+    assert "9 of 9 records agree with the teacher" in (exported / "log_rank0.txt").read_text()
+
+
+def test_the_training_leaves_what_is_documented(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {
+        "config.json",
+        "log_rank0.txt",
+        "log_rank1.txt",
+        "ckpt_epoch_0.pth",
+        "ckpt_epoch_1.pth",
+        "metrics.jsonl",
+    } <= names
+    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [0, 1]
+    assert metrics[1]["train/loss"] < metrics[0]["train/loss"]
+    content = torch.load(trained / "ckpt_epoch_1.pth", weights_only=True)
+    assert {key.split(".")[0] for key in content["model"]} == {"backbone", "head"}
+
+
+def test_a_training_resumes_by_itself(workplace, run, tiny, exported, trained) -> None:
+    script = ["stage1/train_stage1.py", "--cfg", "stage1/configs/es_ev_s.yaml", "--data-path", workplace / "data"]
+    flags = ["--output", trained, "--batch-size", 2, "--pretrained", "false", *tiny]
+    more = ["DISTILL.TEACHER_EMBED_PATH", exported / "embeddings", "TRAIN.EPOCHS", 3, "TRAIN.WARMUP_EPOCHS", 0]
+    done = run("python", *script, *flags, *more)
+    assert "continuing from" in done.stderr
+    assert (trained / "ckpt_epoch_2.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["CFG=absent.yaml"], "absent.yaml is not a file"),
+        (["DATA_PATH=absent"], "absent"),
+        (["GPUS=none"], "GPUS=none"),
+        (["GPU=1"], "GPU is not a key of the launchers"),
+        (["--resume", "absent.pt"], "absent.pt does not exist"),
+        (["--opts", "DATA.IMG_SIZES", "3"], "did you mean DATA.IMG_SIZE"),
+    ],
+)
+def test_the_launcher_returns_2_with_one_sentence(workplace, run, change, named) -> None:
+    output = workplace / "output" / "refused"
+    where = [f"CFG={TEACHER_CFG}", f"DATA_PATH={workplace / 'data'}", f"OUTPUT={output}", "GPUS=1"]
+    done = run("bash", EXPORT, *where, "--resume", workplace / "sam3.pt", *change, code=2)
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not output.exists()
+
+
+def test_synchronised_batch_norm_on_a_cpu_is_refused(workplace, run, tiny, exported) -> None:
+    where = [f"DATA_PATH={workplace / 'data'}", f"OUTPUT={workplace / 'refused'}", "GPUS=1"]
+    done = run("bash", TRAIN, *where, "--use-sync-bn", "--only-cpu", *tiny, code=2)
+    assert "--use-sync-bn needs GPUs" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(run) -> None:
+    done = run("python", "stage1/train_stage1.py", "--cfg", "absent.yaml", "--debug", code=1)
+    assert "Traceback" in done.stderr
