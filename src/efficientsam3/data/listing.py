@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from efficientsam3.data import listing_cache
+from efficientsam3.data.listing_cache import Names
 from efficientsam3.data.split import SPLITS, Split, split_of
 from efficientsam3.runtime.errors import UserError
 
@@ -44,15 +46,42 @@ class ImageListing:
         Raises:
             UserError: two files have the same id, or a name cannot stand in a line of UTF-8 text.
         """
-        self.root = root
-        ids, codes, self._suffixes = _collect(names)
+        ids, codes, suffixes = _collect(names)
         order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        self._width = ids.dtype.itemsize
-        self._ids = torch.from_numpy(ids.view(np.uint8).reshape(len(ids), self._width))
-        self._codes = torch.from_numpy(codes[order])
+        self._set(root, Names(ids[order], codes[order], suffixes))
         self._check_text()
         self._check_unique()
+
+    def _set(self, root: Path, names: Names) -> None:
+        self.root = root
+        self._width = names.ids.dtype.itemsize
+        table = np.ascontiguousarray(names.ids).view(np.uint8).reshape(len(names.ids), self._width)
+        self._ids, self._codes = torch.from_numpy(table), torch.from_numpy(names.codes)
+        self._suffixes = names.suffixes
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "ImageListing":
+        """The pictures in one folder, from the cache if that is up to date.
+
+        Raises:
+            UserError: as the constructor.
+        """
+        cached = listing_cache.load(folder)
+        if cached is not None:
+            return cls._sorted(folder, cached)
+        stamp, now = listing_cache.stamp_of(folder)
+        listing = cls(folder, _names_in(folder))
+        listing_cache.save(folder, listing._names(), stamp, now)
+        return listing
+
+    @classmethod
+    def _sorted(cls, root: Path, names: Names) -> "ImageListing":
+        listing = cls.__new__(cls)
+        listing._set(root, names)
+        return listing
+
+    def _names(self, count: int | None = None) -> Names:
+        return Names(self.ids[:count], self._codes.numpy()[:count], self._suffixes)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -75,9 +104,8 @@ class ImageListing:
         """The first `count` images, or all when it is 0."""
         if count == 0 or count >= len(self):
             return self
-        shorter = object.__new__(ImageListing)
-        shorter.__dict__.update(self.__dict__, _ids=self._ids[:count].clone(), _codes=self._codes[:count].clone())
-        return shorter
+        ids, codes, suffixes = self._names(count)
+        return self._sorted(self.root, Names(ids.copy(), codes.copy(), suffixes))
 
     def _check_text(self) -> None:
         """Ids become lines of key files, so they must be UTF-8 without line breaks."""
@@ -126,7 +154,8 @@ def list_images(data_path: Path, split: Split, dataset: DatasetName = "sa1b", li
     if dataset == "images":
         return _list_tree(data_path, split).first(limit)
     folder = _split_folder(data_path, split, dataset)
-    return ImageListing(folder, _names_in(folder) if folder.is_dir() else ()).first(limit)
+    listing = ImageListing.of_folder(folder) if folder.is_dir() else ImageListing(folder, ())
+    return listing.first(limit)
 
 
 def check_disjoint(train: ImageListing, val: ImageListing) -> None:
@@ -195,12 +224,12 @@ def _names_below(root: Path, prefix: bytes) -> Iterator[bytes]:
         yield from (relative + name for name in files if _is_image(name))
 
 
-def _collect(names: Iterable[bytes]) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.uint8], list[bytes]]:
-    """(stems, index of each one's suffix, suffixes), in chunks: a million bytes objects take ten times the memory."""
+def _collect(names: Iterable[bytes]) -> Names:
+    """In the order they come, and in chunks: a million bytes objects take ten times the memory."""
     suffixes: dict[bytes, int] = {}
     stems, codes = [np.array([], dtype="S1")], [np.array([], dtype=np.uint8)]
     iterator = iter(names)
     while chunk := [os.path.splitext(name) for name in islice(iterator, _CHUNK)]:
         stems.append(np.array([stem for stem, _ in chunk], dtype="S"))
         codes.append(np.array([suffixes.setdefault(suffix, len(suffixes)) for _, suffix in chunk], dtype=np.uint8))
-    return np.concatenate(stems), np.concatenate(codes), list(suffixes)
+    return Names(np.concatenate(stems), np.concatenate(codes), list(suffixes))

@@ -1,11 +1,13 @@
 """Listings: deterministic order, ids, splits, refusals, and their size in workers."""
 
+import os
 import pickle
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 
+from efficientsam3.data import listing, listing_cache
 from efficientsam3.data.listing import ImageListing, check_disjoint, list_images
 from efficientsam3.data.split import split_of
 from efficientsam3.runtime.errors import UserError
@@ -118,3 +120,62 @@ def test_a_pickled_listing_is_the_same(tmp_path: Path) -> None:
 def test_spawned_workers_are_sent_a_handle_not_the_table(tmp_path: Path) -> None:
     listing = ImageListing(tmp_path, [f"sa_{number:06}.jpg".encode() for number in range(20_000)])
     assert len(ForkingPickler.dumps(listing)) < 2_000
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that counts as large, last changed a while ago."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(listing_cache, "SMALLEST", 1)
+    touch(tmp_path / "data/images/train", "b.jpg", "a.PNG")
+    settle(tmp_path / "data/images/train")
+    return tmp_path / "data"
+
+
+def settle(folder: Path) -> None:
+    os.utime(folder, ns=(0, folder.stat().st_mtime_ns - 10**10))
+
+
+def test_a_listing_comes_from_the_cache_while_the_folder_is_unchanged(
+    cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = list_images(cached, "train")
+    monkeypatch.setattr(listing, "_names_in", lambda _: pytest.fail("scanned again"))
+    again = list_images(cached, "train")
+    assert ids(again) == ids(first) == ["a", "b"]
+    assert again.path(0) == cached / "images/train/a.PNG"
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "rename"])
+def test_the_cache_notices_changes(cached: Path, change: str) -> None:
+    folder = cached / "images/train"
+    assert ids(list_images(cached, "train")) == ["a", "b"]
+    if change == "add":
+        touch(folder, "c.jpg")
+    elif change == "remove":
+        (folder / "b.jpg").unlink()
+    else:
+        (folder / "b.jpg").rename(folder / "d.jpg")
+    expected = {"add": ["a", "b", "c"], "remove": ["a"], "rename": ["a", "d"]}[change]
+    assert ids(list_images(cached, "train")) == expected
+    settle(folder)
+    assert ids(list_images(cached, "train")) == expected
+
+
+def test_a_folder_that_has_just_changed_is_not_cached(cached: Path, tmp_path: Path) -> None:
+    touch(cached / "images/train", "c.jpg")
+    list_images(cached, "train")
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 damaged", b"\x93NUMPY"])
+def test_a_damaged_cache_is_passed_over(cached: Path, tmp_path: Path, content: bytes) -> None:
+    list_images(cached, "train")
+    (cache,) = (tmp_path / "cache").rglob("*.npz")
+    cache.write_bytes(content)
+    assert ids(list_images(cached, "train")) == ["a", "b"]
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(cached: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    assert ids(list_images(cached, "train")) == ["a", "b"]
