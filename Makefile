@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml requirements/pinned.txt
 	touch $@
 
 demo: $(INSTALLED)  ## run the whole of Stage 1 on a small made-up SAM3 (4 minutes)
-	PATH="$(abspath $(BIN)):$$PATH" bash demo/run.sh
+	PATH="$(abspath $(BIN)):$$PATH" python demo/run.py
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

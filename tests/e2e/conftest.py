@@ -24,7 +24,13 @@ def run() -> Run:
 
     def run_command(*command: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            [str(part) for part in command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240
+            [str(part) for part in command],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
         assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

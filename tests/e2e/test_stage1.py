@@ -36,7 +36,7 @@ def workplace(tmp_path_factory, run, tiny_sam3_path, photographs_path):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return ["--opts", *"DATA.IMG_SIZE 224 DISTILL.EMBED_SIZE 16 DISTILL.EMBED_DIM 64 DATA.NUM_WORKERS 1".split()]
+    return ["--opts", "DATA.IMG_SIZE", 224, "DISTILL.EMBED_SIZE", 16, "DISTILL.EMBED_DIM", 64, "DATA.NUM_WORKERS", 1]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,10 @@ def test_every_command_teaches(command: str, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_table_of_commands_is_shown_and_needs_no_pytorch() -> None:
-    code = "import sys; from efficientsam3.cli import build_parser; print(build_parser().format_help()); print('torch' in sys.modules)"
+    code = (
+        "import sys; from efficientsam3.cli import build_parser;"
+        "print(build_parser().format_help()); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(f"    {command} " in done.stdout for command in COMMANDS)
     assert done.stdout.splitlines()[-1] == "False"
