@@ -15,21 +15,21 @@ ROOT = Path(__file__).parents[2]
 def environment() -> dict[str, str]:
     """This environment, with this interpreter's commands in front."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="session")
 def run() -> Run:
     """Run a command in the checkout; `code` is the exit code it must return."""
 
-    def run_command(*command: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    def run_command(*command: object, code: int = 0, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
             [str(part) for part in command],
             cwd=ROOT,
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=timeout,
             check=False,
         )
         assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
