@@ -38,6 +38,17 @@ def extract(tars: list[Path], output: Path) -> None:
         subprocess.run(["tar", "-xf", tar, "-C", output], check=True)
 
 
+def one_round(source: Path, tars: list[Path], scratch: Path, workers: int) -> tuple[float, float]:
+    """Seconds of both."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        plain = timed(lambda: extract(tars, folder / "plain"))
+        shutil.rmtree(folder / "plain")
+        return plain, timed(lambda: reorganise(source, folder / "ours", workers=workers))
+    finally:
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,19 +60,14 @@ def main() -> None:
 
     tars = sorted(args.tars.glob("*.tar"))
     megabytes = sum(tar.stat().st_size for tar in tars) / 1e6
-    plain, ours = [], []
-    for _ in range(args.rounds):
-        scratch = Path(tempfile.mkdtemp(dir=args.scratch))
-        plain.append(timed(lambda: extract(tars, scratch / "plain")))
-        shutil.rmtree(scratch / "plain")
-        ours.append(timed(lambda: reorganise(args.tars, scratch / "ours", workers=args.workers)))
-        shutil.rmtree(scratch)
+    rounds = [one_round(args.tars, tars, args.scratch, args.workers) for _ in range(args.rounds)]
+    plain, ours = zip(*rounds, strict=True)
 
     table = Table("what", "seconds, median", "MB/s", title=f"{len(tars)} tars, {megabytes:.0f} MB")
     for name, seconds in (("tar -xf", plain), (f"reorganise, {args.workers} worker(s)", ours)):
         median = statistics.median(seconds)
         table.add_row(name, f"{median:.2f}", f"{megabytes / median:.0f}")
-    ratios = sorted(a / b for a, b in zip(plain, ours, strict=True))
+    ratios = sorted(a / b for a, b in rounds)
     Console().print(table)
     print(f"throughput ratio: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}")
     print(f"Python {platform.python_version()}, {platform.platform()}, scratch in {args.scratch}", file=sys.stdout)

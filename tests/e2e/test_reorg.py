@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "data/reorg_sa1b.py"
-PAIRS_PER_TAR = 1500
+PAIRS_PER_TAR = 1000
 
 
 def jpeg(number: int) -> bytes:
