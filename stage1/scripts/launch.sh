@@ -24,6 +24,10 @@ launch() {
     echo "${0##*/}: GPUS=$gpus is not a number of processes: give 1 or more." >&2
     return 2
   fi
+  if [[ ${NNODES:-1} != 1 && -z ${RDZV_ENDPOINT:-} ]]; then
+    echo "${0##*/}: NNODES=$NNODES needs RDZV_ENDPOINT=HOST:PORT, a machine and free port that all of them reach." >&2
+    return 2
+  fi
   # In front of the other flags: --opts takes everything that follows it.
   local given=(--cfg "${CFG:-$default_cfg}")
   [[ -n ${DATA_PATH:-} ]] && given+=(--data-path "$DATA_PATH")

@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from efficientsam3.data.dataset import ImageSample, read_sample
-from efficientsam3.data.images import BrokenImageError
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.embeddings.codecs import unpack_seeds
 from efficientsam3.embeddings.reader import EmbeddingStore
+from efficientsam3.runtime.errors import UserError
 
 
 @dataclass
@@ -36,8 +36,11 @@ class DistillBatch:
         return self
 
 
-class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | BrokenImageError]):
-    """The images of a listing that the store has, each with its record; the record's seed drives the augmentation."""
+class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | UserError]):
+    """The images of a listing that the store has, each with its record; the record's seed drives the augmentation.
+
+    A picture that cannot be read, or a damaged record, comes as its error, so that the others of its batch go on.
+    """
 
     def __init__(self, listing: ImageListing, store: EmbeddingStore) -> None:
         """Pair the two by image id; preprocessing and augmentation are those of the store's manifest."""
@@ -49,19 +52,19 @@ class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | BrokenImageError
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, item: int) -> tuple[ImageSample, torch.Tensor] | BrokenImageError:
-        record = self._store.read(int(self._rows[item]))
+    def __getitem__(self, item: int) -> tuple[ImageSample, torch.Tensor] | UserError:
         manifest = self._store.manifest
-        seed = int(unpack_seeds(record[None])[0])
         index = int(self._indices[item])
         try:
+            record = self._store.read(int(self._rows[item]))
+            seed = int(unpack_seeds(record[None])[0])
             return read_sample(self._listing, index, seed, manifest.preprocessing, manifest.augmentation), record
-        except BrokenImageError as error:
+        except UserError as error:
             return error
 
-    def collate(self, items: list[tuple[ImageSample, torch.Tensor] | BrokenImageError]) -> DistillBatch:
+    def collate(self, items: list[tuple[ImageSample, torch.Tensor] | UserError]) -> DistillBatch:
         """Stack what could be read."""
-        whole = [item for item in items if not isinstance(item, BrokenImageError)]
+        whole = [item for item in items if not isinstance(item, UserError)]
         weight = 1.0 if whole else 0.0
         whole = whole or [self._stand_in()]
         return DistillBatch(
@@ -70,7 +73,7 @@ class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | BrokenImageError
             torch.tensor([sample.content_size for sample, _ in whole]),
             torch.stack([record for _, record in whole]),
             torch.full((len(whole),), weight),
-            [str(item) for item in items if isinstance(item, BrokenImageError)],
+            [str(item) for item in items if isinstance(item, UserError)],
         )
 
     def _stand_in(self) -> tuple[ImageSample, torch.Tensor]:

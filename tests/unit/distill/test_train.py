@@ -77,6 +77,19 @@ def test_a_picture_broken_after_the_export_is_reported_and_training_goes_on(
     assert all(math.isfinite(value) for value in summary.metrics.values())
 
 
+def test_a_damaged_record_is_reported_by_name_and_training_goes_on(
+    make_training: MakeTraining, one_process: Process, store_path: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "damaged"
+    shutil.copytree(store_path, store)
+    values = bytearray((store / "embeddings" / "rank0-values.bin").read_bytes())
+    values[100] ^= 1
+    (store / "embeddings" / "rank0-values.bin").write_bytes(values)
+    summary = train(make_training("TRAIN.EPOCHS", "1", "DATA.NUM_WORKERS", "1", store=store), one_process)
+    first = (store / "embeddings" / "rank0-keys.txt").read_text().splitlines()[0]
+    assert [f"image {first!r}" in sentence for sentence in summary.broken] == [True]
+
+
 def test_images_without_an_embedding_are_left_out(
     make_training: MakeTraining, make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:

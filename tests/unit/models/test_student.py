@@ -33,6 +33,14 @@ def test_the_nine_have_the_published_size_and_grid(backbone: str) -> None:
     check_student_grid(StudentArchitecture(backbone))
 
 
+@pytest.mark.parametrize("backbone", TIMM_NAMES)
+def test_every_parameter_gets_a_gradient(backbone: str) -> None:
+    """DistributedDataParallel waits for ever for one that does not."""
+    student = Student(StudentArchitecture(backbone, 8, 4, 64)).train()
+    student(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert [name for name, parameter in student.named_parameters() if parameter.grad is None] == []
+
+
 def test_every_student_has_a_backbone_of_its_own() -> None:
     assert set(STUDENTS.values()) == set(TIMM_NAMES)
 
