@@ -6,6 +6,7 @@ Mapped tensors cost memory only once they are looked at: reading a 3.45 GB `sam3
 import json
 import pickle
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _GLOBAL_IN_MESSAGE = re.compile(r"GLOBAL ([\w.]+)")
 
 
-class _InertConfig(dict[str, Any]):
-    """Stands in for a config object that a training checkpoint pickles: holds its values, runs nothing."""
+class _InertConfig:
+    """Stands in for a config object that a training checkpoint pickles: an ordered dict, which runs nothing.
 
-    def __setstate__(self, state: Any) -> None:
-        """Drop the object's attributes: they are settings of the class that is not here."""
+    PyTorch's safe unpickler fills an OrderedDict's items and attributes, and no subclass of it.
+    """
+
+    def __new__(cls, *_: Any) -> Any:
+        """Make the dict instead of an instance."""
+        return OrderedDict()
 
 
 # Config classes that published training checkpoints carry beside their weights.

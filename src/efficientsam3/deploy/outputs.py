@@ -66,7 +66,7 @@ def write_answers(
     Raises:
         UserError: the folder cannot be written to.
     """
-    objects = []
+    objects: list[dict[str, Any]] = []
     for prompt, found in answers:
         for mask, box, score in zip(found.masks, found.boxes.tolist(), found.scores.tolist(), strict=True):
             file = f"{name}_mask_{len(objects):03d}.png"
