@@ -93,7 +93,7 @@ def run_commands(demo: Demo) -> None:
     demo.run(
         "train",
         f"bash stage1/scripts/train_stage1_student.sh CFG=stage1/configs/es_ev_s.yaml DATA_PATH={out}/photographs "
-        f"OUTPUT={out}/student BATCH_SIZE=4 GPUS=2 --pretrained false --only-cpu --opts "
+        f"OUTPUT={out}/student BATCH_SIZE=2 GPUS=2 --pretrained false --only-cpu --opts "
         f"DISTILL.TEACHER_EMBED_PATH {out}/teacher/embeddings {shape} DATA.NUM_WORKERS 0 SAVE_FREQ {EPOCHS} "
         f"TRAIN.EPOCHS {EPOCHS} TRAIN.WARMUP_EPOCHS 1 TRAIN.BASE_LR 3e-3 TRAIN.LR_SCALING none",
     )
@@ -109,7 +109,7 @@ def run_commands(demo: Demo) -> None:
     demo.run(
         "predict",
         f"efficientsam3 predict {out}/{MERGED} {out}/photographs/images/val/{image}.jpg "
-        f"--point {width // 2} {height // 2} --out {out}/masks",
+        f"--point {width // 2} {height // 2} --device cpu --out {out}/masks",
     )
 
 
@@ -134,13 +134,14 @@ def draw(demo: Demo) -> None:
 def summarise(demo: Demo) -> None:
     """Say what was done, where it lies, and what it means."""
     first, *_, last = read_metrics(demo.output / "student" / "metrics.jsonl")
+    image = _first_validation_image(demo.output)
     losses = f"{first['val/loss']:.2f} -> {last['val/loss']:.2f}"
     done = {
         "prepare": f"{TRAIN_IMAGES} + {VAL_IMAGES} photographs with {_mask_count(demo.output)} masks, a teacher",
         "export": f"embeddings of 64 x {TEACHER.grid} x {TEACHER.grid}",
         "train": f"validation loss {losses}, cosine similarity {1 - last['val/cosine']:.2f}",
         "merge": f"a model of {(demo.output / MERGED).stat().st_size / 1e6:.1f} MB",
-        "predict": f"{len(list((demo.output / 'masks').iterdir()))} files",
+        "predict": f"{len(json.loads((demo.output / 'masks' / f'{image}.json').read_text())['objects'])} mask",
     }
     table = Table("step", "seconds", "result")
     for step, result in done.items():
@@ -150,8 +151,8 @@ def summarise(demo: Demo) -> None:
     for what, name in (
         ("teacher and student features side by side", "features.png"),
         ("loss curve", "loss.png"),
-        ("mask overlay", "masks"),
-        ("merged model", "merged"),
+        ("mask overlay", f"masks/{image}_overlay.png"),
+        ("merged model", MERGED),
     ):
         demo.console.print(f"{what}: {demo.output / name}", highlight=False, soft_wrap=True)
     demo.console.print(f"\n{WARNING}\n{CLOSING}", highlight=False, soft_wrap=True)
