@@ -52,7 +52,7 @@ def load_pickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise UserError(_unpickling_message(path, error)) from error
-    except Exception as error:  # a parser of foreign bytes: struct, Unicode, index errors, depending on where they break
+    except Exception as error:  # a parser of foreign bytes fails in ways that nobody lists
         raise UserError(f"Checkpoint {path} is broken or cut short: download or write it again.") from error
 
 
