@@ -4,8 +4,9 @@ import io
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from efficientsam3.data.jpeg import is_jpeg, is_unfinished
 from efficientsam3.runtime.errors import UserError
@@ -13,6 +14,7 @@ from efficientsam3.runtime.errors import UserError
 # Pillow's other readers (EPS starts Ghostscript) have no place on pictures from anywhere.
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
+_STRIP_ROWS = 64
 
 
 class BrokenImageError(UserError):
@@ -46,11 +48,11 @@ def decode_rgb(data: bytes, path: Path) -> torch.Tensor:
         if is_jpeg(data) and is_unfinished(data):
             raise ValueError("half-written JPEG, its end is missing")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            pixels = np.array(_to_rgb(_upright(image)))
+            pixels = torch.from_numpy(_pixels(_to_rgb(image))).permute(2, 0, 1)  # [3, H, W]
+            return _upright(pixels, image.getexif().get(_ORIENTATION, 1))
     # Pillow documents no list of what broken files raise: SyntaxError, struct.error and KeyError were all met.
     except Exception as error:
         raise _broken(path, error) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # [3, H, W]
 
 
 def _broken(path: Path, error: Exception) -> BrokenImageError:
@@ -61,9 +63,20 @@ def _broken(path: Path, error: Exception) -> BrokenImageError:
     )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # A picture without the tag must not pay for the copy that exif_transpose makes.
-    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """(H, W, 3), copied in strips: at once, Pillow makes three copies of the whole, for twice the time in all."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Turn (3, H, W) as EXIF says: 5 to 8 swap the axes after mirroring, 1 and unknown ones are upright."""
+    mirrored = {2: [2], 3: [1, 2], 4: [1], 6: [1], 7: [1, 2], 8: [2]}.get(orientation, [])
+    image = image.flip(mirrored) if mirrored else image
+    return image.transpose(1, 2) if orientation in {5, 6, 7, 8} else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
