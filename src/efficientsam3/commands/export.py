@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     # Before PyTorch is imported, which takes seconds: a mistyped key is named at once.
     config = read_config(ExportConfig, args, MODEL__RESUME=args.resume)
 
-    from efficientsam3.distill.export import export_embeddings, plan_export
+    from efficientsam3.distill.export import export_embeddings
+    from efficientsam3.distill.export_plan import plan_export
     from efficientsam3.distill.verify import check_saved_embeddings
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.run import run_step

@@ -75,6 +75,17 @@ class EmbeddingConfig(Section):
     EMBED_DIM: Positive = Field(1024, description="channels: 1024 for SAM3, 256 for a SAM-style teacher")
 
 
+class StoreConfig(EmbeddingConfig):
+    """What the export writes; recorded in the store's manifest, where training finds it."""
+
+    CODEC: str = Field(
+        "float16",
+        pattern=r"^(float16|int8|int4|pca[1-9][0-9]*-int[48])$",
+        description="how embeddings are stored: float16 (the published format), int8 (half), int4 (a quarter), "
+        "pca{K}-int8 or pca{K}-int4 (K principal components); `efficientsam3 store advise` compares them",
+    )
+
+
 class DistillConfig(EmbeddingConfig):
     """What the student is trained against, and the weights of the two loss terms."""
 
@@ -144,7 +155,7 @@ class ExportConfig(RunConfig):
 
     DATA: ExportDataConfig = Field(default_factory=ExportDataConfig)
     MODEL: TeacherConfig = Field(default_factory=TeacherConfig)
-    DISTILL: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
+    DISTILL: StoreConfig = Field(default_factory=StoreConfig)
     OUTPUT: Path = Path("output/stage1_teacher")
 
     @property

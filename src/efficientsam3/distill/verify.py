@@ -8,15 +8,9 @@ import torch
 
 from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.dataset import ImageBatch
-from efficientsam3.distill.export import (
-    ExportPlan,
-    Indices,
-    embed_batch,
-    image_batches,
-    load_teacher,
-    plan_export,
-    prepare_store,
-)
+from efficientsam3.distill.embed import Indices, embed_batch, image_batches, load_teacher
+from efficientsam3.distill.export_plan import ExportPlan, plan_export
+from efficientsam3.distill.store_setup import prepare_store
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.runtime.distributed import Process, all_gather
 from efficientsam3.runtime.errors import UserError
@@ -26,6 +20,8 @@ from efficientsam3.runtime.progress import progress_bar
 logger = logging.getLogger(LOGGER_NAME)
 # float16 rounds to 5e-4; other hardware, batch sizes and bfloat16 add a few times that.
 TOLERANCE = 2e-2
+# A quantised value next to a rounding boundary falls to the other side by the least difference, a whole step away.
+QUANTISED_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,7 @@ class ImageError:
     absolute: float
     relative: float
     cosine: float
+    beyond_codec: float  # relative error against what the codec makes of the recomputed embedding
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,8 @@ class StoreAgreement:
     worst_relative_error: float
     worst_image: str
     cosine: float  # mean over images and cells
-    disagreeing: tuple[str, ...]  # ids beyond TOLERANCE
+    disagreeing: tuple[str, ...]  # ids whose error, that of the codec left out, is beyond the tolerance
+    tolerance: float
 
 
 def check_saved_embeddings(config: ExportConfig, process: Process, samples: int = 0) -> StoreAgreement:
@@ -60,8 +58,8 @@ def check_saved_embeddings(config: ExportConfig, process: Process, samples: int 
         samples: check that many images, evenly spread; 0 means all.
 
     Raises:
-        UserError: there is no store, images of the dataset are missing in it, or an embedding's relative error is above
-            `TOLERANCE`.
+        UserError: there is no store, images of the dataset are missing in it, or an embedding differs from what the
+            codec makes of the recomputed one by more than `TOLERANCE` (float16) or `QUANTISED_TOLERANCE`, relatively.
     """
     plan = plan_export(config)
     if not plan.store_dir.is_dir():
@@ -78,13 +76,14 @@ def check_saved_embeddings(config: ExportConfig, process: Process, samples: int 
         for batch in image_batches(config, plan, mine, process):
             errors += _compare(batch, embed_batch(teacher, batch, plan.preprocessing, process.device), store)
             advance(len(batch.image_ids) + len(batch.broken))
-    agreement = _summarise([error for of_rank in all_gather(errors) for error in of_rank])
+    tolerance = TOLERANCE if store.manifest.codec == "float16" else QUANTISED_TOLERANCE
+    agreement = _summarise([error for of_rank in all_gather(errors) for error in of_rank], tolerance)
     if process.is_main:
         _report(plan, store, agreement)
     if agreement.disagreeing:
         raise UserError(
             f"{len(agreement.disagreeing)} of {agreement.images} stored embeddings differ from the teacher's by more "
-            f"than {TOLERANCE:g} (worst: image {agreement.worst_image!r}, {agreement.worst_relative_error:.3g}): check "
+            f"than {tolerance:g} (worst: image {agreement.worst_image!r}, {agreement.worst_relative_error:.3g}): check "
             "that the teacher's checkpoint and the pictures are those of the export."
         )
     return agreement
@@ -117,14 +116,16 @@ def _compare(batch: ImageBatch, computed: torch.Tensor, store: EmbeddingStore) -
             f"The store {store.directory} has other augmentation seeds than SEED gives: use the export's SEED."
         )
     difference = stored - computed
+    beyond = stored - store.codec.decode(store.codec.encode(computed))
     relative = difference.flatten(1).norm(dim=1) / computed.flatten(1).norm(dim=1)
     cosine = torch.nn.functional.cosine_similarity(stored, computed, dim=1).flatten(1).mean(dim=1)
     absolute = difference.abs().flatten(1).mean(dim=1)
-    columns = (absolute.tolist(), relative.tolist(), cosine.tolist())
+    beyond_codec = beyond.flatten(1).norm(dim=1) / computed.flatten(1).norm(dim=1)
+    columns = (absolute.tolist(), relative.tolist(), cosine.tolist(), beyond_codec.tolist())
     return [ImageError(*row) for row in zip(batch.image_ids, *columns, strict=True)]
 
 
-def _summarise(errors: list[ImageError]) -> StoreAgreement:
+def _summarise(errors: list[ImageError], tolerance: float) -> StoreAgreement:
     assert errors
     worst = max(errors, key=lambda error: error.relative)
     return StoreAgreement(
@@ -135,7 +136,8 @@ def _summarise(errors: list[ImageError]) -> StoreAgreement:
         worst_image=worst.image_id,
         cosine=float(np.mean([error.cosine for error in errors])),
         # A NaN is above every tolerance.
-        disagreeing=tuple(error.image_id for error in errors if not error.relative <= TOLERANCE),
+        disagreeing=tuple(error.image_id for error in errors if not error.beyond_codec <= tolerance),
+        tolerance=tolerance,
     )
 
 
@@ -144,7 +146,7 @@ def _report(plan: ExportPlan, store: EmbeddingStore, agreement: StoreAgreement) 
         logger.warning("%d of %d images have no embedding in the store yet", plan.count - len(store), plan.count)
     logger.info(
         "%d of %d records agree with the teacher: mean absolute error %.3g, relative error %.3g (worst %.3g, image "
-        "%s), cosine %.6f, tolerance %g relative",
+        "%s), cosine %.6f, tolerance %g relative to what codec %s keeps",
         agreement.images - len(agreement.disagreeing),
         agreement.images,
         agreement.mean_absolute_error,
@@ -152,5 +154,6 @@ def _report(plan: ExportPlan, store: EmbeddingStore, agreement: StoreAgreement) 
         agreement.worst_relative_error,
         agreement.worst_image,
         agreement.cosine,
-        TOLERANCE,
+        agreement.tolerance,
+        store.manifest.codec,
     )

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.embeddings.codecs import SEED_BYTES, Codec, build_codec
+from efficientsam3.embeddings.codecs import SEED_BYTES, Codec, build_codec, payload_size
+from efficientsam3.embeddings.projection import load_projection
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 
@@ -24,6 +25,16 @@ class TeacherIdentity(BaseModel):
     compute_dtype: str = Field("float32", description="of the teacher's matrix products")
 
 
+class ProjectionIdentity(BaseModel):
+    """The projection that the records of a pca{K} codec are coefficients of; its numbers are in a file beside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(description="of projection.safetensors")
+    variance_kept: float = Field(description="part of the variance of the images it was fitted on")
+    images: int = Field(gt=0, description="how many those were")
+
+
 class Manifest(BaseModel):
     """Everything that two runs must share to write into one store. Written before the first record."""
 
@@ -36,16 +47,24 @@ class Manifest(BaseModel):
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
     seed: int = 0
+    projection: ProjectionIdentity | None = Field(None, description="of codec pca{K}-int8 or pca{K}-int4")
     teacher: TeacherIdentity | None = Field(None, description="None for a store in the published format")
 
-    def build_codec(self) -> Codec:
-        """The codec of the store's payloads."""
-        return build_codec(self.codec, self.embed_dim, self.embed_size)
+    def build_codec(self, directory: Path) -> Codec:
+        """The codec of the payloads of the store in `directory`.
+
+        Raises:
+            UserError: it is not known, or its projection is missing there.
+        """
+        projection = None
+        if self.projection is not None:
+            projection = load_projection(directory, self.projection.sha256, self.projection.variance_kept)
+        return build_codec(self.codec, self.embed_dim, self.embed_size, projection)
 
     @property
     def record_size(self) -> int:
         """Bytes per record."""
-        return SEED_BYTES + self.build_codec().payload_size
+        return SEED_BYTES + payload_size(self.codec, self.embed_dim, self.embed_size)
 
 
 def read_manifest(directory: Path) -> Manifest | None:

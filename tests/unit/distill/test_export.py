@@ -11,7 +11,9 @@ from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.data.images import read_rgb
 from efficientsam3.data.preprocess import normalise, resize_image
-from efficientsam3.distill.export import export_embeddings, plan_export
+from efficientsam3.distill.export import export_embeddings
+from efficientsam3.distill.export_plan import plan_export
+from efficientsam3.distill.verify import check_saved_embeddings
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.models.teacher import build_teacher
 from efficientsam3.runtime.distributed import Process
@@ -93,7 +95,7 @@ def test_an_embedding_that_is_not_finite_stops_the_export_with_the_images_name(
         def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
             return torch.full((len(pixels), 64, 16, 16), 7e4)  # beyond float16
 
-    monkeypatch.setattr("efficientsam3.distill.export.build_teacher", lambda *_: Overflowing())
+    monkeypatch.setattr("efficientsam3.distill.embed.build_teacher", lambda *_: Overflowing())
     with pytest.raises(UserError, match=r"image 'sa_1' is not finite"):
         export_embeddings(make_export(), one_process)
 
@@ -159,3 +161,46 @@ def test_the_same_id_in_both_splits_is_refused_naming_both_files(
     shutil.copy(data / "images" / "val" / "sa_8.jpg", data / "images" / "train" / "sa_8.jpg")
     with pytest.raises(UserError, match=r"train/sa_8\.jpg.*val/sa_8\.jpg"):
         plan_export(make_export(data=data))
+
+
+@pytest.mark.parametrize(
+    ("codec", "least"), [("int8", 0.999), ("int4", 0.98), ("pca48-int8", 0.98), ("pca60-int4", 0.98)]
+)
+def test_a_codec_is_recorded_checked_and_near_the_teacher(
+    make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path, codec: str, least: float
+) -> None:
+    config = make_export("DISTILL.CODEC", codec)
+    export_embeddings(config, one_process)
+    store, plain = EmbeddingStore(tmp_path / "teacher" / "embeddings"), EmbeddingStore(store_path / "embeddings")
+    assert store.manifest.codec == codec
+    assert (store.manifest.projection is not None) == codec.startswith("pca")
+    rows = torch.stack([store.read(row) for row in range(9)]), torch.stack([plain.read(row) for row in range(9)])
+    (seeds, stored), (plain_seeds, exact) = store.decode(rows[0]), plain.decode(rows[1])
+    assert torch.equal(seeds, plain_seeds)
+    assert rows[0].shape[1] < rows[1].shape[1] / 1.9
+    assert float(torch.nn.functional.cosine_similarity(stored, exact, dim=1).mean()) > least
+    agreement = check_saved_embeddings(config, one_process)
+    assert agreement.images == 9
+    with pytest.raises(UserError, match="other settings .codec"):
+        export_embeddings(make_export(), one_process)
+
+
+def test_a_projection_is_fitted_once_and_kept_by_later_runs(
+    make_export: MakeExport, one_process: Process, tmp_path: Path
+) -> None:
+    config = make_export("DISTILL.CODEC", "pca8-int8", "DATA.NUM_SAMPLES", "1")
+    export_embeddings(config, one_process)
+    manifest = EmbeddingStore(tmp_path / "teacher" / "embeddings").manifest
+    assert manifest.projection is not None
+    assert manifest.projection.images == 2
+    assert 0.1 < manifest.projection.variance_kept < 1
+    assert export_embeddings(make_export("DISTILL.CODEC", "pca8-int8"), one_process).exported == 7
+    assert EmbeddingStore(tmp_path / "teacher" / "embeddings").manifest == manifest
+
+
+def test_more_components_than_channels_are_refused_before_anything_is_written(
+    make_export: MakeExport, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"pca65 .* 64 channels"):
+        plan_export(make_export("DISTILL.CODEC", "pca65-int4"))
+    assert not (tmp_path / "teacher").exists()

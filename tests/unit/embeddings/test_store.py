@@ -70,7 +70,7 @@ def test_an_empty_store_has_nothing(tmp_path: Path) -> None:
 def test_decoding(tmp_path: Path) -> None:
     write_manifest(tmp_path, MANIFEST)
     grid = torch.randn(1, 3, 2, 2)
-    payload = MANIFEST.build_codec().encode(grid).numpy()
+    payload = MANIFEST.build_codec(tmp_path).encode(grid).numpy()
     with BackgroundWriter(Shard(tmp_path, 0), SIZE) as writer:
         writer.append("sa_1", np.concatenate([np.array([42], "<i4").view(np.uint8), payload[0]]))
     store = EmbeddingStore(tmp_path)

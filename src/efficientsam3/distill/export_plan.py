@@ -1,0 +1,51 @@
+"""What an export will do, found out and checked before work begins."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from efficientsam3.config.schema import ExportConfig
+from efficientsam3.data.listing import ImageListing, check_disjoint, list_images
+from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.distill.preprocessing import resolve_preprocessing
+from efficientsam3.embeddings.codecs import SEED_BYTES, payload_size
+from efficientsam3.models.teacher import teacher_preprocessing
+from efficientsam3.runtime.errors import UserError
+
+EMBEDDINGS_DIR = "embeddings"
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What an export will do, found out without loading the teacher or writing anything."""
+
+    splits: tuple[ImageListing, ...]
+    preprocessing: Preprocessing
+    store_dir: Path
+    record_size: int  # bytes
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return sum(len(split) for split in self.splits)
+
+
+def plan_export(config: ExportConfig) -> ExportPlan:
+    """Check everything that can be checked before work begins.
+
+    Raises:
+        UserError: the dataset is missing or empty, ids repeat, or teacher and configuration do not fit.
+    """
+    splits = tuple(
+        list_images(config.DATA.DATA_PATH, split, config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
+        for split in ("train", "val")
+    )
+    if not any(map(len, splits)):
+        raise UserError(
+            f"DATA.DATA_PATH {config.DATA.DATA_PATH} has no images in train or val: give the folder that "
+            "`python data/reorg_sa1b.py` made."
+        )
+    check_disjoint(*splits)
+    shape = (config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE)
+    own = teacher_preprocessing(config.MODEL.RESUME, config.DATA.IMG_SIZE, *shape)
+    record_size = SEED_BYTES + payload_size(config.DISTILL.CODEC, *shape)
+    return ExportPlan(splits, resolve_preprocessing(config.DATA, own), config.output_dir / EMBEDDINGS_DIR, record_size)
