@@ -4,16 +4,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Sam3ViTConfig, Sam3ViTModel
 
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3 import inspect_trunk
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX, sam3_tensors
 from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
+from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
 
 VISION_PREFIX = "detector.backbone.vision_backbone."
@@ -130,8 +129,7 @@ def measure_teacher(shapes: Mapping[str, tuple[int, ...]], trunk: Sam3ViTConfig)
 
     with torch.device("meta"):
         model = Sam3ViTModel(trunk).eval()
-        pixels = torch.empty(1, 3, trunk.image_size, trunk.image_size)
-    trunk_macs, _ = count_macs(model, pixels)
+    _, trunk_macs = trace(model, (1, 3, trunk.image_size, trunk.image_size))
     return TeacherSize(
         parameters=count(""),
         vision=count(VISION_PREFIX),
@@ -143,12 +141,11 @@ def measure_teacher(shapes: Mapping[str, tuple[int, ...]], trunk: Sam3ViTConfig)
 
 
 def measure_student(name: str, architecture: StudentArchitecture) -> StudentSize:
-    """Count a student's parameters and work at its image size, on the meta device."""
+    """Count a student's parameters and work at its image size."""
     with torch.device("meta"):
         student = Student(architecture).eval()
-        pixels = torch.empty(1, 3, architecture.image_size, architecture.image_size)
-    backbone_macs, features = count_macs(student.backbone, pixels)
-    head_macs, _ = count_macs(student.head, features[-1])
+    features, backbone_macs = trace(student.backbone, (1, 3, architecture.image_size, architecture.image_size))
+    _, head_macs = trace(student.head, features[-1].shape)
     return StudentSize(
         name=name,
         backbone=architecture.backbone,
@@ -157,19 +154,6 @@ def measure_student(name: str, architecture: StudentArchitecture) -> StudentSize
         backbone_macs=backbone_macs,
         head_macs=head_macs,
     )
-
-
-@torch.no_grad()
-def count_macs(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[int, Any]:
-    """Multiply-accumulates of one forward pass, and its output: convolutions, matrix products and attention.
-
-    Half of torch.utils.flop_counter's floating point operations. Both arguments are on the meta device: nothing is
-    computed there, and attention is taken apart into products that are counted, unlike a CPU's fused attention.
-    """
-    assert inputs.is_meta, inputs.device
-    with FlopCounterMode(display=False) as counter:
-        outputs = model(inputs)
-    return int(counter.get_total_flops()) // 2, outputs
 
 
 def _parameters(model: torch.nn.Module) -> int:

@@ -6,6 +6,7 @@ import timm
 import torch
 from torch import nn
 
+from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
 
 # Published backbone name -> timm model. The names are those of the nine published Stage 1 students.
@@ -124,32 +125,33 @@ class Student(nn.Module):
 
 
 def check_student_grid(architecture: StudentArchitecture) -> None:
-    """Verify the shapes a student produces, on the meta device, so that nothing is computed.
+    """Verify the shapes a student produces, computing nothing.
 
     Raises:
         UserError: one of the nine does not give image_size / 32 (rounded up) cells at its last stage, or the
             backbone fails at this image size, or its output is not (embed_dim, embed_size, embed_size).
     """
     with torch.device("meta"):
-        probe = Student(architecture).eval()
-        pixels = torch.empty(1, 3, architecture.image_size, architecture.image_size)
-        try:
-            features = probe.backbone(pixels)[-1]
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise UserError(
-                f"MODEL.BACKBONE {architecture.backbone!r} does not take images of {architecture.image_size} pixels "
-                f"({error}); change DATA.IMG_SIZE or the backbone."
-            ) from error
-        if features.ndim != 4 or features.shape[-1] != features.shape[-2]:
-            raise UserError(
-                f"MODEL.BACKBONE {architecture.backbone!r} gives features of shape {tuple(features.shape)}, not "
-                "(B, C, H, W) maps of a square; choose a convolutional or hierarchical model."
-            )
-        grid = -(-architecture.image_size // _PUBLISHED_STRIDE)
-        if architecture.backbone in TIMM_NAMES and features.shape[-1] != grid:
-            raise UserError(
-                f"MODEL.BACKBONE {architecture.backbone!r} gives {features.shape[-1]} cells a side where {grid} are "
-                f"expected at {architecture.image_size} pixels; install a timm version that this project supports."
-            )
-        expected = (1, architecture.embed_dim, architecture.embed_size, architecture.embed_size)
-        assert probe(pixels).shape == expected, (probe(pixels).shape, expected)
+        student = Student(architecture).eval()
+    pixels = (1, 3, architecture.image_size, architecture.image_size)
+    try:
+        features = trace(student.backbone, pixels)[0][-1]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"MODEL.BACKBONE {architecture.backbone!r} does not take images of {architecture.image_size} pixels "
+            f"({error}); change DATA.IMG_SIZE or the backbone."
+        ) from error
+    if features.ndim != 4 or features.shape[-1] != features.shape[-2]:
+        raise UserError(
+            f"MODEL.BACKBONE {architecture.backbone!r} gives features of shape {tuple(features.shape)}, not "
+            "(B, C, H, W) maps of a square; choose a convolutional or hierarchical model."
+        )
+    grid = -(-architecture.image_size // _PUBLISHED_STRIDE)
+    if architecture.backbone in TIMM_NAMES and features.shape[-1] != grid:
+        raise UserError(
+            f"MODEL.BACKBONE {architecture.backbone!r} gives {features.shape[-1]} cells a side where {grid} are "
+            f"expected at {architecture.image_size} pixels; install a timm version that this project supports."
+        )
+    embedding = trace(student, pixels)[0]
+    expected = (1, architecture.embed_dim, architecture.embed_size, architecture.embed_size)
+    assert embedding.shape == expected, (embedding.shape, expected)
