@@ -15,6 +15,7 @@ COMMANDS = {
     "reorg": "arrange SA-1B's archives or folders as images/{train,val} and annotations/{train,val}",
     "data": "check a dataset",
     "export": "run the teacher over the dataset once and store its embeddings",
+    "store": "look after an embedding store: info, verify, convert, merge-shards, export-missing-list, advise",
     "train": "train a student to reproduce the stored embeddings",
     "merge": "put a trained student in the place of SAM3's image trunk",
     "predict": "segment pictures by text, box and point prompts",

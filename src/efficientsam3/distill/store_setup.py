@@ -24,14 +24,13 @@ from efficientsam3.embeddings.manifest import (
     read_manifest,
     write_manifest,
 )
-from efficientsam3.embeddings.projection import fit_projection, save_projection
+from efficientsam3.embeddings.projection import PROJECTION_IMAGES, fit_projection, save_projection
 from efficientsam3.models.teacher import teacher_hash
 from efficientsam3.runtime.distributed import Process, broadcast
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
-PROJECTION_IMAGES = 32  # a projection is fitted on so many; 64 gave the same cosine to three digits
 
 
 def prepare_store(config: ExportConfig, plan: ExportPlan, process: Process) -> Manifest:

@@ -12,6 +12,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_path, sha256_file
 
 PROJECTION_NAME = "projection.safetensors"
+PROJECTION_IMAGES = 32  # a store's projection is fitted on so many
 # Components whose deviation is below this part of the largest one's are noise, and are not blown up to unit variance.
 _SMALLEST_DEVIATION = 1e-4
 

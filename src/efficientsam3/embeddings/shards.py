@@ -6,14 +6,28 @@ record: values and checksums beyond the last whole line are leftovers of an inte
 """
 
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from efficientsam3.runtime.errors import UserError
 
 CRC_BYTES = 4
 _KEYS_NAME = re.compile(r"rank(\d+)-keys\.txt")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One committed record."""
+
+    key: bytes
+    content: npt.NDArray[np.uint8]  # (record_size,)
+    intact: bool  # whole, and as its checksum says where there is one
 
 
 @dataclass(frozen=True)
@@ -38,9 +52,25 @@ class Shard:
         """The checksum file."""
         return self.directory / f"rank{self.rank}-crc32.bin"
 
+    @property
+    def paths(self) -> tuple[Path, Path, Path]:
+        """Values, checksums and keys: the order in which to remove them."""
+        return self.values_path, self.crc_path, self.keys_path
+
     def read_keys(self) -> list[bytes]:
         """Ids of the committed records, in record order; a torn last line is not one."""
         return self.keys_path.read_bytes().split(b"\n")[:-1]
+
+    def read_records(self, record_size: int) -> Iterator["Record"]:
+        """The committed records front to back; what cannot be read whole is damaged."""
+        with ExitStack() as files:
+            values = files.enter_context(self.values_path.open("rb")) if self.values_path.exists() else None
+            crcs = files.enter_context(self.crc_path.open("rb")) if self.crc_path.exists() else None
+            for key in self.read_keys():
+                content = np.empty(record_size, np.uint8)
+                whole = values is not None and values.readinto(content.data) == record_size
+                checksum = zlib.crc32(content.data).to_bytes(CRC_BYTES, "little")
+                yield Record(key, content, whole and (crcs is None or crcs.read(CRC_BYTES) == checksum))
 
     def check_sizes(self, count: int, record_size: int) -> None:
         """Verify that the other files hold at least the `count` committed records.

@@ -35,7 +35,7 @@ class ShardWriter:
         """
         self._shard, self._record_size = shard, record_size
         self._pending: list[bytes] = []
-        self._keys = self._open_locked()
+        self._keys = lock_keys(shard)
         try:
             committed = shard.read_keys()
             shard.check_sizes(len(committed), record_size)
@@ -75,22 +75,28 @@ class ShardWriter:
         for file in (self._values, self._crcs, self._keys):
             file.close()
 
-    def _open_locked(self) -> BinaryIO:
-        file: BinaryIO = self._shard.keys_path.open("ab", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise UserError(
-                f"Another process writes to {self._shard.keys_path}: wait for that export to end, or stop it."
-            ) from error
-        return file
-
     @staticmethod
     def _open(path: Path, size: int) -> BinaryIO:
         file: BinaryIO = path.open("ab", buffering=0)
         file.truncate(size)
         return file
+
+
+def lock_keys(shard: Shard) -> BinaryIO:
+    """Open a shard's key file for appending, for one process at a time; closing it gives the lock back.
+
+    Raises:
+        UserError: another process has it.
+    """
+    file: BinaryIO = shard.keys_path.open("ab", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"Another process writes to {shard.keys_path}: wait for that export to end, or stop it."
+        ) from error
+    return file
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:
