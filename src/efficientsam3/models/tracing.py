@@ -1,5 +1,6 @@
 """A forward pass without computing anything: the shapes it gives and the work it would be."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> tuple[Any, int]:
         the outputs, fake tensors with shapes and dtypes, and the multiply-accumulates of convolutions, matrix products
         and attention: half of `torch.utils.flop_counter`'s floating point operations.
     """
+    # Some models keep what they compute (TinyViT its attention biases): that must not outlive this trace.
+    model = copy.deepcopy(model)
     with FakeTensorMode(), torch.device("cpu"):
         tensors = [*model.named_parameters(), *model.named_buffers()]
         stand_ins = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors}
