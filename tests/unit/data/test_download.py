@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         shift = 10 if fault == "sends another range" else 0
         self.send_response(206 if partial else 200)
         if partial and fault != "hides the range":
-            first, total = start + shift, start + promised
+            first, total = start + shift, start + shift + promised
             self.send_header("Content-Range", f"bytes {first}-{total - 1}/{total}")
         if fault != "tells no length":
             self.send_header("Content-Length", str(promised))
@@ -184,6 +184,14 @@ def test_a_server_that_never_mends_its_ways_is_given_up(tmp_path: Path, server: 
     with pytest.raises(UserError, match=words):
         download(links, tmp_path, retries=QUICK)
     assert not (tmp_path / "sa_0.tar").exists()
+
+
+def test_an_old_part_does_not_count_as_progress(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "sa_0.tar.part").write_bytes(TAR[:1000])
+    server.always = "500"
+    with pytest.raises(UserError, match="4 times in a row"):
+        download(write_links(tmp_path / "links.txt", server, "sa_0.tar"), tmp_path, retries=QUICK)
+    assert (tmp_path / "sa_0.tar.part").stat().st_size == 1000
 
 
 def test_one_bad_link_does_not_keep_the_others_back(tmp_path: Path, server: Server) -> None:

@@ -257,13 +257,16 @@ def test_a_source_without_anything_is_refused(tmp_path: Path) -> None:
         reorganise(tmp_path / "source", tmp_path / "out")
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_whole_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing", [8, 9])  # before a pair, and within one
+def test_a_full_disk_is_one_sentence_and_no_picture_lacks_its_annotation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
     write_tar(tmp_path / "a.tar", pairs(*range(9)))
     replace, calls = os.replace, []
 
     def full(waiting: str, place: str) -> None:
         calls.append(place)
-        if len(calls) == 8:
+        if len(calls) == failing:
             raise OSError(28, "No space left on device")
         replace(waiting, place)
 
