@@ -47,7 +47,7 @@ def write_hf_directory(
     metadata = model_metadata(student, sam3, frozenset(PARTS), dtype)
     stored = dtype or next(value.dtype for value in tensors.values() if value.is_floating_point())
     with atomic_directory(output) as folder:
-        _write_shards(folder, tensors)
+        _write_shards(folder, tensors, output)
         del tensors
         write_json(folder / "config.json", _config(student, sam3, stored) | {METADATA_KEY: metadata})
         _write_processor(folder, student.preprocessing or sam3.contents.preprocessing)
@@ -99,7 +99,7 @@ def _shards(tensors: Tensors) -> list[list[str]]:
     return shards
 
 
-def _write_shards(folder: Path, tensors: Tensors) -> None:
+def _write_shards(folder: Path, tensors: Tensors, final: Path) -> None:
     shards = _shards(tensors)
     weight_map: dict[str, str] = {}
     for index, keys in enumerate(shards):
@@ -109,7 +109,7 @@ def _write_shards(folder: Path, tensors: Tensors) -> None:
         try:
             save_file(shard, folder / name, metadata={"format": "pt"})
         except (SafetensorError, OSError) as error:
-            raise UserError(f"Cannot write {folder / name} ({error}): free some space.") from error
+            raise UserError(f"Cannot write {final} ({error}): free some space or choose another path.") from error
         # safetensors makes its files private to the user; the folder follows the umask.
         (folder / name).chmod(0o666 & folder.stat().st_mode)
         release_pages(tensors.values())

@@ -14,9 +14,9 @@ from efficientsam3.runtime.memory import release_pages
 
 Fingerprint = tuple[tuple[int, ...], torch.dtype, bytes]
 _RELEASE_EVERY = 1 << 28  # bytes
-# Largest relative difference of the student's embedding by the dtype that it was stored in. RepViT and EfficientViT are
-# dozens of layers deep and bfloat16 has 8 bits: measured up to 0.03.
-_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 2e-1}
+# Largest relative difference of the student's embedding by the dtype that its weights are stored in. Freshly built
+# RepViT, TinyViT and EfficientViT students were measured at up to 2.1e-3 in float16 and 1.4e-2 in bfloat16.
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def fingerprints(tensors: Mapping[str, torch.Tensor], origin: Path) -> dict[str, Fingerprint]:

@@ -131,7 +131,7 @@ def test_a_directory_of_sam3_is_a_source_too(
     source = read_contents(sam3_path)
     folder = tmp_path / "sam3"
     folder.mkdir()
-    hf_directory._write_shards(folder, source.tensors)
+    hf_directory._write_shards(folder, source.tensors, folder)
     (folder / "config.json").write_text(source.config.to_json_string(use_diff=False))
     report = merge(student_checkpoint("tiny_vit_5m"), folder, tmp_path / "out", format="hf")
     assert report.removed_tensors > 0

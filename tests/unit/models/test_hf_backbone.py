@@ -1,5 +1,7 @@
 """The student as a Hugging Face backbone."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,20 @@ def test_loading_does_not_touch_the_random_state(tmp_path: Path) -> None:
     torch.manual_seed(1)
     AutoModel.from_pretrained(tmp_path)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "efficientsam3.models.hf_backbone",
+        "efficientsam3; from transformers import AutoConfig",
+        "transformers, efficientsam3",
+    ],
+)
+def test_the_backbone_is_known_to_transformers_whatever_is_imported_first(first: str) -> None:
+    code = f"import {first}\nfrom transformers import AutoConfig, AutoModel\n" + (
+        "config = AutoConfig.for_model('efficientsam3_student', backbone='efficientvit_b0', hidden_size=8)\n"
+        "print(type(AutoModel.from_config(config)).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "EfficientSam3StudentModel"
