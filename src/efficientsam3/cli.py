@@ -14,6 +14,7 @@ COMMANDS = {
     "download": "download SA-1B's archives by the links that Meta issues",
     "reorg": "arrange SA-1B's archives or folders as images/{train,val} and annotations/{train,val}",
     "data": "check a dataset",
+    "plan": "say what an export will take in disk, memory and time, before it is begun",
     "export": "run the teacher over the dataset once and store its embeddings",
     "store": "look after an embedding store: info, verify, convert, merge-shards, export-missing-list, advise",
     "train": "train a student to reproduce the stored embeddings",

@@ -33,13 +33,15 @@ def run(args: argparse.Namespace) -> None:
     config = read_config(ExportConfig, args, MODEL__RESUME=args.resume)
 
     from efficientsam3.distill.export import export_embeddings
-    from efficientsam3.distill.export_plan import plan_export
+    from efficientsam3.distill.export_plan import check_space, missing_images, plan_export
     from efficientsam3.distill.verify import check_saved_embeddings
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.run import run_step
 
     if args.dry_run is not None:
-        plan_export(config)
+        plan = plan_export(config)
+        if not args.check_saved_embed:
+            check_space(plan, missing_images(plan))
         select_device(config.DEVICE, args.dry_run - 1)
         return
     with run_step(config, config.output_dir, write=not args.check_saved_embed) as process:

@@ -121,7 +121,9 @@ def _advise(args: argparse.Namespace) -> None:
 
     measures = measure_codecs(args.store, args.count)
     columns = ("codec", "bytes an image", "ratio", "relative error", "cosine", "encode/s", "decode/s", "TB", "GB/s")
-    table = Table(*columns, title=f"{args.images} images, trained at {args.speed:g} images/s")
+    table = Table(title=f"{args.images} images, trained at {args.speed:g} images/s")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
     for item in measures:
         table.add_row(
             item.codec,
@@ -134,7 +136,7 @@ def _advise(args: argparse.Namespace) -> None:
             f"{item.record_size * args.images / 1e12:.2f}",
             f"{item.record_size * args.speed / 1e9:.2f}",
         )
-    Console().print(table)
+    Console(width=max(Console().width, 110)).print(table)
     best = recommend(measures, args.least_cosine)
     print(
         f"Recommended: DISTILL.CODEC {best.codec}, the smallest with a cosine of at least {args.least_cosine:g} "

@@ -2,22 +2,18 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.dataset import ImageBatch, ImageDataset, build_loader, collate_images
 from efficientsam3.data.preprocess import Preprocessing, normalise
-from efficientsam3.distill.export_plan import ExportPlan
+from efficientsam3.distill.export_plan import ExportPlan, Indices
 from efficientsam3.embeddings.codecs import storable
 from efficientsam3.models.teacher import Teacher, build_teacher, is_onnx
 from efficientsam3.runtime.device import autocast_dtype
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
-
-Indices = npt.NDArray[np.intp]
 
 
 def export_augmentation(config: ExportConfig) -> Augmentation:

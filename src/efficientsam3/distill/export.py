@@ -4,16 +4,14 @@ import logging
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.dataset import ImageBatch
-from efficientsam3.distill.embed import Indices, check_storable, embed_batch, image_batches, load_teacher
-from efficientsam3.distill.export_plan import ExportPlan, plan_export
+from efficientsam3.distill.embed import check_storable, embed_batch, image_batches, load_teacher
+from efficientsam3.distill.export_plan import ExportPlan, check_space, missing_images, plan_export
 from efficientsam3.distill.store_setup import prepare_store
 from efficientsam3.embeddings.codecs import Codec, pack_records
-from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.embeddings.shards import Shard
 from efficientsam3.embeddings.writer import BackgroundWriter
 from efficientsam3.runtime.distributed import Process, all_gather, barrier
@@ -40,13 +38,14 @@ def export_embeddings(config: ExportConfig, process: Process) -> ExportSummary:
     """Compute and store the embeddings that are missing.
 
     Raises:
-        UserError: see `plan_export`; or the store was begun with other settings, the disk is full, or the teacher gives
-            a value that is not finite (with the image's name).
+        UserError: see `plan_export`; or the store was begun with other settings, the disk is full or too small, or the
+            teacher gives a value that is not finite (with the image's name).
     """
     plan = plan_export(config)
     _warn_empty(plan)
     manifest = prepare_store(config, plan, process)
-    missing = _missing(plan, EmbeddingStore(plan.store_dir))
+    missing = missing_images(plan)
+    check_space(plan, missing)
     mine = [indices[process.rank :: process.world_size] for indices in missing]
     barrier()  # nobody writes before all have read what is there
     total, start = sum(map(len, missing)), time.monotonic()
@@ -73,10 +72,6 @@ def export_embeddings(config: ExportConfig, process: Process) -> ExportSummary:
                     "%d of %d exported here, %.2f images/s in all, ETA %.0f s", exported, sum(map(len, mine)), rate, eta
                 )
     return _summarise(config, process, plan, exported, broken, total, time.monotonic() - start)
-
-
-def _missing(plan: ExportPlan, store: EmbeddingStore) -> list[Indices]:
-    return [np.flatnonzero(store.rows(split.ids) < 0) for split in plan.splits]
 
 
 def _write(batch: ImageBatch, embeddings: torch.Tensor, codec: Codec, writer: BackgroundWriter) -> None:

@@ -1,17 +1,24 @@
 """What an export will do, found out and checked before work begins."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.listing import ImageListing, check_disjoint, list_images
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.distill.preprocessing import resolve_preprocessing
 from efficientsam3.embeddings.codecs import SEED_BYTES, payload_size
+from efficientsam3.embeddings.manifest import read_manifest
+from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.models.teacher import teacher_preprocessing
 from efficientsam3.runtime.errors import UserError
 
 EMBEDDINGS_DIR = "embeddings"
+Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -49,3 +56,33 @@ def plan_export(config: ExportConfig) -> ExportPlan:
     own = teacher_preprocessing(config.MODEL.RESUME, config.DATA.IMG_SIZE, *shape)
     record_size = SEED_BYTES + payload_size(config.DISTILL.CODEC, *shape)
     return ExportPlan(splits, resolve_preprocessing(config.DATA, own), config.output_dir / EMBEDDINGS_DIR, record_size)
+
+
+def missing_images(plan: ExportPlan) -> list[Indices]:
+    """The images of each split that the store has no committed record of: all where there is no store yet."""
+    if read_manifest(plan.store_dir) is None:
+        return [np.arange(len(split)) for split in plan.splits]
+    store = EmbeddingStore(plan.store_dir)
+    return [np.flatnonzero(store.rows(split.ids) < 0) for split in plan.splits]
+
+
+def check_space(plan: ExportPlan, missing: list[Indices]) -> None:
+    """Refuse an export that the disk cannot hold.
+
+    Raises:
+        UserError: the `missing` images take more bytes than are free.
+    """
+    count = sum(map(len, missing))
+    needed, free = count * plan.record_size, free_space(plan.store_dir)
+    if needed > free:
+        raise UserError(
+            f"The {count} images to export take {needed / 1e9:.3f} GB and {plan.store_dir} has {free / 1e9:.3f} GB "
+            "free: make room, or choose another OUTPUT or a smaller DISTILL.CODEC (`efficientsam3 plan` lists them)."
+        )
+
+
+def free_space(directory: Path) -> int:
+    """Bytes free where `directory` is, or will be made."""
+    while not directory.exists():
+        directory = directory.absolute().parent
+    return shutil.disk_usage(directory).free

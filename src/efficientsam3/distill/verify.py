@@ -8,8 +8,8 @@ import torch
 
 from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.dataset import ImageBatch
-from efficientsam3.distill.embed import Indices, embed_batch, image_batches, load_teacher
-from efficientsam3.distill.export_plan import ExportPlan, plan_export
+from efficientsam3.distill.embed import embed_batch, image_batches, load_teacher
+from efficientsam3.distill.export_plan import ExportPlan, Indices, plan_export
 from efficientsam3.distill.store_setup import prepare_store
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.runtime.distributed import Process, all_gather

@@ -204,3 +204,14 @@ def test_more_components_than_channels_are_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"pca65 .* 64 channels"):
         plan_export(make_export("DISTILL.CODEC", "pca65-int4"))
     assert not (tmp_path / "teacher").exists()
+
+
+def test_an_export_that_cannot_fit_the_disk_is_refused(
+    make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 + 2 * 64 * 16 * 16
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 9 * size - 1))
+    with pytest.raises(UserError, match=r"9 images to export take 0\.000 GB .* smaller DISTILL\.CODEC"):
+        export_embeddings(make_export(), one_process)
+    shutil.copytree(store_path, tmp_path / "teacher", dirs_exist_ok=True)
+    assert export_embeddings(make_export(), one_process).exported == 0
