@@ -1,0 +1,70 @@
+"""Opening a store of many tiny records: time and memory.
+
+    python benchmarks/store_scale.py [--records 1100000 11000000] [--shards 8] [--scratch DIR]
+
+Each is opened in a process of its own; memory is what the opening adds to that process at its peak.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.embeddings.manifest import Manifest, write_manifest
+from efficientsam3.embeddings.reader import EmbeddingStore
+from efficientsam3.embeddings.shards import Shard
+
+MANIFEST = Manifest(embed_dim=1, embed_size=1, preprocessing=Preprocessing(image_size=14))
+
+
+def open_store(directory: Path, connection: Connection) -> None:
+    """Seconds, CPU seconds, megabytes at the peak, records."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, cpu = time.perf_counter(), time.process_time()
+    store = EmbeddingStore(directory)
+    seconds = (time.perf_counter() - start, time.process_time() - cpu)
+    connection.send((*seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, len(store)))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, nargs="+", default=[1_100_000, 11_000_000])
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
+    args = parser.parse_args()
+    table = Table("records", "seconds", "CPU seconds", "MB", title=f"Opening a store of {args.shards} shards")
+    for count in args.records:
+        directory = Path(tempfile.mkdtemp(dir=args.scratch))
+        try:
+            write_manifest(directory, MANIFEST)
+            for rank in range(args.shards):
+                numbers, shard = range(rank, count, args.shards), Shard(directory, rank)
+                shard.keys_path.write_text("".join(f"sa_{number}\n" for number in numbers))
+                shard.values_path.write_bytes(bytes(MANIFEST.record_size * len(numbers)))
+            receiver, sender = get_context("spawn").Pipe(duplex=False)
+            process = get_context("spawn").Process(target=open_store, args=(directory, sender))
+            process.start()
+            seconds, cpu, megabytes, found = receiver.recv()
+            process.join()
+            assert found == count
+            table.add_row(str(count), f"{seconds:.2f}", f"{cpu:.2f}", f"{megabytes:.0f}")
+        finally:
+            shutil.rmtree(directory)
+    Console(width=100).print(table)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {platform.platform()}")
+
+
+if __name__ == "__main__":
+    main()
