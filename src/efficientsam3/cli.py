@@ -2,9 +2,10 @@
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import efficientsam3
 from efficientsam3.runtime.errors import UserError
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 with one sentence on stderr when something outside the program is wrong.
     """
+    # As an exception, it closes files, writes queues and removes temporary files on the way out.
+    signal.signal(signal.SIGTERM, _exit)
     argv = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(argv[0] if argv else None).parse_args(argv)
     try:
@@ -65,6 +68,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
             _module(name).add_arguments(sub)
             sub.add_argument("--debug", action="store_true", help="show the traceback of a refused input")
     return parser
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _module(command: str) -> ModuleType:

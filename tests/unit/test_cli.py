@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,22 @@ def test_an_unknown_command_is_refused() -> None:
     with pytest.raises(SystemExit) as stop:
         main(["frobnicate"])
     assert stop.value.code == 2
+
+
+def test_sigterm_ends_a_command_in_order(tmp_path: Path) -> None:
+    """What a command leaves by `finally` is done: here a temporary file goes."""
+    code = (
+        "import sys; from pathlib import Path; from types import SimpleNamespace; import efficientsam3.cli as cli\n"
+        "from efficientsam3.runtime.files import atomic_path\n"
+        "def run(args):\n"
+        "    with atomic_path(Path(sys.argv[1]) / 'out'):\n"
+        "        print('ready', flush=True); import time; time.sleep(60)\n"
+        "cli._module = lambda _: SimpleNamespace(add_arguments=lambda _: None, run=run)\n"
+        "cli.main(['merge'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(30) == 143
+    assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,8 @@
-"""The frame around a long step: processes, logging, config.json, an orderly end on SIGTERM."""
+"""The frame around a long step: processes, logging, config.json."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from efficientsam3.runtime.device import DeviceName
@@ -28,11 +26,7 @@ class RunSettings(Protocol):
 
 @contextmanager
 def run_step(config: RunSettings, output_dir: Path, write: bool = True) -> Iterator[Process]:
-    """Join the other processes and log to `output_dir`; rank 0 writes `config.json` there unless `write` is False.
-
-    SIGTERM becomes SystemExit, so that files are closed and queues written on the way out.
-    """
-    signal.signal(signal.SIGTERM, _exit)
+    """Join the other processes and log to `output_dir`; rank 0 writes `config.json` there unless `write` is False."""
     with process_group(config.DEVICE) as process:
         start_logging(output_dir, process.rank)
         try:
@@ -41,7 +35,3 @@ def run_step(config: RunSettings, output_dir: Path, write: bool = True) -> Itera
             yield process
         finally:
             stop_logging()
-
-
-def _exit(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -16,18 +16,33 @@ from efficientsam3.deploy.contents import read_contents
 from efficientsam3.deploy.encoded import ask_detector, ask_tracker, detector_features, tracker_features
 from efficientsam3.deploy.merge import merge
 from efficientsam3.deploy.predict import EfficientSAM3
+from efficientsam3.models.student import TIMM_NAMES
 from efficientsam3.runtime.errors import UserError
 
 Make = Callable[..., Path]
 BOX = torch.tensor([[0.5, 0.5, 0.4, 0.3]])
 
 
+# In the ordinary tests TinyViT alone, which has buffers that no file holds.
+BACKBONES = [
+    name if name == "tiny_vit_5m" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TIMM_NAMES)
+]
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def backbone(request: pytest.FixtureRequest) -> str:
+    """Each of the nine."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def merged(sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """One TinyViT student merged native and hf: TinyViT has buffers that no file holds."""
+def merged(
+    backbone: str, sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A student merged native and hf."""
     folder = tmp_path_factory.mktemp("merged")
     for format, name in (("native", "native.pt"), ("hf", "hf")):
-        merge(student_checkpoint("tiny_vit_5m"), sam3_path, folder / name, format=format)  # type: ignore[arg-type]
+        merge(student_checkpoint(backbone), sam3_path, folder / name, format=format)  # type: ignore[arg-type]
     return folder / "native.pt", folder / "hf"
 
 
@@ -116,10 +131,10 @@ def test_it_loads_in_a_fresh_process_after_importing_the_package_alone(merged: t
     assert done.stdout.strip() == "EfficientSam3StudentModel"
 
 
-def test_config_and_card_tell_where_it_came_from(merged: tuple[Path, Path]) -> None:
+def test_config_and_card_tell_where_it_came_from(merged: tuple[Path, Path], backbone: str) -> None:
     config = json.loads((merged[1] / "config.json").read_text())
     assert config["model_type"] == Sam3VideoConfig.model_type
-    assert config["efficientsam3"]["architecture"]["backbone"] == "tiny_vit_5m"
+    assert config["efficientsam3"]["architecture"]["backbone"] == backbone
     assert config["detector_config"]["vision_config"]["backbone_config"]["model_type"] == "efficientsam3_student"
     assert "SAM licence" in (merged[1] / "README.md").read_text()
 
