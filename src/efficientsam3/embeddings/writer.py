@@ -55,7 +55,7 @@ class ShardWriter:
         """
         assert record.nbytes == self._record_size, (record.nbytes, self._record_size)
         assert "\n" not in key
-        content = record.tobytes()
+        content = memoryview(np.ascontiguousarray(record).data)
         _write_all(self._values, content)
         _write_all(self._crcs, zlib.crc32(content).to_bytes(CRC_BYTES, "little"))
         self._pending.append(key.encode())
@@ -99,7 +99,7 @@ def lock_keys(shard: Shard) -> BinaryIO:
     return file
 
 
-def _write_all(file: BinaryIO, content: bytes) -> None:
+def _write_all(file: BinaryIO, content: bytes | memoryview) -> None:
     """An unbuffered write may be cut short where the disk fills up; the next one then says why."""
     view = memoryview(content)
     while view:
