@@ -92,6 +92,9 @@ class DistillConfig(EmbeddingConfig):
     TEACHER_EMBED_PATH: Path = Field(
         Path("output/stage1_teacher/embeddings"), description="embedding store written by the export"
     )
+    READ_WINDOW: NonNegative = Field(
+        0, description="shuffle within windows of so many neighbouring records, for slow disks; 0: over the whole store"
+    )
     PIXEL_WISE: float = Field(1.0, ge=0, description="weight of the masked mean squared error")
     COSINE: float = Field(1.0, ge=0, description="weight of the masked 1 - cosine similarity")
 

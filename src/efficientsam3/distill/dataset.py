@@ -52,6 +52,10 @@ class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | UserError]):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def file_order(self) -> npt.NDArray[np.int64]:
+        """(N,) items in the order in which their records lie on the disk."""
+        return self._store.index.in_file_order(self._rows)
+
     def __getitem__(self, item: int) -> tuple[ImageSample, torch.Tensor] | UserError:
         manifest = self._store.manifest
         index = int(self._indices[item])

@@ -24,6 +24,7 @@ from efficientsam3.data.dataset import build_loader
 from efficientsam3.distill.loop import Averages, StepSettings, Trainer
 from efficientsam3.distill.optimizer import build_optimizer, learning_rate_factor, scale_learning_rate
 from efficientsam3.distill.plan import TrainPlan, plan_training
+from efficientsam3.distill.sampler import WindowSampler
 from efficientsam3.models.build import build_student
 from efficientsam3.models.checkpointing import enable_gradient_checkpointing
 from efficientsam3.models.student import Student
@@ -119,6 +120,8 @@ def _find_checkpoint(config: TrainConfig, plan: TrainPlan) -> dict[str, Any] | N
 
 def _train_sampler(config: TrainConfig, plan: TrainPlan, process: Process) -> DistributedSampler[Any]:
     """A new order each epoch, by SEED and epoch; a few images repeat so that all processes take as many steps."""
+    if window := config.DISTILL.READ_WINDOW:
+        return WindowSampler(plan.train, plan.train.file_order(), window, process.world_size, process.rank, config.SEED)
     return DistributedSampler(plan.train, process.world_size, process.rank, shuffle=True, seed=config.SEED)
 
 

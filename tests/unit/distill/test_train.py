@@ -1,7 +1,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from efficientsam3.checkpoints.training import checkpoint_path, load_training_checkpoint
 from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.distill.export import export_embeddings
+from efficientsam3.distill.sampler import WindowSampler
 from efficientsam3.distill.train import check_training, train
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -174,3 +175,18 @@ def _replace(model: object, keys: list[str], value: str) -> TrainConfig:
         section = section[key]
     section[keys[-1]] = yaml.safe_load(value)
     return TrainConfig.model_validate(tree)
+
+
+def test_a_reading_window_trains_on_every_image(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[list[int]] = []
+    iterate = WindowSampler.__iter__
+
+    def spy(sampler: WindowSampler) -> Iterator[int]:
+        orders.append(list(iterate(sampler)))
+        return iter(orders[-1])
+
+    monkeypatch.setattr(WindowSampler, "__iter__", spy)
+    train(make_training("TRAIN.EPOCHS", "1", "DISTILL.READ_WINDOW", "2", "DATA.NUM_WORKERS", "0"), one_process)
+    assert [sorted(order) for order in orders] == [list(range(6))]
