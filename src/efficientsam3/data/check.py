@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from efficientsam3.data.check_coco import instances_by_name, unnamed_images
 from efficientsam3.data.check_files import FIXABLE, Checked, CheckUnit, Kind, Problem, check_files
 from efficientsam3.data.listing import DatasetName, ImageListing, list_images
 from efficientsam3.data.parallel import map_processes
@@ -48,7 +49,7 @@ def check_dataset(
     fix: bool = False,
     problems_file: Path | None = None,
 ) -> CheckReport:
-    """Read every image, and in a `sa1b` dataset every annotation, and say what is wrong.
+    """Read every image and, of `sa1b` and `coco`, every annotation, and say what is wrong.
 
     Args:
         data_path: the dataset.
@@ -61,7 +62,8 @@ def check_dataset(
             `data_path/check_problems.tsv`.
 
     Raises:
-        UserError: `data_path` is no such dataset, or is empty, or a file cannot be moved or written.
+        UserError: `data_path` is no such dataset, or is empty, or its instances file is not in COCO's format, or a file
+            cannot be moved or written.
     """
     if workers < 1:
         raise UserError(f"--workers {workers} cannot work: give 1 or more.")
@@ -76,7 +78,7 @@ def check_dataset(
     digests = np.zeros(total, dtype=np.uint64)
     sizes = np.zeros((total, 2), dtype=np.int32)
     with progress_bar("Checking images", total) as advance:
-        for part in map_processes(check_files, _units(data_path, listings, dataset), workers, advance):
+        for part in map_processes(check_files, _units(data_path, listings, dataset, report), workers, advance):
             _take(part, report, digests, sizes)
     report.sizes = sizes[digests != 0]
     paths = _Paths(listings)
@@ -84,6 +86,8 @@ def check_dataset(
     report.problems += _in_both(listings)
     if dataset == "sa1b":
         report.problems += _without_image(data_path, listings)
+    if dataset == "coco":
+        report.problems += unnamed_images(listings.values())
     report.problems.sort()
     if fix:
         report.quarantined = _quarantine(data_path, report.problems)
@@ -96,13 +100,20 @@ def annotation_path(data_path: Path, split: str, image_id: str) -> Path:
     return data_path / "annotations" / split / f"{image_id}.json"
 
 
-def _units(data_path: Path, listings: dict[Split, ImageListing], dataset: DatasetName) -> Iterator[CheckUnit]:
+def _units(
+    data_path: Path, listings: dict[Split, ImageListing], dataset: DatasetName, report: CheckReport
+) -> Iterator[CheckUnit]:
     first = 0
     for split, listing in listings.items():
+        # Read when their split's turn comes: COCO's training instances take gigabytes.
+        instances = instances_by_name(data_path, listing, report.problems) if dataset == "coco" else {}
         for start in range(0, len(listing), _IMAGES_PER_UNIT):
             rows = range(start, min(start + _IMAGES_PER_UNIT, len(listing)))
             annotations = (
-                annotation_path(data_path, split, listing.id(row)) if dataset == "sa1b" else None for row in rows
+                annotation_path(data_path, split, listing.id(row))
+                if dataset == "sa1b"
+                else instances.get(listing.path(row).name)
+                for row in rows
             )
             yield CheckUnit(tuple(map(listing.path, rows)), tuple(annotations), first + start)
         first += len(listing)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from efficientsam3.data.annotations import BrokenAnnotationError, mask_problems, read_annotation
+from efficientsam3.data.coco import ImageInstances
+from efficientsam3.data.coco_problems import instance_problems
 from efficientsam3.data.images import BrokenImageError, decode_rgb
 from efficientsam3.data.parallel import Advance
 
@@ -23,6 +25,9 @@ class Kind(StrEnum):
     SIZE = "annotation of another size"
     DUPLICATE = "same content"
     BOTH_SPLITS = "in both splits"
+    MISSING = "image missing"
+    UNNAMED = "image not in the instances file"
+    ID = "wrong id in the instances file"
 
 
 FIXABLE = {Kind.BROKEN_IMAGE, Kind.BROKEN_ANNOTATION, Kind.NO_IMAGE}
@@ -39,10 +44,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckUnit:
-    """Images to check, each with the annotation that it would have, or None in a dataset without."""
+    """Images to check, each with the annotation that it would have, or COCO's, or None in a dataset without."""
 
     images: tuple[Path, ...]
-    annotations: tuple[Path | None, ...]
+    annotations: tuple[Path | ImageInstances | None, ...]
     first: int  # the first image's number in the dataset
 
 
@@ -70,7 +75,9 @@ def check_files(unit: CheckUnit, advance: Advance) -> Checked:
     checked = Checked(unit.first, np.zeros(count, dtype=np.uint64), np.zeros((count, 2), dtype=np.int32))
     for row, (image, annotation) in enumerate(zip(unit.images, unit.annotations, strict=True)):
         _check_image(image, row, checked)
-        if annotation is not None and annotation.exists():
+        if isinstance(annotation, ImageInstances):
+            _check_instances(annotation, row, checked)
+        elif annotation is not None and annotation.exists():
             _check_annotation(annotation, row, checked)
         advance(1)
     return checked
@@ -82,6 +89,8 @@ def _check_image(path: Path, row: int, checked: Checked) -> None:
         height, width = decode_rgb(data, path).shape[1:]
     except BrokenImageError as error:
         checked.problems.append(Problem(Kind.BROKEN_IMAGE, path, str(error)))
+    except FileNotFoundError:
+        checked.problems.append(Problem(Kind.MISSING, path, "named, but not there"))
     except OSError as error:
         checked.problems.append(Problem(Kind.BROKEN_IMAGE, path, f"cannot be read ({error.strerror})"))
     else:
@@ -99,9 +108,20 @@ def _check_annotation(path: Path, row: int, checked: Checked) -> None:
         return
     checked.annotated += 1
     checked.masks += len(annotation.annotations)
-    height, width = map(int, checked.sizes[row])
-    stated = annotation.image.height, annotation.image.width
-    if height and stated != (height, width):
-        detail = f"it says {stated} (height, width), the image has {(height, width)}"
-        checked.problems.append(Problem(Kind.SIZE, path, detail))
+    _check_size(path, "it", (annotation.image.height, annotation.image.width), row, checked)
     checked.problems += [Problem(Kind.MASK, path, problem) for problem in mask_problems(annotation)]
+
+
+def _check_instances(instances: ImageInstances, row: int, checked: Checked) -> None:
+    image = instances.image
+    checked.annotated += bool(instances.masks)
+    checked.masks += len(instances.masks)
+    _check_size(instances.path, f"of {image.file_name} it", (image.height, image.width), row, checked)
+    checked.problems += [Problem(Kind.MASK, instances.path, problem) for problem in instance_problems(instances)]
+
+
+def _check_size(path: Path, subject: str, stated: tuple[int, int], row: int, checked: Checked) -> None:
+    height, width = map(int, checked.sizes[row])
+    if height and stated != (height, width):
+        detail = f"{subject} says {stated} (height, width), the image has {(height, width)}"
+        checked.problems.append(Problem(Kind.SIZE, path, detail))

@@ -6,11 +6,13 @@
 | `images` | any tree | relative path without the suffix | top folders `train/`, `val/`; without: by hash, 10 % val |
 | `coco` | `{train,val}2017/*`, or 2014, or below `images/` | the file's stem | its folder |
 
+Of `coco`, an instances file `annotations/instances_{train,val}2017.json` says which images there are, if there is one.
+
 Pictures are `.jpg .jpeg .png .webp` in any case; hidden files are none.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -20,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from efficientsam3.data import listing_cache
+from efficientsam3.data.coco import instances_path, picture_names
 from efficientsam3.data.listing_cache import Names
 from efficientsam3.data.split import SPLITS, Split, split_of
 from efficientsam3.runtime.errors import UserError
@@ -66,12 +69,25 @@ class ImageListing:
         Raises:
             UserError: as the constructor.
         """
-        cached = listing_cache.load(folder)
+        return cls._cached(folder, folder, names_in)
+
+    @classmethod
+    def of_instances(cls, folder: Path, instances: Path) -> "ImageListing":
+        """The pictures that COCO's instances file names, whether `folder` has them or not; from the cache as well.
+
+        Raises:
+            UserError: as the constructor, or the file cannot be read or is not in COCO's format.
+        """
+        return cls._cached(folder, instances, lambda path: map(os.fsencode, picture_names(path)))
+
+    @classmethod
+    def _cached(cls, root: Path, source: Path, read: Callable[[Path], Iterable[bytes]]) -> "ImageListing":
+        cached = listing_cache.load(source)
         if cached is not None:
-            return cls._sorted(folder, cached)
-        stamp, now = listing_cache.stamp_of(folder)
-        listing = cls(folder, _names_in(folder))
-        listing_cache.save(folder, listing._names(), stamp, now)
+            return cls._sorted(root, cached)
+        stamp, now = listing_cache.stamp_of(source)
+        listing = cls(root, read(source))
+        listing_cache.save(source, listing._names(), stamp, now)
         return listing
 
     @classmethod
@@ -147,15 +163,19 @@ def list_images(data_path: Path, split: Split, dataset: DatasetName = "sa1b", li
         limit: take the first so many after sorting, 0 for all (DATA.NUM_SAMPLES).
 
     Raises:
-        UserError: `data_path` does not hold such a dataset, or two files have the same id, or a name is not text.
+        UserError: `data_path` does not hold such a dataset, or two files have the same id, or a name is not text, or an
+            instances file is not in COCO's format.
     """
     if not data_path.is_dir():
         raise UserError(f"DATA_PATH {data_path} is not a folder: {_remedy(dataset)}.")
     if dataset == "images":
         return _list_tree(data_path, split).first(limit)
     folder = _split_folder(data_path, split, dataset)
-    listing = ImageListing.of_folder(folder) if folder.is_dir() else ImageListing(folder, ())
-    return listing.first(limit)
+    if not folder.is_dir():
+        return ImageListing(folder, ())
+    if dataset == "coco" and (instances := instances_path(data_path, folder)).exists():
+        return ImageListing.of_instances(folder, instances).first(limit)
+    return ImageListing.of_folder(folder).first(limit)
 
 
 def check_disjoint(train: ImageListing, val: ImageListing) -> None:
@@ -208,7 +228,8 @@ def _is_image(name: bytes) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(b".")
 
 
-def _names_in(folder: Path) -> Iterator[bytes]:
+def names_in(folder: Path) -> Iterator[bytes]:
+    """File names of the pictures in one folder, in no order."""
     with os.scandir(os.fsencode(folder)) as entries:
         for entry in entries:
             if _is_image(entry.name) and entry.is_file():

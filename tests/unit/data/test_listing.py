@@ -140,7 +140,7 @@ def test_a_listing_comes_from_the_cache_while_the_folder_is_unchanged(
     cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = list_images(cached, "train")
-    monkeypatch.setattr(listing, "_names_in", lambda _: pytest.fail("scanned again"))
+    monkeypatch.setattr(listing, "names_in", lambda _: pytest.fail("scanned again"))
     again = list_images(cached, "train")
     assert ids(again) == ids(first) == ["a", "b"]
     assert again.path(0) == cached / "images/train/a.PNG"
