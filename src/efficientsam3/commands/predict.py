@@ -29,7 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PHRASE",
         help="find everything that a short noun phrase names, such as 'a dog'; repeatable, each asked on its own",
     )
-    box: dict[str, Any] = {"nargs": 4, "type": float, "action": "append", "default": [], "metavar": ("X0", "Y0", "X1", "Y1")}
+    box: dict[str, Any] = {
+        "nargs": 4,
+        "type": float,
+        "action": "append",
+        "default": [],
+        "metavar": ("X0", "Y0", "X1", "Y1"),
+    }
     flag("--box", help="an example of what to find, in pixels; repeatable; goes to the detector, with the text", **box)
     flag("--negative-box", help="an example of what not to find; repeatable", **box)
     flag(
