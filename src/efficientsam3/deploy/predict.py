@@ -177,7 +177,8 @@ class EncodedImage:
             Interactive predictor: score = predicted IoU with the true mask; the box is that of the mask.
 
         Raises:
-            UserError: no prompt, prompts of both kinds, a box or point outside the picture, or a part that is left out.
+            UserError: no prompt, prompts of both kinds, labels of prompts that are not there, a box or point outside the
+                picture, or a part that is left out.
         """
         interactive = len(points) > 0 or object_box is not None
         if interactive == (text is not None or len(boxes) > 0):
@@ -185,6 +186,9 @@ class EncodedImage:
                 "Give either text and boxes (for the detector) or points and an object box (for the interactive "
                 "predictor) in one prompt: ask twice to have both."
             )
+        stray = "box_labels" if interactive else "labels"
+        if (box_labels if interactive else labels) is not None:
+            raise UserError(f"{stray} belongs to prompts of the other kind: points have labels, boxes have box_labels.")
         with torch.inference_mode():
             if interactive:
                 marks = self._labels(points, labels, "point")

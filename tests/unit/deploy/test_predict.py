@@ -133,6 +133,8 @@ def test_no_memory_is_added_to_the_level_that_is_used(model: EfficientSAM3) -> N
     ("prompt", "message"),
     [
         ({}, "Give either text and boxes"),
+        ({"boxes": [(1, 1, 9, 9)], "labels": [0]}, "labels belongs to prompts of the other kind"),
+        ({"points": [(1, 1)], "box_labels": [0]}, "box_labels belongs to prompts of the other kind"),
         ({"text": "dog", "points": [(1, 1)]}, "Give either text and boxes"),
         ({"text": " "}, "text prompt is empty"),
         ({"text": "very " * 40}, r"has 42 tokens, at most 32"),
