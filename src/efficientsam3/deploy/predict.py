@@ -177,8 +177,8 @@ class EncodedImage:
             Interactive predictor: score = predicted IoU with the true mask; the box is that of the mask.
 
         Raises:
-            UserError: no prompt, prompts of both kinds, labels of prompts that are not there, a box or point outside the
-                picture, or a part that is left out.
+            UserError: no prompt, prompts of both kinds, labels of prompts that are not there, a box or point outside
+                the picture, or a part that is left out.
         """
         interactive = len(points) > 0 or object_box is not None
         if interactive == (text is not None or len(boxes) > 0):
