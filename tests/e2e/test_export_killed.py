@@ -114,7 +114,8 @@ def make_export(tmp_path_factory, tiny_sam3_path, photographs_path):
 @pytest.mark.parametrize(
     ("moments", "images"),
     [
-        pytest.param(3, 60, marks=pytest.mark.timeout(600)),
+        # Enough images that the kills find the export at work, on a fast machine too.
+        pytest.param(3, 300, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
         pytest.param(20, 600, marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
     ],
 )
