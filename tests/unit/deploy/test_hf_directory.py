@@ -109,7 +109,8 @@ def test_our_loader_reads_the_directory_like_the_native_file(merged: tuple[Path,
     for path in merged:
         image = EfficientSAM3.from_pretrained(path, "cpu").encode(pictures)
         answers.append(image.segment("a dog", boxes=[(10, 10, 90, 90)], threshold=0.0))
-    assert torch.equal(answers[0].masks, answers[1].masks)
+    # Logits within 1e-5 of each other may fall on the two sides of 0: equal on current PyTorch, not on 2.6.
+    assert (answers[0].masks == answers[1].masks).float().mean() > 0.999
     assert close(answers[0].scores, answers[1].scores)
 
 
