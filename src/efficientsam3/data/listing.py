@@ -23,6 +23,7 @@ import torch
 
 from efficientsam3.data import listing_cache
 from efficientsam3.data.coco import instances_path, picture_names
+from efficientsam3.data.ids import ids_from_tensor, ids_to_tensor
 from efficientsam3.data.listing_cache import Names
 from efficientsam3.data.split import SPLITS, Split, split_of
 from efficientsam3.runtime.errors import UserError
@@ -57,9 +58,7 @@ class ImageListing:
 
     def _set(self, root: Path, names: Names) -> None:
         self.root = root
-        self._width = names.ids.dtype.itemsize
-        table = np.ascontiguousarray(names.ids).view(np.uint8).reshape(len(names.ids), self._width)
-        self._ids, self._codes = torch.from_numpy(table), torch.from_numpy(names.codes)
+        self._ids, self._codes = ids_to_tensor(names.ids), torch.from_numpy(names.codes)
         self._suffixes = names.suffixes
 
     @classmethod
@@ -105,8 +104,7 @@ class ImageListing:
     @property
     def ids(self) -> npt.NDArray[np.bytes_]:
         """(N,) bytes, sorted, unique: each image's id as the file system writes it (UTF-8)."""
-        table: npt.NDArray[np.uint8] = self._ids.numpy()
-        return table.view(f"S{self._width}").reshape(-1)
+        return ids_from_tensor(self._ids)
 
     def id(self, index: int) -> str:
         """The id of one image."""

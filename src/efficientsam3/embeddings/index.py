@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from efficientsam3.data.ids import ids_from_tensor, ids_to_tensor
 from efficientsam3.embeddings.shards import Shard
 
 _NEWLINE = 10
@@ -36,8 +37,7 @@ class StoreIndex:
         # The first of equal ids stays: two runs on different shards may both have exported an image.
         first = np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)]
         ids, order = ids[first], order[first]
-        self._width = ids.dtype.itemsize
-        self._ids = torch.from_numpy(ids.view(np.uint8).reshape(len(ids), self._width))
+        self._ids = ids_to_tensor(ids)
         self._shard_of, self._position_of = torch.from_numpy(shard_of[order]), torch.from_numpy(position_of[order])
 
     def __len__(self) -> int:
@@ -46,8 +46,7 @@ class StoreIndex:
     @property
     def ids(self) -> npt.NDArray[np.bytes_]:
         """(N,) bytes, sorted, unique."""
-        table: npt.NDArray[np.uint8] = self._ids.numpy()
-        return table.view(f"S{self._width}").reshape(-1)
+        return ids_from_tensor(self._ids)
 
     def place(self, row: int) -> tuple[int, int]:
         """Which shard has a row's record, and at which position there."""

@@ -10,17 +10,8 @@ import torch
 
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
 from efficientsam3.models.student import Student, StudentArchitecture
-from efficientsam3.testing.tiny_sam3 import write_tiny_sam3
 
 IMAGE_SIZE = 224  # of the small SAM3; its embeddings have 64 channels on 16 x 16 cells
-
-
-@pytest.fixture(scope="session")
-def sam3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SAM3 in sam3.pt's layout."""
-    path = tmp_path_factory.mktemp("sam3") / "sam3.pt"
-    write_tiny_sam3(path)
-    return path
 
 
 @pytest.fixture(scope="session")

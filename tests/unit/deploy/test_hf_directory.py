@@ -37,12 +37,12 @@ def backbone(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def merged(
-    backbone: str, sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory
+    backbone: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """A student merged native and hf."""
     folder = tmp_path_factory.mktemp("merged")
     for format, name in (("native", "native.pt"), ("hf", "hf")):
-        merge(student_checkpoint(backbone), sam3_path, folder / name, format=format)  # type: ignore[arg-type]
+        merge(student_checkpoint(backbone), tiny_sam3_path, folder / name, format=format)  # type: ignore[arg-type]
     return folder / "native.pt", folder / "hf"
 
 
@@ -141,10 +141,10 @@ def test_config_and_card_tell_where_it_came_from(merged: tuple[Path, Path], back
 
 
 def test_a_directory_of_sam3_is_a_source_too(
-    merged: tuple[Path, Path], sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+    merged: tuple[Path, Path], tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
     """SAM3 as facebook/sam3 has it: made by putting the trunk back where the student is."""
-    source = read_contents(sam3_path)
+    source = read_contents(tiny_sam3_path)
     folder = tmp_path / "sam3"
     folder.mkdir()
     hf_directory._write_shards(folder, source.tensors, folder)
@@ -159,10 +159,10 @@ def test_a_directory_of_sam3_is_a_source_too(
 
 
 def test_shards_are_whole_and_small(
-    sam3_path: Path, student_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hf_directory, "_SHARD_BYTES", 1_000_000)
-    merge(student_checkpoint(), sam3_path, tmp_path / "out", format="hf", dtype=torch.bfloat16)
+    merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out", format="hf", dtype=torch.bfloat16)
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 2
     assert len(Sam3Model.from_pretrained(tmp_path / "out").state_dict()) > 100
@@ -170,12 +170,12 @@ def test_shards_are_whole_and_small(
 
 def test_the_old_directory_stays_when_something_fails(
     merged: tuple[Path, Path],
-    sam3_path: Path,
+    tiny_sam3_path: Path,
     student_checkpoint: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    merge(student_checkpoint(), sam3_path, tmp_path / "out", format="hf")
+    merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out", format="hf")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
     def full(*_: object, **__: object) -> None:
@@ -183,16 +183,18 @@ def test_the_old_directory_stays_when_something_fails(
 
     monkeypatch.setattr(hf_directory, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
-        merge(student_checkpoint("repvit_m0_9"), sam3_path, tmp_path / "out", format="hf")
+        merge(student_checkpoint("repvit_m0_9"), tiny_sam3_path, tmp_path / "out", format="hf")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_folder_of_something_else_is_not_replaced(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_not_replaced(
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
     with pytest.raises(UserError, match="would be lost"):
-        merge(student_checkpoint(), sam3_path, tmp_path / "thesis", format="hf")
+        merge(student_checkpoint(), tiny_sam3_path, tmp_path / "thesis", format="hf")
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
 
 
@@ -201,7 +203,7 @@ def test_a_folder_of_something_else_is_not_replaced(sam3_path: Path, student_che
     [({"keep": ["image"]}, "--keep needs --format native"), ({"target_prefix": "x."}, "need --format native")],
 )
 def test_options_without_a_meaning_are_refused(
-    options: dict[str, object], message: str, sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+    options: dict[str, object], message: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        merge(student_checkpoint(), sam3_path, tmp_path / "x", format="hf", **options)  # type: ignore[arg-type]
+        merge(student_checkpoint(), tiny_sam3_path, tmp_path / "x", format="hf", **options)  # type: ignore[arg-type]

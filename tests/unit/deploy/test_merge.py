@@ -30,10 +30,10 @@ def no_trace(folder: Path, *allowed: str) -> bool:
 
 @pytest.mark.parametrize("backbone", TIMM_NAMES)
 def test_the_nine_keep_every_other_tensor_bit_by_bit(
-    backbone: str, sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+    backbone: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
-    report = merge(student_checkpoint(backbone), sam3_path, tmp_path / "out.pt")
-    merged, source = read_tensors(tmp_path / "out.pt"), read_tensors(sam3_path)
+    report = merge(student_checkpoint(backbone), tiny_sam3_path, tmp_path / "out.pt")
+    merged, source = read_tensors(tmp_path / "out.pt"), read_tensors(tiny_sam3_path)
     student = torch.load(student_checkpoint(backbone), weights_only=True)["model"]
     published = {STUDENT_PREFIX + key: value for key, value in to_published_layout(student, backbone).items()}
     expected = published | {key: value for key, value in source.items() if not key.startswith(TRUNK_PREFIX)}
@@ -48,8 +48,10 @@ def test_the_nine_keep_every_other_tensor_bit_by_bit(
     assert all(torch.equal(state[key], student[key]) for key in student)
 
 
-def test_metadata_lies_beside_and_tells_the_sources(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    report = merge(student_checkpoint(), sam3_path, tmp_path / "out.pt")
+def test_metadata_lies_beside_and_tells_the_sources(
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
+    report = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
     metadata = json.loads((tmp_path / "out.pt.json").read_text())
     assert metadata["sha256"] == report.sha256
     assert metadata["bytes"] == (tmp_path / "out.pt").stat().st_size
@@ -61,9 +63,11 @@ def test_metadata_lies_beside_and_tells_the_sources(sam3_path: Path, student_che
     assert "efficientvit_b0" in card
 
 
-def test_an_own_backbone_keeps_its_names_and_says_so(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+def test_an_own_backbone_keeps_its_names_and_says_so(
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
     path = student_checkpoint("timm/resnet10t")
-    report = merge(path, sam3_path, tmp_path / "out.pt")
+    report = merge(path, tiny_sam3_path, tmp_path / "out.pt")
     merged = read_tensors(tmp_path / "out.pt", STUDENT_PREFIX)
     assert merged.keys() == {STUDENT_PREFIX + key for key in torch.load(path, weights_only=True)["model"]}
     assert "published loader cannot read" in " ".join(report.notes)
@@ -71,21 +75,21 @@ def test_an_own_backbone_keeps_its_names_and_says_so(sam3_path: Path, student_ch
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_another_precision_halves_every_weight(
-    dtype: torch.dtype, sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+    dtype: torch.dtype, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
-    merge(student_checkpoint(), sam3_path, tmp_path / "out.pt", dtype=dtype)
+    merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", dtype=dtype)
     kinds = {value.dtype for value in read_tensors(tmp_path / "out.pt").values()}
     assert kinds == {dtype, torch.int64}  # BatchNorm's counters stay
 
 
-def test_parts_can_be_left_out(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    report = merge(student_checkpoint(), sam3_path, tmp_path / "out.pt", keep=["image"])
+def test_parts_can_be_left_out(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+    report = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", keep=["image"])
     merged = read_tensors(tmp_path / "out.pt")
     assert [key for key in merged if key.startswith(TEXT_PREFIX)] == [VISUAL_PROMPT_KEY]
     assert merged[VISUAL_PROMPT_KEY].shape == (3, 16)
     assert not any(key.startswith("tracker.") or "sam2_convs" in key for key in merged)
     assert set(report.left_out) == {"text", "tracker"}
-    merge(student_checkpoint(), sam3_path, tmp_path / "out.pt", keep=["tracker"])
+    merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", keep=["tracker"])
     kept = [key for key in read_tensors(tmp_path / "out.pt") if not key.startswith(STUDENT_PREFIX)]
     assert kept
     assert all(key.startswith("tracker.") or "sam2_convs" in key for key in kept)
@@ -96,14 +100,14 @@ def test_parts_can_be_left_out(sam3_path: Path, student_checkpoint: Make, tmp_pa
     [(["audio"], "'audio' is no part"), (["text"], "needs image or tracker"), (["text", "tracker"], "needs image too")],
 )
 def test_parts_that_answer_nothing_are_refused(
-    keep: list[str], message: str, sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+    keep: list[str], message: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        merge(student_checkpoint(), sam3_path, tmp_path / "out.pt", keep=keep)
+        merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", keep=keep)
 
 
-def test_a_dry_run_accounts_and_writes_nothing(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    report = merge(student_checkpoint(), sam3_path, tmp_path / "out", format="hf", dry_run=True)
+def test_a_dry_run_accounts_and_writes_nothing(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+    report = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out", format="hf", dry_run=True)
     assert no_trace(tmp_path)
     source = tiny_sam3()
     assert report.removed_tensors + sum(count for count, _ in report.kept.values()) == len(source)
@@ -113,16 +117,16 @@ def test_a_dry_run_accounts_and_writes_nothing(sam3_path: Path, student_checkpoi
         assert line in text
 
 
-def test_other_prefixes_are_honoured(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    report = merge(student_checkpoint(), sam3_path, tmp_path / "out.pt", target_prefix="my.student.")
+def test_other_prefixes_are_honoured(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+    report = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", target_prefix="my.student.")
     merged = read_tensors(tmp_path / "out.pt")
     assert "my.student.head.3.bias" in merged
     assert not any(key.startswith(TRUNK_PREFIX) for key in merged)
     assert "only code that knows them" in " ".join(report.notes)
     with pytest.raises(UserError, match="'nothing.' is the start of no tensor"):
-        merge(student_checkpoint(), sam3_path, tmp_path / "x.pt", replace_prefix="nothing.")
+        merge(student_checkpoint(), tiny_sam3_path, tmp_path / "x.pt", replace_prefix="nothing.")
     with pytest.raises(UserError, match="would be mixed with the student"):
-        merge(student_checkpoint(), sam3_path, tmp_path / "x.pt", target_prefix="tracker.")
+        merge(student_checkpoint(), tiny_sam3_path, tmp_path / "x.pt", target_prefix="tracker.")
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -198,17 +202,19 @@ def change_student(content: dict[str, Any], name: str) -> dict[str, Any]:
     ],
 )
 def test_a_broken_student_is_refused(
-    name: str, message: str, sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+    name: str, message: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
     content = torch.load(student_checkpoint(), weights_only=True)
     torch.save(change_student(content, name), tmp_path / "student.pth")
     with pytest.raises(UserError, match=message):
-        merge(tmp_path / "student.pth", sam3_path, tmp_path / "out.pt")
+        merge(tmp_path / "student.pth", tiny_sam3_path, tmp_path / "out.pt")
     assert no_trace(tmp_path, "student.pth")
 
 
-def test_truncated_and_hostile_files_are_refused(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    content = sam3_path.read_bytes()
+def test_truncated_and_hostile_files_are_refused(
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
+    content = tiny_sam3_path.read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="broken or cut short"):
         merge(student_checkpoint(), tmp_path / "cut.pt", tmp_path / "out.pt")
@@ -219,26 +225,26 @@ def test_truncated_and_hostile_files_are_refused(sam3_path: Path, student_checkp
 
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="could run code"):
-        merge(tmp_path / "evil.pth", sam3_path, tmp_path / "out.pt")
+        merge(tmp_path / "evil.pth", tiny_sam3_path, tmp_path / "out.pt")
     assert no_trace(tmp_path, "cut.pt", "evil.pth")
 
 
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])
 def test_the_output_is_never_an_input(
-    link: Callable[[Path, Path], None] | None, sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+    link: Callable[[Path, Path], None] | None, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
-    before = sam3_path.read_bytes()
-    output = sam3_path
+    before = tiny_sam3_path.read_bytes()
+    output = tiny_sam3_path
     if link is not None:
         output = tmp_path / "link.pt"
-        link(sam3_path, output)
+        link(tiny_sam3_path, output)
     with pytest.raises(UserError, match="is an input of the merge"):
-        merge(student_checkpoint(), sam3_path, output)
-    assert sam3_path.read_bytes() == before
+        merge(student_checkpoint(), tiny_sam3_path, output)
+    assert tiny_sam3_path.read_bytes() == before
 
 
 def test_a_full_disk_leaves_the_old_output(
-    sam3_path: Path, student_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = _ReleasingFile.write
 
@@ -251,13 +257,13 @@ def test_a_full_disk_leaves_the_old_output(
     monkeypatch.setattr(_ReleasingFile, "write", fails_late)
     (tmp_path / "out.pt").write_text("old")
     with pytest.raises(UserError, match="No space left on device"):
-        merge(student_checkpoint(), sam3_path, tmp_path / "out.pt")
+        merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
     assert (tmp_path / "out.pt").read_text() == "old"
     assert no_trace(tmp_path, "out.pt")
 
 
 def test_a_disk_that_changes_what_is_written_is_noticed(
-    sam3_path: Path, student_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def corrupts(path: Path, tensors: dict[str, torch.Tensor], final: Path) -> str:
         torch.save(tensors | {"tracker.no_mem_embed": tensors["tracker.no_mem_embed"] + 1}, path)
@@ -265,12 +271,12 @@ def test_a_disk_that_changes_what_is_written_is_noticed(
 
     monkeypatch.setattr(merge_module, "save_tensors", corrupts)
     with pytest.raises(UserError, match=r"read back with another tracker\.no_mem_embed"):
-        merge(student_checkpoint(), sam3_path, tmp_path / "out.pt")
+        merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
     assert no_trace(tmp_path)
 
 
 def test_a_wrongly_named_student_is_noticed_by_running_it(
-    sam3_path: Path, student_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def swaps(state: dict[str, torch.Tensor], backbone: str) -> dict[str, torch.Tensor]:
         published = to_published_layout(state, backbone)
@@ -279,11 +285,13 @@ def test_a_wrongly_named_student_is_noticed_by_running_it(
 
     monkeypatch.setattr(merge_module, "to_published_layout", swaps)
     with pytest.raises(UserError, match="embedding differs from the source's"):
-        merge(student_checkpoint(), sam3_path, tmp_path / "out.pt")
+        merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
     assert no_trace(tmp_path)
 
 
-def test_values_too_large_for_float16_are_refused(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+def test_values_too_large_for_float16_are_refused(
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
     tensors = tiny_sam3()
     tensors["tracker.no_mem_embed"][0, 0, 0] = 1e6
     torch.save(tensors, tmp_path / "sam3.pt")
@@ -291,15 +299,15 @@ def test_values_too_large_for_float16_are_refused(sam3_path: Path, student_check
         merge(student_checkpoint(), tmp_path / "sam3.pt", tmp_path / "out.pt", dtype=torch.float16)
 
 
-def test_a_merged_model_is_no_sam3(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    merge(student_checkpoint(), sam3_path, tmp_path / "once.pt")
+def test_a_merged_model_is_no_sam3(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+    merge(student_checkpoint(), tiny_sam3_path, tmp_path / "once.pt")
     with pytest.raises(UserError, match="is an EfficientSAM3 already"):
         merge(student_checkpoint(), tmp_path / "once.pt", tmp_path / "twice.pt")
 
 
-def test_other_pixels_than_sam3s_are_told(sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+def test_other_pixels_than_sam3s_are_told(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
     content = torch.load(student_checkpoint(), weights_only=True)
     content["preprocessing"] |= {"resize": "pad"}
     torch.save(content, tmp_path / "student.pth")
-    report = merge(tmp_path / "student.pth", sam3_path, tmp_path / "out.pt", dry_run=True)
+    report = merge(tmp_path / "student.pth", tiny_sam3_path, tmp_path / "out.pt", dry_run=True)
     assert "trained on pad pictures" in " ".join(report.notes)

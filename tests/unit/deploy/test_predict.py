@@ -28,9 +28,9 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def merged(sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def merged(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("merged") / "whole.pt"
-    merge(student_checkpoint(), sam3_path, path)
+    merge(student_checkpoint(), tiny_sam3_path, path)
     return path
 
 
@@ -154,10 +154,10 @@ def test_prompts_without_a_meaning(
 
 
 def test_left_out_parts(
-    merged: Path, model: EfficientSAM3, sam3_path: Path, student_checkpoint: Make, photograph: Path, tmp_path: Path
+    merged: Path, model: EfficientSAM3, tiny_sam3_path: Path, student_checkpoint: Make, photograph: Path, tmp_path: Path
 ) -> None:
     box, pixels = [(10.0, 10.0, 60.0, 60.0)], photograph
-    merge(student_checkpoint(), sam3_path, tmp_path / "image.pt", keep=["image"])
+    merge(student_checkpoint(), tiny_sam3_path, tmp_path / "image.pt", keep=["image"])
     slim = EfficientSAM3.from_pretrained(tmp_path / "image.pt", "cpu").encode(pixels)
     expected = model.encode(pixels).segment(boxes=box, threshold=0.0)
     found = slim.segment(boxes=box, threshold=0.0)
@@ -166,7 +166,7 @@ def test_left_out_parts(
         slim.segment("dog")
     with pytest.raises(UserError, match="without its interactive predictor"):
         slim.segment(points=[(1, 1)])
-    merge(student_checkpoint(), sam3_path, tmp_path / "points.pt", keep=["tracker"])
+    merge(student_checkpoint(), tiny_sam3_path, tmp_path / "points.pt", keep=["tracker"])
     slim = EfficientSAM3.from_pretrained(tmp_path / "points.pt", "cpu").encode(pixels)
     whole = model.encode(pixels).segment(points=[(30, 20)])
     assert torch.equal(slim.segment(points=[(30, 20)]).masks, whole.masks)
@@ -174,8 +174,8 @@ def test_left_out_parts(
         slim.segment(boxes=box)
 
 
-def test_plain_sam3_goes_through_the_same_door(sam3_path: Path, photograph: Path) -> None:
-    image = EfficientSAM3.from_pretrained(sam3_path, "cpu").encode(photograph)
+def test_plain_sam3_goes_through_the_same_door(tiny_sam3_path: Path, photograph: Path) -> None:
+    image = EfficientSAM3.from_pretrained(tiny_sam3_path, "cpu").encode(photograph)
     assert image.embedding.shape == (1, 64, 16, 16)
     assert len(image.segment("dog", threshold=0.0)) == 20
 
