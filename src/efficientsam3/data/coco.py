@@ -132,6 +132,7 @@ class Instances:
     """A file whose structure is right. `id_problems`, in words: ids that are twice or that do not exist."""
 
     images: list[ImageInstances]  # in the file's order
+    categories: dict[int, str]  # id to name
     id_problems: list[str]
 
 
@@ -153,10 +154,19 @@ def read_instances(path: Path) -> Iterator[ImageAnnotation]:
         BrokenAnnotationError: the file cannot be read or is not in COCO's format, or an id is twice or missing; or,
             when an image's turn comes, one of its masks is malformed.
     """
+    return (image.annotation() for image in load_consistent_instances(path).images)
+
+
+def load_consistent_instances(path: Path) -> Instances:
+    """`load_instances`, refusing a file whose ids do not fit together.
+
+    Raises:
+        BrokenAnnotationError: see `load_instances`; or an id is twice or missing.
+    """
     instances = load_instances(path)
     if instances.id_problems:
         raise _broken(path, instances.id_problems[0])
-    return (image.annotation() for image in instances.images)
+    return instances
 
 
 def load_instances(path: Path) -> Instances:
@@ -171,7 +181,8 @@ def load_instances(path: Path) -> Instances:
         if entry.image_id in masks:
             masks[entry.image_id].append((number, entry))
     images = [ImageInstances(path, image, tuple(masks[image.id])) for image in file.images]
-    return Instances(images, _id_problems(file))
+    categories = {category.id: category.name for category in file.categories}
+    return Instances(images, categories, _id_problems(file))
 
 
 def picture_names(path: Path) -> list[str]:

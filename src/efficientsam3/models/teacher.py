@@ -10,8 +10,9 @@ import torch
 
 from efficientsam3.checkpoints.sam3 import inspect_trunk, load_trunk
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing
+from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import require_file, sha256_file
+from efficientsam3.runtime.files import sha256_file
 
 _SAM_SHAPE = (256, 64)
 _REMEDY = (
@@ -59,7 +60,7 @@ class OnnxTeacher:
 
     def __init__(self, path: Path, preprocessing: Preprocessing, embed_dim: int, embed_size: int) -> None:
         """Open the model and check its shapes where it declares them; see `inspect_onnx`."""
-        session = _open_onnx(path)
+        session = open_onnx(path, "ONNX teacher", _REMEDY)
         self._run: Callable[..., list[Any]] = session.run
         self._input: str = session.get_inputs()[0].name
         self._output: str = session.get_outputs()[0].name
@@ -122,7 +123,7 @@ def inspect_onnx(path: Path, image_size: int, embed_dim: int, embed_size: int) -
     Raises:
         UserError: it is not readable, or declares other shapes.
     """
-    session = _open_onnx(path)
+    session = open_onnx(path, "ONNX teacher", _REMEDY)
     for value, expected in (
         (session.get_inputs()[0], (3, image_size, image_size)),
         (session.get_outputs()[0], (embed_dim, embed_size, embed_size)),
@@ -167,16 +168,3 @@ def build_teacher(
     if is_onnx(path):
         return OnnxTeacher(path, preprocessing, embed_dim, embed_size)
     return Sam3Teacher(path, device, autocast)
-
-
-def _open_onnx(path: Path) -> Any:
-    require_file(path, "ONNX teacher", _REMEDY)
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # Several processes share the machine's cores: follow the share that torchrun or the user gave this one.
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class but this
-        raise UserError(f"ONNX teacher {path} cannot be opened ({error}); give a whole ONNX image encoder.") from error
