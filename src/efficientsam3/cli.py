@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a student to reproduce the stored embeddings",
     "merge": "put a trained student in the place of SAM3's image trunk",
     "predict": "segment pictures by text, box and point prompts",
+    "evaluate": "measure masks against ground truth, of several models in one table",
     "compare": "print how many parameters and multiply-accumulates the students save",
 }
 EXIT_USER_ERROR = 2

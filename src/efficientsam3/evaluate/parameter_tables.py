@@ -30,7 +30,8 @@ def saving(part: int, whole: int) -> str:
     return f"{100 * (1 - part / whole):.2f}%"
 
 
-def _table(title: str, columns: list[str], caption: str) -> Table:
+def plain_table(title: str, columns: list[str], caption: str) -> Table:
+    """An empty table: the first column to the left, the others to the right."""
     table = Table(title=title, caption=caption, box=SIMPLE, title_justify="left", caption_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
@@ -38,7 +39,7 @@ def _table(title: str, columns: list[str], caption: str) -> Table:
 
 
 def _teacher_table(teacher: TeacherSize) -> Table:
-    table = _table("Teacher: SAM3", ["part", "parameters"], "A student replaces the trunk; both necks stay.")
+    table = plain_table("Teacher: SAM3", ["part", "parameters"], "A student replaces the trunk; both necks stay.")
     for part, count in (
         ("total", teacher.parameters),
         ("vision backbone (trunk and both necks)", teacher.vision),
@@ -51,7 +52,7 @@ def _teacher_table(teacher: TeacherSize) -> Table:
 
 def _published_table(comparison: Comparison) -> Table:
     teacher = comparison.teacher
-    table = _table(
+    table = plain_table(
         "As published: the backbone alone",
         ["student", "backbone", "parameters", "saved"],
         f"Saved: of the vision backbone's {millions(teacher.vision)}.",
@@ -64,7 +65,7 @@ def _published_table(comparison: Comparison) -> Table:
 
 def _encoder_table(comparison: Comparison) -> Table:
     teacher = comparison.teacher
-    table = _table(
+    table = plain_table(
         f"The whole encoder, and its work at {teacher.image_size} pixels",
         ["student", "head", "backbone + head", "saved", "GMACs", "of which head", "fewer"],
         f"Saved and fewer: than the trunk's {millions(teacher.trunk)} and {billions(teacher.trunk_macs)} GMACs. "

@@ -1,0 +1,154 @@
+"""From what the user names to what can be measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from efficientsam3.checkpoints.reading import load_pickled
+from efficientsam3.data.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
+from efficientsam3.deploy.predict import EfficientSAM3
+from efficientsam3.embeddings.manifest import MANIFEST_NAME
+from efficientsam3.embeddings.reader import EmbeddingStore
+from efficientsam3.evaluate.decoders import Decoder, load_decoder
+from efficientsam3.evaluate.encoders import Encoder, ModuleEncoder, RandomEncoder, StoreEncoder
+from efficientsam3.evaluate.features import load_student_and_preprocessing
+from efficientsam3.evaluate.segmenters import EncoderWithDecoder, Segmenter, WholeModel
+from efficientsam3.models.teacher import build_teacher, is_onnx
+from efficientsam3.runtime.errors import UserError
+
+RANDOM = "random"
+# About that of SAM's embeddings: 0.099 over ten pictures of a real SAM-style encoder.
+RANDOM_STD = 0.1
+_STATISTICS: dict[str, tuple[RGB, RGB]] = {"half": (HALF, HALF), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
+
+
+@dataclass(frozen=True)
+class FedPixels:
+    """What encoders are fed: `teacher` is what each was trained on, anything else a mismatch on purpose.
+
+    Embeddings that are read from a store were computed long ago, and stay as they are.
+    """
+
+    resize: Literal["teacher", "square", "pad"] = "teacher"
+    mean: Literal["teacher", "half", "imagenet"] = "teacher"  # and the standard deviation that goes with it
+
+    def apply(self, own: Preprocessing) -> Preprocessing:
+        """An encoder's own preprocessing with these changes."""
+        changes: dict[str, Any] = {} if self.resize == "teacher" else {"resize": self.resize}
+        if self.mean != "teacher":
+            changes["mean"], changes["std"] = _STATISTICS[self.mean]
+        return own.model_copy(update=changes)
+
+
+def open_models(
+    models: Sequence[str], decoder: Path | None, fed: FedPixels, device: torch.device, seed: int = 0
+) -> list[Segmenter]:
+    """Open everything that is measured.
+
+    Args:
+        models: each a merged EfficientSAM3 or a SAM3 (file or Hugging Face directory), or, with a decoder, a training
+            checkpoint, an embedding store, an ONNX image encoder, or noise: `random`, or `random:STD` for another
+            standard deviation than 0.1; optionally as NAME=MODEL.
+        decoder: decodes the embeddings of models that have no decoder of their own: SAM's as .onnx, or a SAM3.
+        fed: what the encoders are fed.
+        device: where PyTorch computes.
+        seed: of the random embeddings.
+
+    Raises:
+        UserError: a model is missing or none of these, needs a decoder, or does not fit it; or two have one name.
+    """
+    named = _names(models)
+    missing = [model for model in named.values() if _noise(model) is None and not Path(model).exists()]
+    if missing:
+        raise UserError(f"Model {missing[0]} does not exist: give a SAM3, an encoder, a store, or the word {RANDOM}.")
+    bare = [model for model in named.values() if not _is_whole(model)]
+    if bare and decoder is None:
+        raise UserError(f"{bare[0]} has no mask decoder: give one with --decoder, SAM's as .onnx or a SAM3.")
+    if decoder is not None and not bare:
+        raise UserError(f"--decoder {decoder} has no effect: every model brings its own, leave it out.")
+    loaded = None if decoder is None else load_decoder(decoder, device)
+    segmenters: list[Segmenter] = []
+    for name, model in named.items():
+        if _is_whole(model):
+            whole = EfficientSAM3.from_pretrained(model, device.type)  # type: ignore[arg-type]
+            whole.preprocessing = fed.apply(whole.preprocessing)
+            segmenters.append(WholeModel(name, whole))
+        else:
+            assert loaded is not None
+            segmenters.append(EncoderWithDecoder(name, _encoder(model, loaded, fed, device, seed), loaded))
+    return segmenters
+
+
+def _names(models: Sequence[str]) -> dict[str, str]:
+    """Name to model. Without NAME=, the last two parts of the path, which tell checkpoints of two runs apart."""
+    named: dict[str, str] = {}
+    for given in models:
+        name, separator, model = given.rpartition("=")
+        if not separator or Path(given).exists():
+            name, model = "/".join(Path(given).parts[-2:]), given
+        if not name or name in named:
+            raise UserError(f"Two models are called {name!r}: name them, as in student={model}.")
+        named[name] = model
+    return named
+
+
+def _is_whole(model: str) -> bool:
+    path = Path(model)
+    return not (_noise(model) is not None or is_onnx(path) or _is_store(path) or _is_training_checkpoint(path))
+
+
+def _noise(model: str) -> float | None:
+    """The standard deviation that `random` or `random:STD` stands for; None of anything else."""
+    word, _, number = model.partition(":")
+    if word != RANDOM:
+        return None
+    try:
+        std = float(number or RANDOM_STD)
+    except ValueError:
+        std = math.nan
+    if not 0 <= std < math.inf:
+        raise UserError(f"{model} is no noise: give {RANDOM}, or {RANDOM}:STD with a standard deviation of 0 or more.")
+    return std
+
+
+def _is_store(path: Path) -> bool:
+    return (path / MANIFEST_NAME).is_file() or any(path.glob("rank*-keys.txt"))
+
+
+def _is_training_checkpoint(path: Path) -> bool:
+    if path.is_dir() or path.suffix not in (".pth", ".pt"):
+        return False
+    content = load_pickled(path)
+    return isinstance(content, dict) and isinstance(content.get("architecture"), dict)
+
+
+def _encoder(model: str, decoder: Decoder, fed: FedPixels, device: torch.device, seed: int) -> Encoder:
+    path = Path(model)
+    if (std := _noise(model)) is not None:
+        return RandomEncoder((decoder.embed_dim, decoder.embed_size), decoder.preprocessing, std, seed)
+    if is_onnx(path):
+        own = fed.apply(decoder.preprocessing)
+        teacher = build_teacher(path, own, decoder.embed_dim, decoder.embed_size, device)
+        return ModuleEncoder(teacher, teacher.preprocessing, device)
+    if _is_store(path):
+        stored = StoreEncoder(EmbeddingStore(path))
+        _check_fits(model, stored.shape, stored.preprocessing, decoder)
+        return stored
+    student, preprocessing = load_student_and_preprocessing(path)
+    architecture = student.architecture
+    _check_fits(model, (architecture.embed_dim, architecture.embed_size), preprocessing, decoder)
+    return ModuleEncoder(student.to(device), fed.apply(preprocessing), device)
+
+
+def _check_fits(model: str, shape: tuple[int, int], preprocessing: Preprocessing, decoder: Decoder) -> None:
+    found = (*shape, preprocessing.image_size)
+    wanted = (decoder.embed_dim, decoder.embed_size, decoder.preprocessing.image_size)
+    if found != wanted:
+        raise UserError(
+            f"{model} gives embeddings of {found[0]} channels on {found[1]}x{found[1]} cells at {found[2]} pixels, the "
+            f"decoder takes {wanted[0]} on {wanted[1]}x{wanted[1]} at {wanted[2]}: give the decoder of its teacher."
+        )

@@ -1,0 +1,113 @@
+"""What is measured: a whole SAM3, or an encoder with a decoder that is not its own."""
+
+from typing import Protocol
+
+import torch
+
+from efficientsam3.data.rle import Rle
+from efficientsam3.deploy.encoded import Picture
+from efficientsam3.deploy.outputs import encode_rle
+from efficientsam3.deploy.predict import EfficientSAM3
+from efficientsam3.evaluate.decoders import Answer, Ask, Decoder
+from efficientsam3.evaluate.encoders import Encoder
+from efficientsam3.evaluate.prompts import Prompt
+
+
+class Segmenter(Protocol):
+    """A model that answers prompts."""
+
+    name: str
+
+    def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
+        """Encode a picture (3, H, W) uint8 once, for any number of prompts."""
+        ...
+
+    def has(self, image_id: str) -> bool:
+        """Whether it can answer for that image."""
+        ...
+
+
+class WholeModel:
+    """SAM3 or EfficientSAM3, by its own decoders."""
+
+    def __init__(self, name: str, model: EfficientSAM3) -> None:
+        """Take a loaded model."""
+        self.name, self._model = name, model
+
+    def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
+        """See `Segmenter`."""
+        image = self._model.encode(pixels)
+        texts: dict[str, Answer] = {}  # objects of one category ask for it over and over
+
+        def ask(prompt: Prompt) -> Answer:
+            if prompt.text is not None:
+                if prompt.text not in texts:
+                    named = image.segment(prompt.text)
+                    texts[prompt.text] = Answer(named.masks, named.scores)
+                return texts[prompt.text]
+            if prompt.box is not None:
+                found = image.segment(object_box=prompt.box)
+            else:
+                assert prompt.point is not None
+                found = image.segment(points=[prompt.point])
+            return Answer(found.masks, found.scores)
+
+        return ask
+
+    def has(self, image_id: str) -> bool:
+        """True of every picture."""
+        return True
+
+
+class EncoderWithDecoder:
+    """An encoder's embedding, decoded by a frozen decoder. It answers boxes and points."""
+
+    def __init__(self, name: str, encoder: Encoder, decoder: Decoder) -> None:
+        """Join two that fit; `open_models` has seen to it."""
+        self.name, self._encoder, self._decoder = name, encoder, decoder
+
+    def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
+        """See `Segmenter`."""
+        preprocessing, size = self._encoder.preprocessing, (pixels.shape[-2], pixels.shape[-1])
+        picture = Picture(size, preprocessing.content_size(*size), preprocessing.image_size)
+        return self._decoder.open(self._encoder.embed(image_id, pixels), picture)
+
+    def has(self, image_id: str) -> bool:
+        """Whether the encoder has the image."""
+        return self._encoder.has(image_id)
+
+
+class Remembered:
+    """A model whose answers are kept, as run lengths, and never computed twice."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        """Wrap a model that always answers the same."""
+        self.name, self._segmenter = segmenter.name, segmenter
+        self._answers: dict[tuple[str, Prompt], tuple[list[Rle], torch.Tensor]] = {}
+
+    def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
+        """See `Segmenter`; the picture is encoded only when something is asked for the first time."""
+        opened: list[Ask] = []
+
+        def ask(prompt: Prompt) -> Answer:
+            key = (image_id, prompt)
+            if key not in self._answers:
+                if not opened:
+                    opened.append(self._segmenter.open(image_id, pixels))
+                answer = opened[0](prompt)
+                self._answers[key] = ([to_rle(mask) for mask in answer.masks], answer.scores)
+            rles, scores = self._answers[key]
+            masks = [torch.from_numpy(rle.mask()) for rle in rles]
+            return Answer(torch.stack(masks) if masks else torch.zeros(0, *pixels.shape[-2:]).bool(), scores)
+
+        return ask
+
+    def has(self, image_id: str) -> bool:
+        """See `Segmenter`."""
+        return self._segmenter.has(image_id)
+
+
+def to_rle(mask: torch.Tensor) -> Rle:
+    """A mask (H, W) bool as run lengths."""
+    height, width = mask.shape
+    return Rle(height, width, encode_rle(mask)["counts"])
