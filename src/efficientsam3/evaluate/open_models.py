@@ -136,15 +136,20 @@ def _encoder(model: str, decoder: Decoder, fed: FedPixels, device: torch.device,
         return ModuleEncoder(teacher, teacher.preprocessing, device)
     if _is_store(path):
         stored = StoreEncoder(EmbeddingStore(path))
-        _check_fits(model, stored.shape, stored.preprocessing, decoder)
+        check_fits(model, stored.shape, stored.preprocessing, decoder)
         return stored
     student, preprocessing = load_student_and_preprocessing(path)
     architecture = student.architecture
-    _check_fits(model, (architecture.embed_dim, architecture.embed_size), preprocessing, decoder)
+    check_fits(model, (architecture.embed_dim, architecture.embed_size), preprocessing, decoder)
     return ModuleEncoder(student.to(device), fed.apply(preprocessing), device)
 
 
-def _check_fits(model: str, shape: tuple[int, int], preprocessing: Preprocessing, decoder: Decoder) -> None:
+def check_fits(model: str, shape: tuple[int, int], preprocessing: Preprocessing, decoder: Decoder) -> None:
+    """Refuse embeddings of another shape, or at another image size, than a decoder takes.
+
+    Raises:
+        UserError: they are.
+    """
     found = (*shape, preprocessing.image_size)
     wanted = (decoder.embed_dim, decoder.embed_size, decoder.preprocessing.image_size)
     if found != wanted:
