@@ -143,6 +143,16 @@ class TrainSettings(Section):
         return self
 
 
+class ProbeConfig(Section):
+    """The mask probe after each epoch: masks of val pictures from the student's embeddings, by a frozen decoder."""
+
+    DECODER: Path | None = Field(
+        None, description="SAM's mask decoder as .onnx, or the SAM3 that was exported; without one, masks are not probed"
+    )
+    IMAGES: Positive = Field(32, description="annotated val pictures to probe, chosen by SEED")
+    OBJECTS: Positive = Field(4, description="objects of each picture, likewise; two masks for each, by box and by point")
+
+
 class RunConfig(Section):
     """What every run has."""
 
@@ -174,6 +184,7 @@ class TrainConfig(RunConfig):
     MODEL: StudentConfig
     DISTILL: DistillConfig = Field(default_factory=DistillConfig)
     TRAIN: TrainSettings = Field(default_factory=TrainSettings)
+    PROBE: ProbeConfig = Field(default_factory=ProbeConfig)
     OUTPUT: Path | None = Field(None, description="default: output/stage1/<MODEL.NAME>")
     SAVE_FREQ: Positive = Field(1, description="a checkpoint every N epochs; the last epoch is always saved")
 
