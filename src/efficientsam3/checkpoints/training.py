@@ -1,5 +1,10 @@
-"""Training checkpoints: `ckpt_epoch_N.pth`, written whole or not at all, readable with `weights_only=True`."""
+"""Training checkpoints, written whole or not at all, readable with `weights_only=True`.
 
+`ckpt_epoch_N.pth` is written at the end of 0-based epoch N, `ckpt_step_N.pth` after N optimiser steps, within an epoch.
+docs/training.md says what is in them.
+"""
+
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -9,19 +14,61 @@ import torch
 from efficientsam3.checkpoints.reading import load_pickled
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_path, require_file
+from efficientsam3.runtime.logging import LOGGER_NAME
 
-_NAME = re.compile(r"ckpt_epoch_(\d+)\.pth")
+logger = logging.getLogger(LOGGER_NAME)
+_NAME = re.compile(r"ckpt_(epoch|step)_(\d+)\.pth")
+_NEEDED = frozenset(
+    {"model", "architecture", "optimizer", "scaler", "step", "epoch", "position", "finished", "images"}
+    | {"images_per_step", "world_size", "processes", "config"}
+)
 
 
 def checkpoint_path(output_dir: Path, epoch: int) -> Path:
-    """Where the checkpoint of a 0-based epoch lies."""
+    """Where the checkpoint of the end of a 0-based epoch lies."""
     return output_dir / f"ckpt_epoch_{epoch}.pth"
 
 
+def step_checkpoint_path(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint after a number of optimiser steps lies."""
+    return output_dir / f"ckpt_step_{step}.pth"
+
+
 def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint of the highest epoch in a folder, or None. Its name appears only once it is complete."""
-    epochs = [int(match[1]) for path in output_dir.glob("ckpt_epoch_*.pth") if (match := _NAME.fullmatch(path.name))]
-    return checkpoint_path(output_dir, max(epochs)) if epochs else None
+    """The whole checkpoint of the highest step in a folder, or None where there is none at all.
+
+    A file's name appears only once it is whole, so that a damaged one was damaged later: it is passed over with a
+    warning.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    found = {kind: _numbered(output_dir, kind) for kind in ("epoch", "step")}
+    problems: list[UserError] = []
+    newest = [_newest_whole(paths, problems) for paths in found.values()]
+    whole = [each for each in newest if each is not None]
+    if not whole and problems:
+        raise problems[0]
+    for problem in problems:
+        logger.warning("%s It is passed over.", problem)
+    # At one step, the end of the epoch is the further one.
+    return max(whole, key=lambda each: (each[0], each[1].name.startswith("ckpt_epoch")))[1] if whole else None
+
+
+def remove_old_checkpoints(output_dir: Path, keep_steps: int, keep_epochs: int, best: Path | None) -> None:
+    """Remove what newer checkpoints have made needless.
+
+    Args:
+        output_dir: of the training.
+        keep_steps: how many checkpoints within an epoch to keep; 0 where an epoch's end has just been saved.
+        keep_epochs: how many of epochs' ends to keep; 0 keeps all.
+        best: one that stays in any case.
+    """
+    old = _numbered(output_dir, "step")[keep_steps:]
+    if keep_epochs:
+        old += [path for path in _numbered(output_dir, "epoch")[keep_epochs:] if path != best]
+    for path in old:
+        path.unlink()
 
 
 def save_training_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -45,14 +92,29 @@ def load_training_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged, or not a training checkpoint of this project.
     """
-    require_file(path, "Training checkpoint", "give --resume a ckpt_epoch_N.pth of this project")
+    require_file(path, "Training checkpoint", "give --resume a ckpt_epoch_N.pth or ckpt_step_N.pth of this project")
     content = load_pickled(path)
-    missing = {"model", "architecture", "optimizer", "epoch", "step"} - set(
-        content if isinstance(content, dict) else ()
-    )
+    missing = _NEEDED - set(content if isinstance(content, dict) else ())
     if missing:
         raise UserError(
-            f"{path} is not a training checkpoint of this project (it lacks {', '.join(sorted(missing))}); "
+            f"{path} is not a training checkpoint of this version (it lacks {', '.join(sorted(missing))}); "
             "to start from its weights, give it as MODEL.PRETRAINED."
         )
     return dict(content)
+
+
+def _numbered(output_dir: Path, kind: str) -> list[Path]:
+    """A folder's checkpoints of one kind, newest first."""
+    matches = [(path, _NAME.fullmatch(path.name)) for path in output_dir.glob(f"ckpt_{kind}_*.pth")]
+    numbered = [(int(match[2]), path) for path, match in matches if match]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def _newest_whole(paths: list[Path], problems: list[UserError]) -> tuple[int, Path] | None:
+    """Step and path of the first that can be read; what is wrong with those before goes to `problems`."""
+    for path in paths:
+        try:
+            return int(load_training_checkpoint(path)["step"]), path
+        except UserError as error:
+            problems.append(error)
+    return None

@@ -110,6 +110,11 @@ class StudentConfig(Section):
 
     NAME: str = Field("student", min_length=1, description="names the default output folder")
     BACKBONE: str = Field(description="one of the nine published backbones, or timm/<name>")
+    HEAD: Literal["published", "fpn"] = Field(
+        "published",
+        description="published: that of the published students, on the last map; fpn: fuses strides 8, 16 and 32, with "
+        "a tenth of the parameters and half the work",
+    )
     PRETRAINED: bool | Path = Field(
         True, description="true: timm's ImageNet weights; a path: a local file; false: from scratch"
     )
@@ -129,6 +134,16 @@ class TrainSettings(Section):
     ACCUMULATION_STEPS: Positive = Field(1, description="batches per optimiser step")
     USE_CHECKPOINT: bool = Field(False, description="recompute activations in the backward pass to save memory")
     USE_SYNC_BN: bool = Field(False, description="BatchNorm statistics over all GPUs")
+    EMA: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of an average of the weights, e.g. 0.999, which is then what counts; 0: none",
+    )
+    COMPILE: bool = Field(False, description="compile the student with torch.compile")
+    SAVE_STEPS: NonNegative = Field(0, description="a checkpoint every N optimiser steps within an epoch; 0: none")
+    KEEP_STEPS: Positive = Field(2, description="how many of those to keep; the end of an epoch removes them")
+    KEEP_EPOCHS: NonNegative = Field(0, description="how many checkpoints of epochs to keep beside the best; 0: all")
     AUTO_RESUME: bool = Field(True, description="continue from the last checkpoint in OUTPUT")
 
     @model_validator(mode="after")
@@ -147,10 +162,10 @@ class ProbeConfig(Section):
     """The mask probe after each epoch: masks of val pictures from the student's embeddings, by a frozen decoder."""
 
     DECODER: Path | None = Field(
-        None, description="SAM's mask decoder as .onnx, or the SAM3 that was exported; without one, masks are not probed"
+        None, description="SAM's mask decoder as .onnx, or the exported SAM3; without one, masks are not probed"
     )
     IMAGES: Positive = Field(32, description="annotated val pictures to probe, chosen by SEED")
-    OBJECTS: Positive = Field(4, description="objects of each picture, likewise; two masks for each, by box and by point")
+    OBJECTS: Positive = Field(4, description="objects of each picture, likewise; each by box and by point")
 
 
 class RunConfig(Section):

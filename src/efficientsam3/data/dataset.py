@@ -112,6 +112,8 @@ def build_loader(
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
         worker_init_fn=_start_worker,
+        # It seeds the workers, which draw no random numbers; the global one would be moved by every new iteration.
+        generator=torch.Generator(),
     )
 
 

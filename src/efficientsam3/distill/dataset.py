@@ -10,16 +10,20 @@ from torch.utils.data import Dataset
 
 from efficientsam3.data.dataset import ImageSample, read_sample
 from efficientsam3.data.listing import ImageListing
+from efficientsam3.distill.sampler import PADDING
 from efficientsam3.embeddings.codecs import unpack_seeds
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.runtime.errors import UserError
+
+_TENSORS = ("pixels", "content_sizes", "records", "weights")
+Item = tuple[ImageSample, torch.Tensor] | UserError | None
 
 
 @dataclass
 class DistillBatch:
     """Pictures with undecoded embeddings.
 
-    A batch always holds a picture: where all of them are broken, one grey stand-in of weight 0, since under DDP every
+    A batch always holds a picture: where there is none to show, one grey stand-in of weight 0, since under DDP every
     process has to take every step.
     """
 
@@ -32,14 +36,27 @@ class DistillBatch:
 
     def pin_memory(self) -> Self:
         """Called by a DataLoader that pins."""
-        self.pixels, self.records = self.pixels.pin_memory(), self.records.pin_memory()
+        for name in _TENSORS:
+            setattr(self, name, getattr(self, name).pin_memory())
         return self
 
+    def to(self, device: torch.device) -> Self:
+        """Move it, without waiting where its memory is pinned."""
+        for name in _TENSORS:
+            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+        return self
 
-class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | UserError]):
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that lies on a device."""
+        return tuple(getattr(self, name) for name in _TENSORS)
+
+
+class DistillDataset(Dataset[Item]):
     """The images of a listing that the store has, each with its record; the record's seed drives the augmentation.
 
-    A picture that cannot be read, or a damaged record, comes as its error, so that the others of its batch go on.
+    A picture that cannot be read, or a damaged record, comes as its error, so that the others of its batch go on; a
+    sampler's PADDING comes as None.
     """
 
     def __init__(self, listing: ImageListing, store: EmbeddingStore) -> None:
@@ -56,7 +73,9 @@ class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | UserError]):
         """(N,) items in the order in which their records lie on the disk."""
         return self._store.index.in_file_order(self._rows)
 
-    def __getitem__(self, item: int) -> tuple[ImageSample, torch.Tensor] | UserError:
+    def __getitem__(self, item: int) -> Item:
+        if item == PADDING:
+            return None
         manifest = self._store.manifest
         index = int(self._indices[item])
         try:
@@ -66,9 +85,9 @@ class DistillDataset(Dataset[tuple[ImageSample, torch.Tensor] | UserError]):
         except UserError as error:
             return error
 
-    def collate(self, items: list[tuple[ImageSample, torch.Tensor] | UserError]) -> DistillBatch:
+    def collate(self, items: list[Item]) -> DistillBatch:
         """Stack what could be read."""
-        whole = [item for item in items if not isinstance(item, UserError)]
+        whole = [item for item in items if item is not None and not isinstance(item, UserError)]
         weight = 1.0 if whole else 0.0
         whole = whole or [self._stand_in()]
         return DistillBatch(

@@ -1,6 +1,7 @@
-"""One epoch of training or validation."""
+"""Steps of training, and validation."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -9,20 +10,22 @@ from itertools import islice
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from efficientsam3.data.preprocess import build_valid_mask, normalise
 from efficientsam3.distill.dataset import DistillBatch
+from efficientsam3.distill.finite import FiniteWatch
 from efficientsam3.distill.losses import Loss, distillation_loss
+from efficientsam3.distill.optimizer import apply_if_finite
+from efficientsam3.distill.prefetch import on_device
 from efficientsam3.embeddings.reader import EmbeddingStore
-from efficientsam3.runtime.distributed import Process, sum_over_processes
-from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.distributed import Process, broadcast_state, sum_over_processes
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 
 logger = logging.getLogger(LOGGER_NAME)
 Averages = dict[str, float]  # loss, mse, cosine
-_MOST_SKIPPED = 10
 
 
 @dataclass(frozen=True)
@@ -31,103 +34,177 @@ class StepSettings:
 
     pixel_wise: float
     cosine: float
-    accumulation: int
+    images: int  # an epoch
+    batch: int  # images a batch, over all processes
+    accumulation: int  # batches a step
     clip_norm: float  # 0: no clipping
     autocast: torch.dtype | None  # None: float32
     print_freq: int
 
 
 class Trainer:
-    """A student with its optimiser, taking steps."""
+    """A student with its optimiser, taking steps.
+
+    `step` counts optimiser steps, skipped ones too; `epoch` is the one under way, and `position` how many images of its
+    order all processes together have taken. `report` is called now and then with the number of steps taken and figures
+    of the last one.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.AdamW,
         rate_at: Callable[[int], float],
         store: EmbeddingStore,
         process: Process,
         settings: StepSettings,
+        ema: ModelEmaV3 | None = None,
     ) -> None:
         """Set up.
 
         Args:
             model: the student, or DistributedDataParallel around it.
-            optimizer: of the student's parameters.
+            optimizer: of the student's parameters, fused.
             rate_at: the learning rate of a 0-based optimiser step.
             store: decodes the batches' records.
             process: this process among its peers.
             settings: how a step is computed.
+            ema: average of the weights, updated after every step, and what is validated.
         """
-        self.model, self.step = model, 0
+        self.model, self.ema = model, ema
+        self.step, self.epoch, self.position, self.broken = 0, 0, 0, list[str]()
+        self.report: Callable[[int, Averages], None] = lambda step, figures: None
         self._optimizer, self._rate_at, self._store = optimizer, rate_at, store
         self._process, self._settings = process, settings
         # float16 needs its gradients scaled; bfloat16 and float32 do not.
         self._scaler = torch.amp.GradScaler(process.device.type, enabled=settings.autocast == torch.float16)
-        self._skipped = 0
+        self._watch, self._sums = FiniteWatch(), self._zeros()
+
+    @property
+    def student(self) -> nn.Module:
+        """The student itself."""
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+            module: nn.Module = self.model.module
+            return module
+        return self.model
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is validated, and what the training is for: the average where there is one, else the student."""
+        return self.student if self.ema is None else self.ema.module
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step."""
-        return self._rate_at(self.step)
+        """The rate of the next step; the schedule follows the images seen, whatever a step's size."""
+        settings = self._settings
+        a_step = settings.batch * settings.accumulation
+        return self._rate_at(self.epoch * math.ceil(settings.images / a_step) + math.ceil(self.position / a_step))
+
+    @property
+    def skipped(self) -> int:
+        """How many steps of this epoch were left out for want of a finite gradient."""
+        self._watch.look()
+        return self._watch.skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights."""
+        """What a checkpoint needs beside the weights, alike on all processes."""
         return {
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "step": self.step,
+            "epoch": self.epoch,
+            "position": self.position,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self._watch.in_a_row,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        self.step = int(state["step"])
+        self.step, self.epoch, self.position = (int(state[name]) for name in ("step", "epoch", "position"))
+        self._watch.skipped, self._watch.in_a_row = state["skipped"], state["skipped_in_a_row"]
 
-    def train_epoch(self, batches: Iterable[DistillBatch], epoch: int) -> tuple[Averages, list[str]]:
-        """Train on every batch once.
+    @property
+    def sums(self) -> torch.Tensor:
+        """What this process has summed up of the epoch so far, for its averages; may be set to go on from there."""
+        return self._sums
 
-        Returns:
-            the averages over all processes, and a sentence for each picture that could not be read here.
+    @sums.setter
+    def sums(self, value: torch.Tensor) -> None:
+        self._sums = value.to(self._process.device)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start an epoch at its beginning."""
+        self.epoch, self.position, self._sums = epoch, 0, self._zeros()
+        self._watch.skipped = 0
+
+    def train(self, batches: Iterable[DistillBatch], total: int) -> Iterator[None]:
+        """Train on what is left of the epoch, `total` batches; yields after each step.
 
         Raises:
             UserError: the loss or its gradient is not finite ten steps in a row.
         """
         self.model.train()
-        sums, broken, start, images = self._zeros(), list[str](), time.monotonic(), 0
-        total = len(batches)  # type: ignore[arg-type]
-        done = 0
-        with progress_bar(f"epoch {epoch}", total, self._process.is_main) as advance:
-            for group in _groups(batches, self._settings.accumulation):
-                losses = list(self._accumulate(group))
-                self._update(group)
-                for batch, loss in zip(group, losses, strict=True):
-                    self._add(sums, batch, loss)
-                    broken += batch.broken
-                    images += len(batch.image_ids) * self._process.world_size
+        start, before, settings = time.monotonic(), self.position, self._settings
+        done = self.position // settings.batch
+        total += done
+        with progress_bar(f"epoch {self.epoch}", total, self._process.is_main) as advance:
+            advance(done)
+            for group in _groups(on_device(batches, self._process.device), settings.accumulation):
+                loss, norm = self._take_step(group)
                 done += len(group)
                 advance(len(group))
-                if done % self._settings.print_freq < len(group) or done == total:
-                    rate = images / (time.monotonic() - start)
-                    remaining = (total - done) * (time.monotonic() - start) / done
+                if done % settings.print_freq < len(group) or done == total:
+                    self._watch.look()
+                    rate = (self.position - before) / (time.monotonic() - start)
+                    left = (settings.images - self.position) / rate
+                    figures = {"loss": loss.item(), "grad_norm": norm.item(), "lr": self.learning_rate}
+                    self.report(self.step, figures)
                     logger.info(
                         "epoch %d batch %d/%d loss %.4f lr %.3g %.2f images/s ETA %.0f s",
-                        epoch, done, total, losses[-1].total.item(), self.learning_rate, rate, remaining,
+                        self.epoch, done, total, figures["loss"], figures["lr"], rate, left,
                     )  # fmt: skip
-        return self._averages(sums), broken
+                yield
+
+    def averages(self) -> Averages:
+        """The epoch's averages over all processes."""
+        return self._averages(self._sums)
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[DistillBatch]) -> tuple[Averages, list[str]]:
-        """The losses over every image of the validation split once, over all processes; empty without images."""
-        self.model.eval()
+    def validate(self, batches: Iterable[DistillBatch], total: int, stop: Callable[[], bool]) -> Averages | None:
+        """The losses over every image of the validation split once, over all processes; empty without images.
+
+        Args:
+            batches: of this process.
+            total: how many batches the process with the most of them has.
+            stop: called after each of these; where it says so, validation is abandoned, and None returned.
+        """
         # DDP's forward would wait for processes that have a batch fewer.
-        model = self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
-        sums, broken = self._zeros(), list[str]()
-        for batch in batches:
-            self._add(sums, batch, self._loss(model, batch))
-            broken += batch.broken
-        return self._averages(sums), broken
+        model = self.evaluated
+        broadcast_state(model)  # BatchNorm's statistics differ between processes
+        model.eval()
+        sums, iterator = self._zeros(), on_device(batches, self._process.device)
+        for _ in range(total):
+            if (batch := next(iterator, None)) is not None:
+                self._add(sums, batch, self._loss(model, batch))
+                self.broken += batch.broken
+            if stop():
+                return None
+        return self._averages(sums)
+
+    def _take_step(self, group: tuple[DistillBatch, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the last batch's loss and the gradient's norm."""
+        losses = list(self._accumulate(group))
+        norm = self._update(group)
+        for batch, loss in zip(group, losses, strict=True):
+            self._add(self._sums, batch, loss)
+            self.broken += batch.broken
+        self.step += 1
+        self.position = min(self._settings.images, self.position + len(group) * self._settings.batch)
+        if self.ema is not None:
+            self.ema.update(self.student, self.step)
+        return losses[-1].total, norm
 
     def _accumulate(self, group: tuple[DistillBatch, ...]) -> Iterator[Loss]:
         for index, batch in enumerate(group):
@@ -141,50 +218,43 @@ class Trainer:
             return nullcontext()
         return self.model.no_sync()
 
-    def _update(self, group: tuple[DistillBatch, ...]) -> None:
+    def _update(self, group: tuple[DistillBatch, ...]) -> torch.Tensor:
+        """Take the optimiser's step, unless the gradient is not finite; returns its norm before clipping."""
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = self.learning_rate
         self._scaler.unscale_(self._optimizer)
-        limit = self._settings.clip_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if bool(norm.isfinite()):
-            self._skipped = 0
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm or float("inf"))
+        bad = ~norm.isfinite()
+        self._watch.note(self.step, [image_id for batch in group for image_id in batch.image_ids], bad)
+        if self._scaler.is_enabled():
             self._scaler.step(self._optimizer)
+            self._scaler.update()
         else:
-            self._skip(group)
-        self._scaler.update()
+            apply_if_finite(self._optimizer, bad)
         self._optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-
-    def _skip(self, group: tuple[DistillBatch, ...]) -> None:
-        self._skipped += 1
-        names = ", ".join(image_id for batch in group for image_id in batch.image_ids)
-        logger.warning("step %d: the loss or its gradient is not finite, step skipped (images %s)", self.step, names)
-        if self._skipped == _MOST_SKIPPED:
-            raise UserError(
-                f"{_MOST_SKIPPED} steps in a row had no finite gradient (last images: {names}): lower TRAIN.BASE_LR, "
-                "use --disable-amp, or check those pictures' embeddings."
-            )
+        return norm
 
     def _loss(self, model: nn.Module, batch: DistillBatch) -> Loss:
         device, manifest = self._process.device, self._store.manifest
-        sizes = batch.content_sizes.to(device)
-        pixels = normalise(batch.pixels.to(device, non_blocking=True), sizes, manifest.preprocessing)
-        _, teacher = self._store.decode(batch.records.to(device, non_blocking=True))
+        pixels = normalise(batch.pixels, batch.content_sizes, manifest.preprocessing)
+        if device.type == "cuda":
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        _, teacher = self._store.decode(batch.records)
         dtype = self._settings.autocast
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             student = model(pixels)
-        valid = build_valid_mask(sizes, manifest.preprocessing.image_size, manifest.embed_size)
-        weights = batch.weights.to(device)
-        return distillation_loss(student, teacher, valid, weights, self._settings.pixel_wise, self._settings.cosine)
+        valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
+        settings = self._settings
+        return distillation_loss(student, teacher, valid, batch.weights, settings.pixel_wise, settings.cosine)
 
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(4, device=self._process.device)
 
     @staticmethod
     def _add(sums: torch.Tensor, batch: DistillBatch, loss: Loss) -> None:
-        count = batch.weights.sum().to(sums.device)
-        sums += torch.stack([loss.total * count, loss.mse * count, loss.cosine * count, count])
+        count = batch.weights.sum() * loss.total.isfinite()
+        figures = torch.stack([loss.total, loss.mse, loss.cosine]).nan_to_num(0.0, 0.0, 0.0)
+        sums += torch.cat([figures * count, count[None]])
 
     @staticmethod
     def _averages(sums: torch.Tensor) -> Averages:

@@ -1,7 +1,7 @@
 """Processes: one, or several started by torchrun."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -87,3 +87,38 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(total)
     return total
+
+
+def broadcast_state(module: torch.nn.Module) -> None:
+    """Give every process rank 0's parameters and buffers."""
+    if dist.is_initialized():
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+class StopVote:
+    """Lets the processes end after the same step once any of them has been asked to.
+
+    Each call of `agreed` starts a vote and returns the outcome of the one before, so that nobody waits: a process goes
+    on computing while the votes are counted, on the CPU and beside whatever the device does.
+    """
+
+    def __init__(self, requested: Callable[[], bool]) -> None:
+        """Set up, on every process; `requested` says whether this one has been asked to stop."""
+        self._requested = requested
+        self._group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT) if dist.is_initialized() else None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+
+    def agreed(self) -> bool:
+        """Whether all processes stop here; to be called by all of them equally often."""
+        if self._group is None:
+            return self._requested()
+        before = self._pending
+        vote = torch.tensor([int(self._requested())])
+        work = dist.all_reduce(vote, dist.ReduceOp.MAX, self._group, async_op=True)
+        assert work is not None
+        self._pending = vote, work
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0])

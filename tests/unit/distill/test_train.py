@@ -10,7 +10,7 @@ import torch
 from efficientsam3.checkpoints.training import checkpoint_path, load_training_checkpoint
 from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.distill.export import export_embeddings
-from efficientsam3.distill.sampler import WindowSampler
+from efficientsam3.distill.sampler import EpochSampler
 from efficientsam3.distill.train import check_training, train
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -33,6 +33,7 @@ def test_the_loss_falls_and_everything_documented_is_written(make_training: Make
         "epoch",
         "step",
         "lr",
+        "train/skipped_steps",
         *(f"{s}/{n}" for s in ("train", "val") for n in ("loss", "mse", "cosine")),
     }
     assert summary.checkpoint == config.output_dir / "ckpt_epoch_3.pth"
@@ -181,12 +182,12 @@ def test_a_reading_window_trains_on_every_image(
     make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[list[int]] = []
-    iterate = WindowSampler.__iter__
+    iterate = EpochSampler.__iter__
 
-    def spy(sampler: WindowSampler) -> Iterator[int]:
+    def spy(sampler: EpochSampler) -> Iterator[int]:
         orders.append(list(iterate(sampler)))
         return iter(orders[-1])
 
-    monkeypatch.setattr(WindowSampler, "__iter__", spy)
+    monkeypatch.setattr(EpochSampler, "__iter__", spy)
     train(make_training("TRAIN.EPOCHS", "1", "DISTILL.READ_WINDOW", "2", "DATA.NUM_WORKERS", "0"), one_process)
     assert [sorted(order) for order in orders] == [list(range(6))]

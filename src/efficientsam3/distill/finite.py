@@ -1,0 +1,52 @@
+"""Steps without a finite gradient: left out, counted, and too many in a row end the run."""
+
+import logging
+
+import torch
+
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.logging import LOGGER_NAME
+
+logger = logging.getLogger(LOGGER_NAME)
+_MOST_IN_A_ROW = 10
+
+
+class FiniteWatch:
+    """Remembers on the device which steps had no finite gradient, and looks at them all at once, now and then.
+
+    Asking a GPU after each step would make it wait for the answer. All processes see the same gradient, so that they
+    count and stop alike; each names its own images.
+    """
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self.in_a_row, self.skipped = 0, 0  # as of the last look; `skipped` since it was last set to 0
+        self._unseen: list[tuple[int, list[str], torch.Tensor]] = []
+
+    def note(self, step: int, image_ids: list[str], bad: torch.Tensor) -> None:
+        """Remember a step: its images, and whether it was left out, a bool scalar on the device."""
+        self._unseen.append((step, image_ids, bad))
+
+    def look(self) -> None:
+        """Report the steps since the last look.
+
+        Raises:
+            UserError: ten steps in a row had no finite gradient.
+        """
+        if not self._unseen:
+            return
+        flags = torch.stack([bad for _, _, bad in self._unseen]).tolist()
+        unseen, self._unseen = self._unseen, []
+        for (step, image_ids, _), bad in zip(unseen, flags, strict=True):
+            self.in_a_row = self.in_a_row + 1 if bad else 0
+            self.skipped += bad
+            if bad:
+                self._warn(step, ", ".join(image_ids))
+
+    def _warn(self, step: int, names: str) -> None:
+        logger.warning("step %d: the loss or its gradient is not finite, step skipped (images %s)", step, names)
+        if self.in_a_row == _MOST_IN_A_ROW:
+            raise UserError(
+                f"{_MOST_IN_A_ROW} steps in a row had no finite gradient (last images: {names}): lower TRAIN.BASE_LR, "
+                "use --disable-amp, or check those pictures' embeddings."
+            )

@@ -1,0 +1,46 @@
+"""Signals that ask a run to save and end: SIGTERM, and SIGUSR1, by which schedulers announce a pre-emption."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Named by the launcher: a file whose presence says that everything was saved before the run ended.
+SAVED_VARIABLE = "EFFICIENTSAM3_SAVED"
+
+
+class StopRequest:
+    """Whether a signal has asked for the end."""
+
+    def __init__(self) -> None:
+        """No signal yet."""
+        self.requested = False
+
+    def note(self, _number: int, _frame: FrameType | None) -> None:
+        """The handler: it must not do more, since a signal may come at any instruction."""
+        self.requested = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGUSR1 into a flag while the body runs; Python lets the main thread alone do so."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = [signal.signal(number, request.note) for number in _SIGNALS]
+    try:
+        yield request
+    finally:
+        for number, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def report_saved() -> None:
+    """Tell the launcher, where there is one, that everything was saved."""
+    if path := os.environ.get(SAVED_VARIABLE):
+        Path(path).touch()
