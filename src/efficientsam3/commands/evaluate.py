@@ -51,7 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("output/evaluate"),
         metavar="DIR",
-        help="where results.json goes (default: %(default)s)",
+        help="where results.json and report.html go (default: %(default)s)",
+    )
+    flag(
+        "--run",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a training's folder, whose curves the report shows; those beside a ckpt_epoch_N.pth are shown anyway",
     )
     _add_selection(parser)
     flag(
@@ -96,6 +104,7 @@ def run(args: argparse.Namespace) -> None:
         fed=FedPixels(args.resize, args.mean),
         selection=Selection(args.min_area, args.max_images, args.max_objects, args.seed),
         device=args.device,
+        runs=args.run,
     )
     evaluation = evaluate_masks(request, args.out)
     console = Console(highlight=False)
@@ -104,4 +113,8 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"{len(evaluation.measurement.broken)} images were skipped as broken.", markup=False)
     if evaluation.measurement.lacking:
         console.print(f"{evaluation.measurement.lacking} images have no embedding and were left out.", markup=False)
-    console.print(f"{evaluation.results}, in {evaluation.seconds:.0f} s", markup=False, soft_wrap=True)
+    console.print(
+        f"{evaluation.report} and {evaluation.results.name}, in {evaluation.seconds:.0f} s",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam3.data.split import Split
-from efficientsam3.evaluate.ground_truth import GroundTruth, Selection, open_ground_truth
+from efficientsam3.evaluate.feature_rows import feature_rows
+from efficientsam3.evaluate.gallery import Gallery
+from efficientsam3.evaluate.ground_truth import Selection, open_ground_truth
 from efficientsam3.evaluate.measure import Measurement, measure
-from efficientsam3.evaluate.open_models import FedPixels, open_models
+from efficientsam3.evaluate.metrics import read_metrics
+from efficientsam3.evaluate.open_models import FedPixels, named_models, open_models
 from efficientsam3.evaluate.prompts import PromptKind
+from efficientsam3.evaluate.report import REPORT_NAME, ReportContent, write_report
 from efficientsam3.evaluate.scores import Summary, summarise
 from efficientsam3.evaluate.segmenters import Segmenter, WholeModel
 from efficientsam3.runtime.device import DeviceName, select_device
@@ -20,6 +24,7 @@ from efficientsam3.runtime.files import write_json
 
 RESULTS_NAME = "results.json"
 RESULTS_VERSION = 1
+METRICS_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class EvaluationRequest:
     fed: FedPixels = field(default_factory=FedPixels)
     selection: Selection = field(default_factory=Selection)
     device: DeviceName = "auto"
+    runs: Sequence[Path] = ()  # folders of trainings whose curves the report shows, beside those of the models
 
 
 @dataclass(frozen=True)
@@ -45,34 +51,73 @@ class Evaluation:
     measurement: Measurement
     seconds: float
     results: Path
+    report: Path
 
 
 def evaluate_masks(request: EvaluationRequest, output_dir: Path) -> Evaluation:
-    """Measure, and write `results.json`.
+    """Measure, and write `results.json` and `report.html`.
 
     Raises:
-        UserError: a model, the dataset, or a combination of options is not usable; see `open_models`,
-            `open_ground_truth` and `measure`.
+        UserError: a model, the dataset, a run, or a combination of options is not usable; see `open_models`,
+            `open_ground_truth`, `read_metrics` and `measure`.
     """
     started = time.monotonic()
     truth = open_ground_truth(request.data, request.split, request.images)
+    if "text" in request.prompts and not truth.has_categories:
+        raise UserError("--prompt text needs the categories of a COCO dataset: SA-1B's objects have no names.")
     device = select_device(request.device)
     segmenters = open_models(request.models, request.decoder, request.fed, device, request.selection.seed)
-    _check_prompts(request.prompts, segmenters, truth)
-    measurement = measure(segmenters, truth, request.prompts, request.selection)
+    if "text" in request.prompts:
+        _check_text(segmenters)
+    runs = _training_curves(request)
+    gallery = Gallery()
+    measurement = measure(segmenters, truth, request.prompts, request.selection, gallery)
     summaries = [
         summarise(measurement.scores, segmenter.name, prompt) for prompt in request.prompts for segmenter in segmenters
     ]
-    path = output_dir / RESULTS_NAME
+    path, report = output_dir / RESULTS_NAME, output_dir / REPORT_NAME
     write_json(path, _results(request, measurement, summaries))
-    return Evaluation(summaries, measurement, time.monotonic() - started, path)
+    content = ReportContent(
+        title=f"Masks of {measurement.images} images",
+        facts=_facts(request, measurement),
+        models=[segmenter.name for segmenter in segmenters],
+        summaries=summaries,
+        runs=runs,
+        features=feature_rows(segmenters, list(gallery.first_images.values())),
+        examples=gallery.groups(),
+    )
+    write_report(report, content)
+    return Evaluation(summaries, measurement, time.monotonic() - started, path, report)
 
 
-def _check_prompts(prompts: Sequence[PromptKind], segmenters: Sequence[Segmenter], truth: GroundTruth) -> None:
-    if "text" not in prompts:
-        return
-    if not truth.has_categories:
-        raise UserError("--prompt text needs the categories of a COCO dataset: SA-1B's objects have no names.")
+def _training_curves(request: EvaluationRequest) -> dict[str, list[dict[str, float]]]:
+    """By name, the epochs of the trainings that are named, and of those that a model's checkpoint lies with."""
+    beside = [Path(model).parent for model in named_models(request.models).values()]
+    folders = [*request.runs, *(folder for folder in beside if (folder / METRICS_NAME).is_file())]
+    return {folder.name: read_metrics(folder / METRICS_NAME) for folder in dict.fromkeys(folders)}
+
+
+def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, str]:
+    selection, fed = request.selection, request.fed
+    chosen = {
+        "at least pixels": selection.min_area,
+        "at most images": selection.max_images,
+        "at most objects an image": selection.max_objects,
+        "seed": selection.seed,
+    }
+    facts = {name: model for name, model in named_models(request.models).items()}
+    facts |= {} if request.decoder is None else {"decoder": os.fspath(request.decoder)}
+    facts |= {
+        "ground truth": f"{request.data}, {request.split}",
+        "objects": ", ".join(f"{name} {value}" for name, value in chosen.items() if value or name == "seed"),
+        "fed": f"resize {fed.resize}, mean and deviation {fed.mean}",
+    }
+    if measurement.broken or measurement.lacking:
+        facts["left out"] = f"{len(measurement.broken)} broken images, {measurement.lacking} without an embedding"
+    return facts
+
+
+def _check_text(segmenters: Sequence[Segmenter]) -> None:
     for segmenter in segmenters:
         if not isinstance(segmenter, WholeModel):
             raise UserError(f"--prompt text cannot be asked of {segmenter.name}: only a SAM3 has a text encoder.")

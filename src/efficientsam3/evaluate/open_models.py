@@ -61,7 +61,7 @@ def open_models(
     Raises:
         UserError: a model is missing or none of these, needs a decoder, or does not fit it; or two have one name.
     """
-    named = _names(models)
+    named = named_models(models)
     missing = [model for model in named.values() if _noise(model) is None and not Path(model).exists()]
     if missing:
         raise UserError(f"Model {missing[0]} does not exist: give a SAM3, an encoder, a store, or the word {RANDOM}.")
@@ -83,8 +83,12 @@ def open_models(
     return segmenters
 
 
-def _names(models: Sequence[str]) -> dict[str, str]:
-    """Name to model. Without NAME=, the last two parts of the path, which tell checkpoints of two runs apart."""
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Name to model. Without NAME=, the last two parts of the path, which tell checkpoints of two runs apart.
+
+    Raises:
+        UserError: two have one name.
+    """
     named: dict[str, str] = {}
     for given in models:
         name, separator, model = given.rpartition("=")

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 
+from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.data.rle import Rle
 from efficientsam3.deploy.encoded import Picture
 from efficientsam3.deploy.outputs import encode_rle
@@ -17,6 +18,11 @@ class Segmenter(Protocol):
     """A model that answers prompts."""
 
     name: str
+    preprocessing: Preprocessing  # what its encoder is fed
+
+    def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
+        """The embedding (1, D, G, G) of a picture (3, H, W) uint8."""
+        ...
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """Encode a picture (3, H, W) uint8 once, for any number of prompts."""
@@ -32,7 +38,11 @@ class WholeModel:
 
     def __init__(self, name: str, model: EfficientSAM3) -> None:
         """Take a loaded model."""
-        self.name, self._model = name, model
+        self.name, self._model, self.preprocessing = name, model, model.preprocessing
+
+    def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Segmenter`."""
+        return self._model.encode(pixels).embedding
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """See `Segmenter`."""
@@ -65,12 +75,17 @@ class EncoderWithDecoder:
     def __init__(self, name: str, encoder: Encoder, decoder: Decoder) -> None:
         """Join two that fit; `open_models` has seen to it."""
         self.name, self._encoder, self._decoder = name, encoder, decoder
+        self.preprocessing = encoder.preprocessing
+
+    def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Segmenter`."""
+        return self._encoder.embed(image_id, pixels)
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """See `Segmenter`."""
-        preprocessing, size = self._encoder.preprocessing, (pixels.shape[-2], pixels.shape[-1])
-        picture = Picture(size, preprocessing.content_size(*size), preprocessing.image_size)
-        return self._decoder.open(self._encoder.embed(image_id, pixels), picture)
+        size = (pixels.shape[-2], pixels.shape[-1])
+        picture = Picture(size, self.preprocessing.content_size(*size), self.preprocessing.image_size)
+        return self._decoder.open(self.embed(image_id, pixels), picture)
 
     def has(self, image_id: str) -> bool:
         """Whether the encoder has the image."""
@@ -82,8 +97,12 @@ class Remembered:
 
     def __init__(self, segmenter: Segmenter) -> None:
         """Wrap a model that always answers the same."""
-        self.name, self._segmenter = segmenter.name, segmenter
+        self.name, self._segmenter, self.preprocessing = segmenter.name, segmenter, segmenter.preprocessing
         self._answers: dict[tuple[str, Prompt], tuple[list[Rle], torch.Tensor]] = {}
+
+    def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Segmenter`; embeddings are not kept."""
+        return self._segmenter.embed(image_id, pixels)
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """See `Segmenter`; the picture is encoded only when something is asked for the first time."""

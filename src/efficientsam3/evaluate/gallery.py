@@ -1,0 +1,79 @@
+"""The most telling objects of an evaluation, kept while everything else streams by."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from efficientsam3.data.rle import Rle
+from efficientsam3.evaluate.ground_truth import TrueImage
+from efficientsam3.evaluate.prompts import Prompt, PromptKind, TrueObject
+from efficientsam3.evaluate.scores import ObjectScore
+from efficientsam3.evaluate.segmenters import to_rle
+
+Scores = Sequence[ObjectScore]  # one for each model
+
+
+@dataclass(frozen=True)
+class Example:
+    """One object with every model's mask."""
+
+    image: Path
+    image_id: str
+    true: Rle
+    prompt: Prompt
+    masks: tuple[Rle, ...]
+    scores: tuple[ObjectScore, ...]
+
+
+@dataclass(frozen=True)
+class _Group:
+    title: str
+    rank: Callable[[Scores], float]  # the higher, the more it belongs
+
+
+_BEST = _Group("Best of the last model", lambda scores: scores[-1].iou)
+_WORST = _Group("Worst of the last model", lambda scores: -scores[-1].iou)
+_BEHIND = _Group("Where the last model is furthest behind the first", lambda scores: scores[0].iou - scores[-1].iou)
+
+
+class Gallery:
+    """Keeps, for each prompt and group, the objects of highest rank, one of an image at most."""
+
+    def __init__(self, size: int = 4) -> None:
+        """Keep `size` objects in each group."""
+        self._size = size
+        self.first_images: dict[str, TrueImage] = {}  # by id, the first `size`
+        self._kept: dict[tuple[PromptKind, str], dict[str, tuple[float, Example]]] = {}
+
+    def __call__(
+        self, image: TrueImage, thing: TrueObject, masks: list[torch.Tensor], scores: list[ObjectScore]
+    ) -> None:
+        """See `measure.Observer`."""
+        if len(self.first_images) < self._size:
+            self.first_images[image.image_id] = image
+        kind = scores[0].prompt
+        for group in (_BEST, _WORST, _BEHIND) if len(scores) > 1 else (_BEST, _WORST):
+            kept, rank = self._kept.setdefault((kind, group.title), {}), group.rank(scores)
+            if not self._belongs(kept, image.image_id, rank):
+                continue
+            rles = tuple(to_rle(mask) for mask in masks)
+            kept[image.image_id] = (
+                rank,
+                Example(image.path, image.image_id, thing.rle, thing.prompt(kind), rles, tuple(scores)),
+            )
+            if len(kept) > self._size:
+                del kept[min(kept, key=lambda image_id: kept[image_id][0])]
+
+    def groups(self) -> dict[tuple[PromptKind, str], list[Example]]:
+        """By prompt and group's title, those of highest rank first."""
+        return {
+            key: [example for _, example in sorted(kept.values(), key=lambda pair: -pair[0])]
+            for key, kept in self._kept.items()
+        }
+
+    def _belongs(self, kept: dict[str, tuple[float, Example]], image_id: str, rank: float) -> bool:
+        if image_id in kept:
+            return rank > kept[image_id][0]
+        return len(kept) < self._size or rank > min(pair[0] for pair in kept.values())
