@@ -1,9 +1,11 @@
 """The published students' keys and timm's: the same tensors under two sets of names, mapped both ways.
 
 The published layout bears the names of each architecture's authors under `backbone.model.`; a `Student` bears timm's
-under `backbone.`. The head is `head.{0,1,3}.` in both.
+under `backbone.`. The head is the same in both: the published one `head.{0,1,3}.`, the one called `fpn`
+`head.{lateral,refine}.{0,1,2}.`, finest map first, `head.expand.` and `head.output.`.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cache
 
@@ -30,6 +32,10 @@ _CHANNELS = {
     "tiny_vit": {320: "tiny_vit_5m", 448: "tiny_vit_11m", 576: "tiny_vit_21m"},
     "efficientvit": {128: "efficientvit_b0", 256: "efficientvit_b1", 384: "efficientvit_b2"},
 }
+# First convolution of the published head, and those of the other head, one for each map.
+_HEAD_ENTRY = re.compile(r"head\.0\.weight|head\.lateral\.\d\.conv\.weight")
+# Last convolution of each head.
+_OUTPUTS = {"published": "3", "fpn": "output"}
 PUBLISHED_BACKBONES = tuple(name for members in _CHANNELS.values() for name in members.values())
 
 
@@ -138,10 +144,23 @@ def is_published_layout(tensors: Mapping[str, torch.Tensor]) -> bool:
 
 def identify_backbone(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Which of the nine a student's state dict belongs to, in either layout; None if it is none of them."""
-    head = tensors.get("head.0.weight")
-    if head is None or head.ndim != 4:
+    entries = [key for key in tensors if _HEAD_ENTRY.fullmatch(key)]
+    # The convolution that takes the last map comes last.
+    entry = tensors[max(entries)] if entries else None
+    if entry is None or entry.ndim != 4:
         return None
     for name, marks in _MARKS.items():
         if any(key.startswith(marks) for key in tensors):
-            return _CHANNELS[name].get(head.shape[1])
+            return _CHANNELS[name].get(entry.shape[1])
     return None
+
+
+def identify_head(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Which head a student's state dict has."""
+    return "fpn" if "head.output.weight" in tensors else "published"
+
+
+def embedding_width(tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """Channels of the embedding that a student's state dict gives; None without a head."""
+    last = tensors.get(f"head.{_OUTPUTS[identify_head(tensors)]}.weight")
+    return None if last is None else last.shape[0]

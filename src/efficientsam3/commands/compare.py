@@ -20,6 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"students to compare: {ALL} (the default), or one or more of {', '.join(STUDENTS)}",
     )
     parser.add_argument(
+        "--head",
+        choices=("published", "fpn"),
+        default="published",
+        help="the students' head: published, on the last map; fpn, fusing strides 8, 16 and 32 (default: %(default)s)",
+    )
+    parser.add_argument(
         "--sam3-ckpt",
         type=Path,
         metavar="FILE",
@@ -30,5 +36,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the tables."""
     console = Console()
-    for table in comparison_tables(compare_models(args.student, args.sam3_ckpt)):
+    for table in comparison_tables(compare_models(args.student, args.sam3_ckpt, args.head)):
         console.print(table)

@@ -57,6 +57,7 @@ EfficientSAM3: SAM3 whose image trunk is the student `{architecture["backbone"]}
 | SAM3 | `{metadata["sam3"]["file"]}` |
 | input | {pixels["image_size"]} pixels, {pixels["resize"]}, mean {pixels["mean"]}, std {pixels["std"]} |
 | embedding | {architecture["embed_dim"]} x {architecture["embed_size"]} x {architecture["embed_size"]} |
+| head | {architecture["head"]} |
 | parts | {", ".join(metadata["parts"])} |
 | weights | {metadata["dtype"]} |
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from efficientsam3.checkpoints.sam3 import differences, shapes_of
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
+from efficientsam3.checkpoints.student_keys import embedding_width, identify_head
 from efficientsam3.checkpoints.students import StudentFile, read_student
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, Preprocessing
 from efficientsam3.deploy.build import check_whole
@@ -118,10 +119,10 @@ def _architecture(file: StudentFile, path: Path, trunk: Any) -> StudentArchitect
             raise UserError(
                 f"Checkpoint {path} describes its student in another way ({error}): use this version's checkpoints."
             ) from error
-    # A published file: it says nothing but its head's width, and was trained for SAM3's own grid.
-    head = file.state.get("head.3.weight")
-    width = trunk.hidden_size if head is None else head.shape[0]
-    return StudentArchitecture(file.backbone, width, trunk.image_size // trunk.patch_size, trunk.image_size)
+    # A published file: it says nothing but what its head shows, and was trained for SAM3's own grid.
+    width = embedding_width(file.state) or trunk.hidden_size
+    grid, head = trunk.image_size // trunk.patch_size, identify_head(file.state)
+    return StudentArchitecture(file.backbone, width, grid, trunk.image_size, head)
 
 
 def _preprocessing(file: StudentFile, path: Path) -> Preprocessing | None:

@@ -125,7 +125,9 @@ def _parameters(tensors: Tensors) -> int:
 
 def _notes(format: Format, student: StudentInput, sam3: Sam3Input, parts: frozenset[Part]) -> list[str]:
     notes = []
-    if format == "native" and student.architecture.backbone not in PUBLISHED_BACKBONES:
+    architecture = student.architecture
+    published = architecture.backbone in PUBLISHED_BACKBONES and architecture.head == "published"
+    if format == "native" and not published:
         notes.append(
             "This student has no published layout: the published loader cannot read the file, efficientsam3 can."
         )

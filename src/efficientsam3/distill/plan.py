@@ -57,7 +57,11 @@ def plan_training(config: TrainConfig) -> TrainPlan:
             f"{store.directory}: export that dataset first, or set DISTILL.TEACHER_EMBED_PATH to its store."
         )
     architecture = StudentArchitecture(
-        config.MODEL.BACKBONE, config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE, config.DATA.IMG_SIZE
+        config.MODEL.BACKBONE,
+        config.DISTILL.EMBED_DIM,
+        config.DISTILL.EMBED_SIZE,
+        config.DATA.IMG_SIZE,
+        config.MODEL.HEAD,
     )
     check_student_grid(architecture)
     lacking = sum(map(len, listings)) - len(train) - len(val)

@@ -66,7 +66,7 @@ def _published_table(comparison: Comparison) -> Table:
 def _encoder_table(comparison: Comparison) -> Table:
     teacher = comparison.teacher
     table = plain_table(
-        f"The whole encoder, and its work at {teacher.image_size} pixels",
+        f"The whole encoder with the {comparison.head} head, and its work at {teacher.image_size} pixels",
         ["student", "head", "backbone + head", "saved", "GMACs", "of which head", "fewer"],
         f"Saved and fewer: than the trunk's {millions(teacher.trunk)} and {billions(teacher.trunk_macs)} GMACs. "
         "GMACs: 1e9 multiply-accumulates of one image.",

@@ -11,6 +11,7 @@ from transformers import Sam3ViTConfig, Sam3ViTModel
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3 import inspect_trunk
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX, sam3_tensors
+from efficientsam3.models.heads import Head
 from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
 from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
@@ -62,15 +63,17 @@ class Comparison:
 
     teacher: TeacherSize
     students: tuple[StudentSize, ...]
+    head: Head
 
 
-def compare_models(names: Iterable[str], sam3_checkpoint: Path | None = None) -> Comparison:
+def compare_models(names: Iterable[str], sam3_checkpoint: Path | None = None, head: Head = "published") -> Comparison:
     """Size up students against SAM3, in seconds and without weights.
 
     Args:
         names: config names such as `es_rv_m`, or `all`.
         sam3_checkpoint: count this native checkpoint's tensors, and size the students for its embedding and image size.
             By default, the shipped table of Meta's sam3.pt.
+        head: of all students.
 
     Raises:
         UserError: an unknown name, or a file that is no native SAM3 checkpoint.
@@ -80,13 +83,11 @@ def compare_models(names: Iterable[str], sam3_checkpoint: Path | None = None) ->
         shapes, trunk = sam3_shapes(), Sam3ViTConfig()
     else:
         shapes, trunk = checkpoint_shapes(sam3_checkpoint), inspect_trunk(sam3_checkpoint)
-    grid = trunk.image_size // trunk.patch_size
+    shape = (trunk.hidden_size, trunk.image_size // trunk.patch_size, trunk.image_size)
     return Comparison(
         measure_teacher(shapes, trunk),
-        tuple(
-            measure_student(name, StudentArchitecture(STUDENTS[name], trunk.hidden_size, grid, trunk.image_size))
-            for name in students
-        ),
+        tuple(measure_student(name, StudentArchitecture(STUDENTS[name], *shape, head)) for name in students),
+        head,
     )
 
 
@@ -144,15 +145,15 @@ def measure_student(name: str, architecture: StudentArchitecture) -> StudentSize
     """Count a student's parameters and work at its image size."""
     with torch.device("meta"):
         student = Student(architecture).eval()
-    features, backbone_macs = trace(student.backbone, (1, 3, architecture.image_size, architecture.image_size))
-    _, head_macs = trace(student.head, features[-1].shape)
+    pixels = (1, 3, architecture.image_size, architecture.image_size)
+    (_, backbone_macs), (_, macs) = trace(student.backbone, pixels), trace(student, pixels)
     return StudentSize(
         name=name,
         backbone=architecture.backbone,
         backbone_parameters=_parameters(student.backbone),
         head_parameters=_parameters(student.head),
         backbone_macs=backbone_macs,
-        head_macs=head_macs,
+        head_macs=macs - backbone_macs,
     )
 
 

@@ -23,13 +23,15 @@ class EfficientSam3StudentConfig(PreTrainedConfig):  # type: ignore[misc]
     hidden_size: int = 1024
     patch_size: int = 14
     image_size: int = 1008
+    head: str = "published"
 
     @property
     def architecture(self) -> "StudentArchitecture":
         """The student these values describe."""
         from efficientsam3.models.student import StudentArchitecture
 
-        return StudentArchitecture(self.backbone, self.hidden_size, self.image_size // self.patch_size, self.image_size)
+        grid = self.image_size // self.patch_size
+        return StudentArchitecture(self.backbone, self.hidden_size, grid, self.image_size, self.head)
 
 
 # Here and not in the import hook of `efficientsam3`: when this module is what imports transformers, the hook sees it

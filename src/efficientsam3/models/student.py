@@ -1,11 +1,15 @@
-"""Students: a timm backbone and the head that turns its last feature map into the teacher's embedding."""
+"""Students: a timm backbone and the head that turns its feature maps into the teacher's embedding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+from efficientsam3.models.heads import build_head, resize
 from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
 
@@ -45,6 +49,7 @@ class StudentArchitecture:
     embed_dim: int = 1024
     embed_size: int = 72
     image_size: int = 1008
+    head: str = "published"  # see `models.heads`
 
 
 def timm_name(backbone: str) -> str:
@@ -64,8 +69,16 @@ def timm_name(backbone: str) -> str:
     return name
 
 
-def build_backbone(backbone: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """timm's feature extractor that returns the last stage's map alone, as a one-element list.
+def build_backbone(
+    backbone: str, image_size: int, pretrained: bool = False, levels: Sequence[int] = (-1,)
+) -> nn.Module:
+    """timm's feature extractor, which returns a list of feature maps.
+
+    Args:
+        backbone: see `timm_name`.
+        image_size: side of the input in pixels.
+        pretrained: load timm's ImageNet weights.
+        levels: which of the maps that timm offers to return.
 
     Raises:
         UserError: the name is unknown, or the model has no feature extractor.
@@ -74,7 +87,9 @@ def build_backbone(backbone: str, image_size: int, pretrained: bool = False) -> 
     # Models with absolute positions (ViT, Swin) are built for one size; the others take any.
     size = {"img_size": image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=[-1], **size)
+        model: nn.Module = timm.create_model(
+            name, pretrained=pretrained, features_only=True, out_indices=list(levels), **size
+        )
     except (RuntimeError, TypeError, AssertionError) as error:
         raise UserError(
             f"MODEL.BACKBONE {backbone!r} cannot be used as a feature extractor at {image_size} pixels "
@@ -83,29 +98,39 @@ def build_backbone(backbone: str, image_size: int, pretrained: bool = False) -> 
     return model
 
 
-def published_head(in_channels: int, embed_dim: int) -> nn.Sequential:
-    """The published projection head: 1x1 convolution without bias, BatchNorm, GELU, 3x3 convolution."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, embed_dim, kernel_size=1, bias=False),
-        nn.BatchNorm2d(embed_dim),
-        nn.GELU(),
-        nn.Conv2d(embed_dim, embed_dim, kernel_size=3, padding=1),
-    )
+@lru_cache
+def fpn_levels(backbone: str, image_size: int, embed_size: int) -> tuple[int, ...]:
+    """Which of timm's maps the `fpn` head fuses, finest first.
+
+    The last map of each stride of at least half a cell of the teacher's grid: strides 8, 16 and 32 of the nine, for
+    both of SAM's grids. A finer map costs more than all others together, and most of it would be averaged away. The
+    coarsest is always among them.
+
+    Raises:
+        UserError: see `build_backbone`.
+    """
+    with torch.device("meta"):
+        maps: Any = build_backbone(backbone, image_size).feature_info.info  # type: ignore[union-attr]
+    last = {each["reduction"]: index for index, each in enumerate(maps)}
+    least = min(image_size / embed_size / 2, max(last))
+    return tuple(last[stride] for stride in sorted(last) if stride >= least)
 
 
 class Student(nn.Module):
     """A backbone, its head, and a bilinear resize to the teacher's grid.
 
-    State-dict keys: `backbone.<timm's key>` and `head.{0,1,3}.*`.
+    State-dict keys: `backbone.<timm's key>` and `head.*`, `head.{0,1,3}.*` for the published head.
     """
 
     def __init__(self, architecture: StudentArchitecture, pretrained: bool = False) -> None:
         """Build with random weights, or with timm's ImageNet weights for the backbone (needs timm's hub access)."""
         super().__init__()
         self.architecture = architecture
-        self.backbone = build_backbone(architecture.backbone, architecture.image_size, pretrained)
-        channels: int = self.backbone.feature_info.channels()[-1]  # type: ignore[union-attr, operator]
-        self.head = published_head(channels, architecture.embed_dim)
+        size, grid = architecture.image_size, architecture.embed_size
+        levels = (-1,) if architecture.head == "published" else fpn_levels(architecture.backbone, size, grid)
+        self.backbone = build_backbone(architecture.backbone, size, pretrained, levels)
+        channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
+        self.head = build_head(architecture.head, channels, architecture.embed_dim, grid)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed normalised images.
@@ -116,12 +141,7 @@ class Student(nn.Module):
         Returns:
             (B, embed_dim, embed_size, embed_size).
         """
-        features: torch.Tensor = self.head(self.backbone(pixel_values)[-1])
-        size = self.architecture.embed_size
-        if features.shape[-2:] == (size, size):
-            return features
-        resized: torch.Tensor = nn.functional.interpolate(features, (size, size), mode="bilinear", align_corners=False)
-        return resized
+        return resize(self.head(self.backbone(pixel_values)), self.architecture.embed_size)
 
 
 def check_student_grid(architecture: StudentArchitecture) -> None:

@@ -8,7 +8,9 @@ import torch
 
 from efficientsam3.checkpoints.student_keys import (
     PUBLISHED_BACKBONES,
+    embedding_width,
     identify_backbone,
+    identify_head,
     published_to_timm,
     timm_to_published,
 )
@@ -18,24 +20,27 @@ from efficientsam3.runtime.errors import UserError
 PUBLISHED = Path(__file__).parents[3].parent / "shared" / "sam3_reference" / "student_tensors.json"
 
 
-def meta_state(backbone: str) -> dict[str, torch.Tensor]:
+def meta_state(backbone: str, head: str = "published") -> dict[str, torch.Tensor]:
     with torch.device("meta"):
-        return Student(StudentArchitecture(backbone)).state_dict()
+        return Student(StudentArchitecture(backbone, head=head)).state_dict()
 
 
 def test_the_nine_are_the_nine() -> None:
     assert sorted(PUBLISHED_BACKBONES) == sorted(TIMM_NAMES)
 
 
+@pytest.mark.parametrize("head", ["published", "fpn"])
 @pytest.mark.parametrize("backbone", TIMM_NAMES)
-def test_to_published_and_back(backbone: str) -> None:
-    state = meta_state(backbone)
+def test_to_published_and_back(backbone: str, head: str) -> None:
+    state = meta_state(backbone, head)
     published = [timm_to_published(key, backbone) for key in state]
     assert len(set(published)) == len(published)
     assert [published_to_timm(key, backbone) for key in published] == list(state)
     assert all(key.startswith(("backbone.model.", "head.")) for key in published)
     renamed = dict(zip(published, state.values(), strict=True))
     assert identify_backbone(state) == identify_backbone(renamed) == backbone
+    assert identify_head(renamed) == head
+    assert embedding_width(renamed) == 1024
 
 
 @pytest.mark.parametrize("backbone", TIMM_NAMES)

@@ -16,20 +16,21 @@ IMAGE_SIZE = 224  # of the small SAM3; its embeddings have 64 channels on 16 x 1
 
 @pytest.fixture(scope="session")
 def student_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function from backbone to the training checkpoint of a student that fits the small SAM3, one step trained."""
+    """A function from backbone and head to a training checkpoint that fits the small SAM3, one step trained."""
     folder = tmp_path_factory.mktemp("students")
     made: dict[str, Path] = {}
 
-    def make(backbone: str = "efficientvit_b0") -> Path:
-        if backbone not in made:
-            made[backbone] = folder / f"{backbone.replace('/', '_')}.pth"
-            torch.save(training_checkpoint(backbone), made[backbone])
-        return made[backbone]
+    def make(backbone: str = "efficientvit_b0", head: str = "published") -> Path:
+        name = f"{backbone.replace('/', '_')}_{head}.pth"
+        if name not in made:
+            made[name] = folder / name
+            torch.save(training_checkpoint(backbone, head=head), made[name])
+        return made[name]
 
     return make
 
 
-def training_checkpoint(backbone: str, **architecture: int) -> dict[str, Any]:
+def training_checkpoint(backbone: str, **architecture: Any) -> dict[str, Any]:
     """What training writes, after one step on noise, so that BatchNorm's counters have moved."""
     torch.manual_seed(0)
     values = {"embed_dim": 64, "embed_size": 16, "image_size": IMAGE_SIZE} | architecture

@@ -23,26 +23,31 @@ Make = Callable[..., Path]
 BOX = torch.tensor([[0.5, 0.5, 0.4, 0.3]])
 
 
-# In the ordinary tests TinyViT alone, which has buffers that no file holds.
-BACKBONES = [
-    name if name == "tiny_vit_5m" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TIMM_NAMES)
+# In the ordinary tests TinyViT alone, which has buffers that no file holds, and the other head.
+STUDENTS = [
+    *(
+        (name, "published") if name == "tiny_vit_5m" else pytest.param((name, "published"), marks=pytest.mark.slow)
+        for name in sorted(TIMM_NAMES)
+    ),
+    ("efficientvit_b0", "fpn"),
 ]
 
 
-@pytest.fixture(scope="module", params=BACKBONES)
-def backbone(request: pytest.FixtureRequest) -> str:
-    """Each of the nine."""
-    return str(request.param)
+@pytest.fixture(scope="module", params=STUDENTS, ids="-".join)
+def student(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Backbone and head: each of the nine, and the other head."""
+    backbone, head = request.param
+    return backbone, head
 
 
 @pytest.fixture(scope="module")
 def merged(
-    backbone: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory
+    student: tuple[str, str], tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """A student merged native and hf."""
     folder = tmp_path_factory.mktemp("merged")
     for format, name in (("native", "native.pt"), ("hf", "hf")):
-        merge(student_checkpoint(backbone), tiny_sam3_path, folder / name, format=format)  # type: ignore[arg-type]
+        merge(student_checkpoint(*student), tiny_sam3_path, folder / name, format=format)  # type: ignore[arg-type]
     return folder / "native.pt", folder / "hf"
 
 
@@ -132,16 +137,21 @@ def test_it_loads_in_a_fresh_process_after_importing_the_package_alone(merged: t
     assert done.stdout.strip() == "EfficientSam3StudentModel"
 
 
-def test_config_and_card_tell_where_it_came_from(merged: tuple[Path, Path], backbone: str) -> None:
+def test_config_and_card_tell_where_it_came_from(merged: tuple[Path, Path], student: tuple[str, str]) -> None:
     config = json.loads((merged[1] / "config.json").read_text())
     assert config["model_type"] == Sam3VideoConfig.model_type
-    assert config["efficientsam3"]["architecture"]["backbone"] == backbone
+    architecture = config["efficientsam3"]["architecture"]
+    assert (architecture["backbone"], architecture["head"]) == student
     assert config["detector_config"]["vision_config"]["backbone_config"]["model_type"] == "efficientsam3_student"
     assert "SAM licence" in (merged[1] / "README.md").read_text()
 
 
 def test_a_directory_of_sam3_is_a_source_too(
-    merged: tuple[Path, Path], tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+    merged: tuple[Path, Path],
+    student: tuple[str, str],
+    tiny_sam3_path: Path,
+    student_checkpoint: Make,
+    tmp_path: Path,
 ) -> None:
     """SAM3 as facebook/sam3 has it: made by putting the trunk back where the student is."""
     source = read_contents(tiny_sam3_path)
@@ -149,13 +159,13 @@ def test_a_directory_of_sam3_is_a_source_too(
     folder.mkdir()
     hf_directory._write_shards(folder, source.tensors, folder)
     (folder / "config.json").write_text(source.config.to_json_string(use_diff=False))
-    report = merge(student_checkpoint("tiny_vit_5m"), folder, tmp_path / "out", format="hf")
+    report = merge(student_checkpoint(*student), folder, tmp_path / "out", format="hf")
     assert report.removed_tensors > 0
     found, expected = read_tensors(tmp_path / "out"), read_tensors(merged[1])
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     with pytest.raises(UserError, match=r"lacks tensors of Meta's layout.*give sam3\.pt"):
-        merge(student_checkpoint("tiny_vit_5m"), folder, tmp_path / "out.pt")
+        merge(student_checkpoint(*student), folder, tmp_path / "out.pt")
 
 
 def test_shards_are_whole_and_small(

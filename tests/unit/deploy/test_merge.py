@@ -15,6 +15,7 @@ from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.students import load_student_state, to_published_layout
 from efficientsam3.checkpoints.writing import _ReleasingFile
 from efficientsam3.deploy import merge as merge_module
+from efficientsam3.deploy.contents import read_contents
 from efficientsam3.deploy.merge import merge
 from efficientsam3.deploy.parts import VISUAL_PROMPT_KEY
 from efficientsam3.models.student import TIMM_NAMES
@@ -71,6 +72,23 @@ def test_an_own_backbone_keeps_its_names_and_says_so(
     merged = read_tensors(tmp_path / "out.pt", STUDENT_PREFIX)
     assert merged.keys() == {STUDENT_PREFIX + key for key in torch.load(path, weights_only=True)["model"]}
     assert "published loader cannot read" in " ".join(report.notes)
+
+
+def test_the_fpn_head_is_known_again_by_its_tensors(
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
+    path = student_checkpoint("repvit_m0_9", "fpn")
+    report = merge(path, tiny_sam3_path, tmp_path / "out.pt")
+    assert "published loader cannot read" in " ".join(report.notes)
+    merged = read_tensors(tmp_path / "out.pt", STUDENT_PREFIX)
+    assert any(key.startswith(f"{STUDENT_PREFIX}backbone.model.features.0.") for key in merged)
+    assert {f"{STUDENT_PREFIX}head.lateral.2.conv.weight", f"{STUDENT_PREFIX}head.output.bias"} <= merged.keys()
+    # The metadata beside the file says it; the tensors say it too.
+    (tmp_path / "out.pt.json").unlink()
+    backbone = read_contents(tmp_path / "out.pt").config.detector_config.vision_config.backbone_config
+    assert (backbone.backbone, backbone.head) == ("repvit_m0_9", "fpn")
+    torch.save(torch.load(path, weights_only=True)["model"], tmp_path / "bare.pth")
+    assert merge(tmp_path / "bare.pth", tiny_sam3_path, tmp_path / "again.pt").sha256 == report.sha256
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

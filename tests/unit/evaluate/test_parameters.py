@@ -54,6 +54,15 @@ def test_head_is_counted_at_the_backbones_grid(published: Comparison) -> None:
     assert student.macs == student.backbone_macs + student.head_macs
 
 
+def test_the_fpn_head_is_a_ninth_of_the_parameters_for_less_than_half_the_work(published: Comparison) -> None:
+    fpn = compare_models(["all"], head="fpn")
+    assert (published.head, fpn.head) == ("published", "fpn")
+    for before, after in zip(published.students, fpn.students, strict=True):
+        assert after.backbone_macs == before.backbone_macs
+        assert after.head_parameters < before.head_parameters / 8
+        assert after.head_macs < before.head_macs / 2
+
+
 def test_users_file_is_counted_and_sets_the_students_shape(tmp_path: Path) -> None:
     tiny = TinySam3(grid=8)
     path = tmp_path / "sam3.pt"

@@ -36,8 +36,10 @@ def test_saved_and_reloaded_the_model_is_the_same(backbone: str, tmp_path: Path)
 
 
 def test_the_config_describes_the_student() -> None:
-    architecture = EfficientSam3StudentConfig(backbone="efficientvit_b0", **SIZES).architecture
+    architecture = EfficientSam3StudentConfig(backbone="efficientvit_b0", head="fpn", **SIZES).architecture
     assert (architecture.embed_dim, architecture.embed_size, architecture.image_size) == (16, 16, 224)
+    assert architecture.head == "fpn"
+    assert EfficientSam3StudentConfig(backbone="efficientvit_b0", **SIZES).architecture.head == "published"
 
 
 def test_loading_does_not_touch_the_random_state(tmp_path: Path) -> None:

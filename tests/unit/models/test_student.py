@@ -34,10 +34,11 @@ def test_the_nine_have_the_published_size_and_grid(backbone: str) -> None:
     check_student_grid(StudentArchitecture(backbone))
 
 
+@pytest.mark.parametrize("head", ["published", "fpn"])
 @pytest.mark.parametrize("backbone", TIMM_NAMES)
-def test_every_parameter_gets_a_gradient(backbone: str) -> None:
+def test_every_parameter_gets_a_gradient(backbone: str, head: str) -> None:
     """DistributedDataParallel waits for ever for one that does not."""
-    student = Student(StudentArchitecture(backbone, 8, 4, 64)).train()
+    student = Student(StudentArchitecture(backbone, 8, 4, 64, head)).train()
     student(torch.randn(2, 3, 64, 64)).square().mean().backward()
     assert [name for name, parameter in student.named_parameters() if parameter.grad is None] == []
 
@@ -46,9 +47,10 @@ def test_every_student_has_a_backbone_of_its_own() -> None:
     assert set(STUDENTS.values()) == set(TIMM_NAMES)
 
 
+@pytest.mark.parametrize("head", ["published", "fpn"])
 @pytest.mark.parametrize("backbone", ["timm/resnet18", "timm/vit_tiny_patch16_224"])
-def test_any_timm_backbone_gives_the_embedding(backbone: str) -> None:
-    architecture = StudentArchitecture(backbone, embed_dim=8, embed_size=16, image_size=224)
+def test_any_timm_backbone_gives_the_embedding(backbone: str, head: str) -> None:
+    architecture = StudentArchitecture(backbone, embed_dim=8, embed_size=16, image_size=224, head=head)
     check_student_grid(architecture)
     student = Student(architecture).eval()
     with torch.no_grad():
