@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -48,7 +49,7 @@ def decode_rgb(data: bytes, path: Path) -> torch.Tensor:
         if is_jpeg(data) and is_unfinished(data):
             raise ValueError("half-written JPEG, its end is missing")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            pixels = torch.from_numpy(_pixels(_to_rgb(image))).permute(2, 0, 1)  # [3, H, W]
+            pixels = torch.from_numpy(_pixels(image, data)).permute(2, 0, 1)  # [3, H, W]
             return _upright(pixels, image.getexif().get(_ORIENTATION, 1))
     # Pillow documents no list of what broken files raise: SyntaxError, struct.error and KeyError were all met.
     except Exception as error:
@@ -63,8 +64,14 @@ def _broken(path: Path, error: Exception) -> BrokenImageError:
     )
 
 
-def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """(H, W, 3), copied in strips: at once, Pillow makes three copies of the whole, for twice the time in all."""
+def _pixels(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8]:
+    """(H, W, 3). Pillow has read the header; what both decode alike, simplejpeg decodes in two thirds of the time."""
+    if image.format == "JPEG" and image.mode in {"RGB", "L"}:
+        # `strict` would refuse what every other decoder only warns of, such as stray bytes before a marker.
+        decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=False)
+        return decoded
+    image = _to_rgb(image)
+    # In strips: at once, Pillow makes three copies of the whole, for twice the time in all.
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):
         bottom = min(top + _STRIP_ROWS, image.height)
