@@ -35,7 +35,8 @@ launch() {
   [[ -n ${BATCH_SIZE:-} ]] && given+=(--batch-size "$BATCH_SIZE")
 
   # Bad input is found here, by one plain process: torchrun turns every worker's exit code into 1.
-  python "$script" "${given[@]}" --dry-run "$gpus" "${flags[@]}" || return
+  local nodes=${NNODES:-1}
+  WORLD_SIZE=$((gpus * ${nodes%%:*})) python "$script" "${given[@]}" --dry-run "$gpus" "${flags[@]}" || return
 
   local rendezvous=(--master_port "${MASTER_PORT:-29500}" --node_rank "${NODE_RANK:-0}")
   if [[ -n ${RDZV_BACKEND:-} || -n ${RDZV_ENDPOINT:-} ]]; then
@@ -49,5 +50,39 @@ launch() {
     cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
     export OMP_NUM_THREADS=$((cores / gpus > 0 ? cores / gpus : 1))
   fi
-  exec torchrun --nnodes "${NNODES:-1}" --nproc_per_node "$gpus" "${rendezvous[@]}" "$script" "${given[@]}" "${flags[@]}"
+  run_workers --nnodes "${NNODES:-1}" --nproc_per_node "$gpus" "${rendezvous[@]}" "$script" "${given[@]}" "${flags[@]}"
+}
+
+# torchrun, but SIGTERM and SIGUSR1 go to the workers themselves: torchrun would give them 30 s from SIGTERM on, return 1
+# even if they saved and ended well, and die of SIGUSR1. Returns 0 where the workers say that everything is saved.
+run_workers() {
+  local code=0 saved
+  saved=$(mktemp -d)/saved
+  export EFFICIENTSAM3_SAVED=$saved
+  set -m  # a process group of its own: what a terminal or scheduler sends to this one comes by way of this shell alone
+  (trap '' USR1; exec torchrun "$@") &
+  set +m
+  workers_of=$!
+  trap 'signal_workers TERM' TERM HUP
+  trap 'signal_workers USR1' USR1
+  trap 'kill -INT "$workers_of"' INT
+  # A signal ends `wait` early; torchrun's own code comes once it is gone.
+  while kill -0 "$workers_of" 2>/dev/null; do
+    code=0
+    wait "$workers_of" || code=$?
+  done
+  [[ -e $saved ]] && code=0
+  rm -rf "${saved%/*}"
+  return "$code"
+}
+
+signal_workers() {
+  local workers
+  workers=$(cat /proc/"$workers_of"/task/*/children 2>/dev/null || pgrep -P "$workers_of" || true)
+  if [[ -z $workers ]]; then
+    kill -TERM "$workers_of"  # none has been started yet
+    return
+  fi
+  # shellcheck disable=SC2086
+  kill -"$1" $workers 2>/dev/null || true
 }

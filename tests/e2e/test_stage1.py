@@ -122,7 +122,9 @@ def test_a_training_resumes_by_itself(workplace, run, tiny, exported, trained) -
     script = ["stage1/train_stage1.py", "--cfg", "stage1/configs/es_ev_s.yaml", "--data-path", workplace / "data"]
     flags = ["--output", trained, "--batch-size", 2, "--pretrained", "false", *tiny]
     more = ["DISTILL.TEACHER_EMBED_PATH", exported / "embeddings", "TRAIN.EPOCHS", 3, "TRAIN.WARMUP_EPOCHS", 0]
-    done = run("python", *script, *flags, *more)
+    refused = run("python", *script, *flags, *more, code=2)
+    assert "TRAIN.EPOCHS: 2 -> 3; images a step: 4 -> 2" in refused.stderr
+    done = run("python", *script, "--allow-config-change", *flags, *more)
     assert "continuing from" in done.stderr
     assert (trained / "ckpt_epoch_2.pth").exists()
 

@@ -1,6 +1,5 @@
 """Pictures as batches of encoder input, read by DataLoader workers; a broken picture is reported and left out."""
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,6 +13,7 @@ from efficientsam3.data.augment import Augmentation, augment, augmentation_seed
 from efficientsam3.data.images import BrokenImageError, read_rgb
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, resize_image
+from efficientsam3.runtime.signals import end_by_parent_alone
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,5 @@ def build_loader(
 
 
 def _start_worker(_: int) -> None:
-    # The commands turn SIGTERM into an orderly end; a worker has nothing to put in order.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    end_by_parent_alone()

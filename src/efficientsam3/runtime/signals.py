@@ -1,5 +1,6 @@
 """Signals that ask a run to save and end: SIGTERM, and SIGUSR1, by which schedulers announce a pre-emption."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -44,3 +45,25 @@ def report_saved() -> None:
     """Tell the launcher, where there is one, that everything was saved."""
     if path := os.environ.get(SAVED_VARIABLE):
         Path(path).touch()
+
+
+def end_by_parent_alone() -> None:
+    """In a child that reads data: ignore SIGTERM and SIGUSR1 but from the parent process.
+
+    Schedulers and torchrun send them to every process of a job, and the parent may need the child's data to finish what
+    it is at. A child whose parent is gone ends by itself. Where the sender of a signal cannot be told (macOS), SIGTERM
+    ends the child.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigwaitinfo"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_by, args=(parent.pid,), daemon=True).start()
+
+
+def _end_by(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

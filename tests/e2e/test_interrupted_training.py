@@ -1,0 +1,125 @@
+"""Trainings on two processes that are asked to end by signals, and then simply run again."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+
+from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
+from efficientsam3.config.load import load_config
+from efficientsam3.config.schema import ExportConfig
+from efficientsam3.distill.export import export_embeddings
+from efficientsam3.runtime.distributed import Process
+
+ROOT = Path(__file__).parents[2]
+MARK = "TRAINING_UNDER_TEST"
+IMAGES, EPOCHS = 40, 3
+TINY = ["DATA.IMG_SIZE", "224", "DISTILL.EMBED_SIZE", "16", "DISTILL.EMBED_DIM", "64", "DATA.NUM_WORKERS", "0"]
+
+
+class Training:
+    """The training by its launcher, on two processes, whose descendants bear a mark in their environment."""
+
+    def __init__(self, root: Path, output: Path) -> None:
+        self.output, self._mark = output, uuid.uuid4().hex
+        where = ["CFG=stage1/configs/es_ev_s.yaml", f"DATA_PATH={root / 'data'}", f"OUTPUT={output}", "GPUS=2"]
+        more = ["DISTILL.TEACHER_EMBED_PATH", str(root / "teacher" / "embeddings"), "DATA.NUM_WORKERS", "1"]
+        schedule = ["TRAIN.EPOCHS", str(EPOCHS), "TRAIN.WARMUP_EPOCHS", "1", "PRINT_FREQ", "1", "TRAIN.EMA", "0.9"]
+        self._command = ["bash", "stage1/scripts/train_stage1_student.sh", *where, "BATCH_SIZE=1"]
+        self._command += ["--pretrained", "false", "--opts", *TINY[:-2], *more, *schedule]
+        self._environment = {**os.environ, MARK: self._mark, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self._environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def start(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self._command, cwd=ROOT, env=self._environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    def finish(self) -> None:
+        process = self.start()
+        _, errors = process.communicate(timeout=280)
+        assert process.returncode == 0, errors
+
+    def wait_for(self, epoch: int, batch: int, process: "subprocess.Popen[str]") -> None:
+        """Wait until the log says that a batch is done."""
+        log, deadline = self.output / "log_rank0.txt", time.monotonic() + 200
+        while not (log.exists() and f"epoch {epoch} batch {batch}/" in log.read_text()):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def processes(self) -> list[int]:
+        """Launcher, torchrun, workers, and their data loaders."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if f"{MARK}={self._mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                        found.append(int(folder.name))
+        return found
+
+    def metrics(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, tiny_sam3_path, photographs_path):
+    """Nine photographs under many names, and their embeddings."""
+    folder = tmp_path_factory.mktemp("training")
+    for split, count in (("train", IMAGES), ("val", 4)):
+        target = folder / "data" / "images" / split
+        target.mkdir(parents=True)
+        photographs = sorted((photographs_path / "images" / split).glob("*.jpg"))
+        for number in range(count):
+            shutil.copy(photographs[number % len(photographs)], target / f"sa_{number + (split == 'val') * 1000}.jpg")
+    fixed = {"MODEL.RESUME": tiny_sam3_path, "DATA.DATA_PATH": folder / "data", "OUTPUT": folder / "teacher"}
+    config = load_config(ExportConfig, ROOT / "stage1/configs/teacher/sam_vit_huge_sa1b.yaml", TINY, fixed)
+    export_embeddings(config, Process(rank=0, world_size=1, device=torch.device("cpu"), launcher=None))
+    return folder
+
+
+@pytest.mark.timeout(900)  # five launches
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds descendants in /proc")
+def test_signals_save_within_a_step_and_the_numbers_are_those_of_an_undisturbed_run(root: Path) -> None:
+    undisturbed, disturbed = Training(root, root / "undisturbed"), Training(root, root / "disturbed")
+    undisturbed.finish()
+
+    def launcher(process: "subprocess.Popen[str]", number: int) -> None:
+        process.send_signal(number)
+
+    def everyone(process: "subprocess.Popen[str]", number: int) -> None:  # as schedulers do
+        for pid in disturbed.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    for epoch, (send, number) in enumerate(
+        [(launcher, signal.SIGUSR1), (launcher, signal.SIGTERM), (everyone, signal.SIGTERM)]
+    ):
+        process = disturbed.start()
+        disturbed.wait_for(epoch, 3, process)
+        send(process, number)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        assert disturbed.processes() == []
+        path = latest_checkpoint(disturbed.output)
+        content = load_training_checkpoint(path)
+        assert path.name == f"ckpt_step_{content['step']}.pth"
+        assert (content["epoch"], content["finished"]) == (epoch, False)
+        assert 6 <= content["position"] < IMAGES
+    disturbed.finish()
+    assert disturbed.metrics() == undisturbed.metrics()
+    assert len(disturbed.metrics()) == EPOCHS
+    theirs, ours = (load_training_checkpoint(latest_checkpoint(each.output)) for each in (undisturbed, disturbed))
+    for part in ("model", "ema"):
+        for key, value in theirs[part].items():
+            assert torch.equal(ours[part][key], value), (part, key)
+    assert list(disturbed.output.glob("ckpt_step_*")) == []
