@@ -1,5 +1,6 @@
 """Line charts as SVG that follows the page's colours."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ def metric_charts(runs: Mapping[str, Sequence[Metrics]]) -> list[Chart]:
         for record in epochs:
             for name, value in record.items():
                 split, slash, metric = name.partition("/")
-                if slash:
+                if slash and math.isfinite(value):
                     label = split if len(runs) == 1 else f"{run} {split}"
                     series.setdefault(metric, {}).setdefault(label, []).append((record["epoch"], value))
     return [_chart(metric, lines) for metric, lines in series.items()]
@@ -51,8 +52,9 @@ def metric_charts(runs: Mapping[str, Sequence[Metrics]]) -> list[Chart]:
 
 def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
     xs = [x for points in lines.values() for x, _ in points]
-    top = max(0.0, *(y for points in lines.values() for _, y in points)) or 1.0
-    bottom = min(0.0, *(y for points in lines.values() for _, y in points))
+    ys = [y for points in lines.values() for _, y in points]
+    bottom, top = min(0.0, *ys), max(0.0, *ys)
+    top = top if top > bottom else bottom + 1
     first, last = min(xs), max(xs)
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -27,15 +27,17 @@ class Example:
     scores: tuple[ObjectScore, ...]
 
 
-@dataclass(frozen=True)
-class _Group:
-    title: str
-    rank: Callable[[Scores], float]  # the higher, the more it belongs
-
-
-_BEST = _Group("Best of the last model", lambda scores: scores[-1].iou)
-_WORST = _Group("Worst of the last model", lambda scores: -scores[-1].iou)
-_BEHIND = _Group("Where the last model is furthest behind the first", lambda scores: scores[0].iou - scores[-1].iou)
+# Group's title to rank, by the IoU with the true mask: the higher, the more an object belongs.
+_ALONE: dict[str, Callable[[Scores], float]] = {
+    "Best of {last}": lambda scores: scores[-1].iou,
+    "Worst of {last}": lambda scores: -scores[-1].iou,
+}
+_COMPARED: dict[str, Callable[[Scores], float]] = {
+    **_ALONE,
+    "{last} furthest behind {first}": lambda scores: scores[0].iou - scores[-1].iou,
+}
+# Of equals, the larger object comes first: it shows more.
+Rank = tuple[float, int]
 
 
 class Gallery:
@@ -45,7 +47,7 @@ class Gallery:
         """Keep `size` objects in each group."""
         self._size = size
         self.first_images: dict[str, TrueImage] = {}  # by id, the first `size`
-        self._kept: dict[tuple[PromptKind, str], dict[str, tuple[float, Example]]] = {}
+        self._kept: dict[tuple[PromptKind, str], dict[str, tuple[Rank, Example]]] = {}
 
     def __call__(
         self, image: TrueImage, thing: TrueObject, masks: list[torch.Tensor], scores: list[ObjectScore]
@@ -54,8 +56,9 @@ class Gallery:
         if len(self.first_images) < self._size:
             self.first_images[image.image_id] = image
         kind = scores[0].prompt
-        for group in (_BEST, _WORST, _BEHIND) if len(scores) > 1 else (_BEST, _WORST):
-            kept, rank = self._kept.setdefault((kind, group.title), {}), group.rank(scores)
+        for pattern, value in (_COMPARED if len(scores) > 1 else _ALONE).items():
+            title = pattern.format(first=scores[0].model, last=scores[-1].model)
+            kept, rank = self._kept.setdefault((kind, title), {}), (value(scores), thing.rle.area)
             if not self._belongs(kept, image.image_id, rank):
                 continue
             rles = tuple(to_rle(mask) for mask in masks)
@@ -69,11 +72,11 @@ class Gallery:
     def groups(self) -> dict[tuple[PromptKind, str], list[Example]]:
         """By prompt and group's title, those of highest rank first."""
         return {
-            key: [example for _, example in sorted(kept.values(), key=lambda pair: -pair[0])]
+            key: [example for _, example in sorted(kept.values(), key=lambda pair: pair[0], reverse=True)]
             for key, kept in self._kept.items()
         }
 
-    def _belongs(self, kept: dict[str, tuple[float, Example]], image_id: str, rank: float) -> bool:
+    def _belongs(self, kept: dict[str, tuple[Rank, Example]], image_id: str, rank: Rank) -> bool:
         if image_id in kept:
             return rank > kept[image_id][0]
         return len(kept) < self._size or rank > min(pair[0] for pair in kept.values())

@@ -82,7 +82,7 @@ def _feature_cells(row: FeatureRow) -> list[dict[str, Any]]:
     height, width = row.photograph.shape[:2]
     cells = [{"caption": row.image_id, "uri": data_uri(picture(row.photograph)), "ratio": f"{width}/{height}"}]
     for features in row.features:
-        caption = features.model if features.cosine is None else f"{features.model}, cosine {features.cosine:.2f}"
+        caption = features.model if features.cosine is None else f"{features.model}, cosine {features.cosine:z.2f}"
         uri = data_uri(Image.fromarray(features.colours), "PNG")
         cells.append({"caption": caption, "uri": uri, "ratio": f"{width}/{height}"})
     return cells

@@ -9,7 +9,7 @@ from efficientsam3.evaluate.scores import SIZES, Summary
 
 COLUMNS = ["model", "prompt", "objects", "mIoU", *SIZES, "agreement"]
 CAPTION = (
-    "mIoU: mean over objects of the IoU with the true mask; small, medium, large: below 32², below 96², and above, in "
+    "mIoU: mean over objects of the IoU with the true mask; small, medium, large: below 32², below 96², and from 96² "
     "pixels. Agreement: mean IoU with the first model's masks."
 )
 
