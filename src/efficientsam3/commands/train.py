@@ -57,6 +57,7 @@ def _train(args: argparse.Namespace, stop: "StopRequest") -> None:
     )
 
     from efficientsam3.distill.train import check_training, train
+    from efficientsam3.evaluate.observers import training_observers
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.run import run_step
 
@@ -64,7 +65,8 @@ def _train(args: argparse.Namespace, stop: "StopRequest") -> None:
         # The launcher says how many processes there will be on all machines together.
         world_size = int(os.environ.get("WORLD_SIZE", args.dry_run))
         check_training(config, world_size, args.allow_config_change)
-        select_device(config.DEVICE, args.dry_run - 1)
+        training_observers(config, select_device(config.DEVICE, args.dry_run - 1))
         return
     with run_step(config, config.output_dir) as process:
-        train(config, process, stop, allow_config_change=args.allow_config_change)
+        observers = training_observers(config, process.device) if process.is_main else None
+        train(config, process, stop, observers, allow_config_change=args.allow_config_change)

@@ -43,7 +43,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
             unknown or does not give the embedding's shape; a named file is missing; a flag has no effect here.
     """
     _check_options(config)
-    store = EmbeddingStore(config.DISTILL.TEACHER_EMBED_PATH, _published_manifest(config))
+    store = open_store(config)
     _check_store(config, store.manifest)
     listings = [
         list_images(config.DATA.DATA_PATH, split, config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
@@ -66,6 +66,15 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     check_student_grid(architecture)
     lacking = sum(map(len, listings)) - len(train) - len(val)
     return TrainPlan(train, val, store, architecture, lacking)
+
+
+def open_store(config: TrainConfig) -> EmbeddingStore:
+    """The store that a training learns from; one in the published format is described by the configuration.
+
+    Raises:
+        UserError: there is none.
+    """
+    return EmbeddingStore(config.DISTILL.TEACHER_EMBED_PATH, _published_manifest(config))
 
 
 def _check_options(config: TrainConfig) -> None:

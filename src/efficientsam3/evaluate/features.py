@@ -1,6 +1,8 @@
 """A student's features beside the stored ones of its teacher, on the pictures that both have seen."""
 
+import logging
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,16 @@ import torch
 
 from efficientsam3.checkpoints.students import read_student
 from efficientsam3.data.dataset import ImageSample, read_sample
-from efficientsam3.data.images import read_rgb
+from efficientsam3.data.images import BrokenImageError, read_rgb
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, build_valid_mask, normalise
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.evaluate.pictures import FeaturePair
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.logging import LOGGER_NAME
+
+logger = logging.getLogger(LOGGER_NAME)
 
 
 def load_trained_student(checkpoint: Path) -> Student:
@@ -39,11 +44,10 @@ def load_student_and_preprocessing(checkpoint: Path) -> tuple[Student, Preproces
 def feature_pairs(student: Student, store: EmbeddingStore, listing: ImageListing, count: int) -> list[FeaturePair]:
     """Teacher's and student's features of the first `count` pictures of a listing that the store has.
 
-    Pictures are augmented as they were for the teacher.
+    Pictures are augmented as they were for the teacher; those that cannot be read are passed over.
 
     Raises:
-        UserError: the student is for another embedding than the store's, none of the pictures is in it, or one of
-            them is broken.
+        UserError: the student is for another embedding than the store's, or none of the pictures is in it.
     """
     manifest, architecture = store.manifest, student.architecture
     wanted = (manifest.embed_dim, manifest.embed_size, manifest.preprocessing.image_size)
@@ -53,24 +57,30 @@ def feature_pairs(student: Student, store: EmbeddingStore, listing: ImageListing
             f"The student is for channels, cells a side and pixels {found}, the store {store.directory} holds {wanted}:"
             " give the store that it was trained on."
         )
-    pairs = [_pair(student, store, listing, index, row) for index, row in _stored(store, listing, count)]
+    pairs = list(islice(_pairs(student, store, listing), count))
     if not pairs:
         raise UserError(f"{store.directory} has none of the pictures in {listing.root}: give the store of these.")
     return pairs
 
 
-def _stored(store: EmbeddingStore, listing: ImageListing, count: int) -> Iterator[tuple[int, int]]:
+def _pairs(student: Student, store: EmbeddingStore, listing: ImageListing) -> Iterator[FeaturePair]:
     rows = store.rows(listing.ids)
-    return ((int(index), int(rows[index])) for index in np.flatnonzero(rows >= 0)[:count])
+    for index in np.flatnonzero(rows >= 0):
+        try:
+            yield _pair(student, store, listing, int(index), int(rows[index]))
+        except BrokenImageError as error:
+            logger.warning("%s", error)
 
 
 @torch.inference_mode()
 def _pair(student: Student, store: EmbeddingStore, listing: ImageListing, index: int, row: int) -> FeaturePair:
+    device = next(student.parameters()).device
     seeds, teacher = store.decode(store.read(row)[None])
     preprocessing = store.manifest.preprocessing
     sample = read_sample(listing, index, int(seeds[0]), preprocessing, store.manifest.augmentation)
     content_sizes = torch.tensor([sample.content_size])
-    features = student(normalise(sample.pixels[None], content_sizes, preprocessing))
+    pixels = normalise(sample.pixels[None], content_sizes, preprocessing)
+    features = student(pixels.to(device)).float().cpu()
     valid = build_valid_mask(content_sizes, preprocessing.image_size, store.manifest.embed_size)[0]
     rows, columns = int(valid[:, 0].sum()), int(valid[0].sum())
     height, width = read_rgb(listing.path(index)).shape[1:]

@@ -23,7 +23,8 @@ def checkpoint(tmp_path: Path) -> Path:
     state = Student(ARCHITECTURE).state_dict()
     # A fresh student's features hardly depend on the picture; smaller variances amplify it.
     state = {key: 0.1 * tensor if key.endswith("running_var") else tensor for key, tensor in state.items()}
-    content = {"model": state, "architecture": asdict(ARCHITECTURE)}
+    preprocessing = Preprocessing(image_size=64).model_dump()
+    content = {"model": state, "architecture": asdict(ARCHITECTURE), "preprocessing": preprocessing}
     torch.save(content, tmp_path / "ckpt_epoch_0.pth")
     return tmp_path / "ckpt_epoch_0.pth"
 
@@ -81,6 +82,13 @@ def test_padding_is_left_out(tmp_path: Path, checkpoint: Path, listing: ImageLis
 def test_no_more_pictures_than_asked_for(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
     assert len(feature_pairs(load_trained_student(checkpoint), store, listing, count=2)) == 2
+
+
+def test_pictures_that_cannot_be_read_are_passed_over(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
+    store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
+    listing.path(0).write_bytes(b"no picture")
+    sizes = [pair.size for pair in feature_pairs(load_trained_student(checkpoint), store, listing, count=2)]
+    assert sizes == [(20, 40), (20, 20)]
 
 
 def test_another_store_is_refused(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
