@@ -22,6 +22,7 @@ COMMANDS = {
     "merge": "put a trained student in the place of SAM3's image trunk",
     "predict": "segment pictures by text, box and point prompts",
     "evaluate": "measure masks against ground truth, of several models in one table",
+    "benchmark": "say where the time goes on this machine",
     "compare": "print how many parameters and multiply-accumulates the students save",
 }
 EXIT_USER_ERROR = 2
@@ -60,7 +61,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         description="Replace SAM3's image trunk by a student of a hundredth of its size, command by command.",
         epilog="`efficientsam3 COMMAND --help` describes one; the README walks through them.",
     )
-    parser.add_argument("--version", action="version", version=efficientsam3.__version__)
+    parser.add_argument("-V", "--version", action="version", version=efficientsam3.__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         sub = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")

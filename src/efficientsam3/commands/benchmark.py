@@ -1,0 +1,58 @@
+"""`efficientsam3 benchmark`: where the time goes on this machine."""
+
+import argparse
+import os
+import platform
+
+from efficientsam3.commands.arguments import add_config_arguments, read_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subjects and their arguments."""
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+
+    def subject(name: str, summary: str) -> argparse.ArgumentParser:
+        sub = subjects.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        add_config_arguments(sub)
+        return sub
+
+    data = subject("data", "time each stage of reading pictures and records, and the DataLoader, of a training")
+    data.add_argument("--images", type=int, default=64, metavar="N", help="how many to read (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure one subject and print it."""
+    {"data": _data}[args.subject](args)
+
+
+def _data(args: argparse.Namespace) -> None:
+    from efficientsam3.config.schema import TrainConfig
+
+    config = read_config(TrainConfig, args)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from efficientsam3.distill.data_profile import profile_data
+    from efficientsam3.distill.plan import plan_training
+    from efficientsam3.runtime.distributed import process_group
+
+    if args.dry_run is not None:
+        plan_training(config)
+        return
+    with process_group(config.DEVICE) as process:
+        profile = profile_data(config, process, args.images)
+    table = Table("stage", "ms an image", "share", title=f"{profile.images} images, median {profile.megapixels:.1f} MP")
+    total = sum(profile.milliseconds.values())
+    for stage, milliseconds in profile.milliseconds.items():
+        table.add_row(stage, f"{milliseconds:.2f}", f"{100 * milliseconds / total:.0f} %")
+    Console().print(table)
+    print(f"One core: {profile.core_rate:.1f} images/s. DataLoader, {profile.workers} workers: ", end="")
+    print(f"{profile.loader_rate:.1f} images/s")
+    _print_machine()
+
+
+def _print_machine() -> None:
+    import torch
+
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {platform.platform()}")

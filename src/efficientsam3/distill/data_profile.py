@@ -1,0 +1,124 @@
+"""Where the time of the data path goes: file to picture, record to batch, on one thread and through the DataLoader."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import Subset
+
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.data.augment import augment
+from efficientsam3.data.dataset import build_loader
+from efficientsam3.data.images import BrokenImageError, decode_rgb
+from efficientsam3.data.listing import list_images
+from efficientsam3.data.preprocess import resize_image
+from efficientsam3.distill.plan import plan_training
+from efficientsam3.embeddings.codecs import unpack_seeds
+from efficientsam3.embeddings.reader import EmbeddingStore
+from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataProfile:
+    """What it costs to bring training images and their records into batches."""
+
+    images: int  # that were measured
+    megapixels: float  # of the median picture
+    milliseconds: dict[str, float]  # median of an image, by stage, on one thread
+    loader_rate: float  # images/s of the DataLoader as training uses it
+    workers: int  # its processes; 0: the training's own
+
+    @property
+    def core_rate(self) -> float:
+        """Images/s of one core that does everything."""
+        return 1000 / sum(self.milliseconds.values())
+
+
+def profile_data(config: TrainConfig, process: Process, images: int = 64) -> DataProfile:
+    """Time each stage of reading on the first training images, then the DataLoader on the same ones.
+
+    The page cache is left as it is, so that a second run reads from memory.
+
+    Args:
+        config: of the training.
+        process: this process; alone.
+        images: how many to measure; fewer where the training split has fewer.
+
+    Raises:
+        UserError: see `plan_training`; or none of the pictures can be read.
+    """
+    plan = plan_training(config)
+    listing = list_images(config.DATA.DATA_PATH, "train", config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
+    rows = plan.store.rows(listing.ids)
+    stages, pixels = _Stages(), []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a DataLoader's worker
+    try:
+        for index in [index for index, row in enumerate(rows) if row >= 0][:images]:
+            try:
+                pixels.append(_read(listing.path(index), int(rows[index]), plan.store, stages))
+            except BrokenImageError:
+                continue
+    finally:
+        torch.set_num_threads(threads)
+    if not pixels:
+        raise UserError(
+            f"None of the first {images} training pictures in {config.DATA.DATA_PATH} can be read: see "
+            "`efficientsam3 data check`."
+        )
+    count = min(images, len(plan.train))
+    loader = build_loader(
+        Subset(plan.train, range(count)),
+        config.DATA.BATCH_SIZE,
+        config.DATA.NUM_WORKERS,
+        plan.train.collate,
+        process.device,
+    )
+    medians = {stage: 1000 * statistics.median(seconds) for stage, seconds in stages.seconds.items()}
+    return DataProfile(
+        len(pixels), statistics.median(pixels) / 1e6, medians, count / _epoch_seconds(loader), config.DATA.NUM_WORKERS
+    )
+
+
+class _Stages:
+    """Seconds of each stage, image by image."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage].append(time.perf_counter() - start)
+
+
+def _read(path: Path, row: int, store: EmbeddingStore, stage: _Stages) -> int:
+    """What the training's dataset does for one image; returns its pixels."""
+    with stage("read record"):
+        record = store.read(row)
+    with stage("read picture"):
+        data = path.read_bytes()
+    with stage("decode"):
+        image = decode_rgb(data, path)
+    with stage("augment"):
+        augmented = augment(image, int(unpack_seeds(record[None])[0]), store.manifest.augmentation)
+    with stage("resize"):
+        resize_image(augmented, store.manifest.preprocessing)
+    return image.shape[-2] * image.shape[-1]
+
+
+def _epoch_seconds(loader: torch.utils.data.DataLoader[object]) -> float:
+    """Of the second pass: in the first, the workers start."""
+    for _ in loader:
+        pass
+    start = time.perf_counter()
+    for _ in loader:
+        pass
+    return time.perf_counter() - start
