@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     missing = action("export-missing-list", "print the ids of a dataset's images that the store lacks, one a line")
     missing.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="folder with images/{train,val}")
     missing.add_argument("--dataset", choices=["sa1b", "images", "coco"], default="sa1b", help="its layout")
+    statistics = action("statistics", "gather the teacher's mean and variance per channel, for what lacks them")
+    statistics.add_argument(
+        "--data-path",
+        type=Path,
+        metavar="DIR",
+        help="the dataset that was exported; needed where its pictures are padded",
+    )
+    statistics.add_argument("--dataset", choices=["sa1b", "images", "coco"], default="sa1b", help="its layout")
     advise = action("advise", "measure each codec on the store's first embeddings and recommend one")
     advise.add_argument("--count", type=int, default=64, metavar="N", help="how many embeddings (default: %(default)s)")
     advise.add_argument("--images", type=int, default=_IMAGES, metavar="N", help="of the dataset (%(default)s)")
@@ -44,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
         "convert": _convert,
         "merge-shards": _merge,
         "export-missing-list": _missing,
+        "statistics": _statistics,
         "advise": _advise,
     }[args.action](args)
 
@@ -111,6 +120,22 @@ def _missing(args: argparse.Namespace) -> None:
     ]
     for image_id in missing_ids(args.store, ids):
         print(image_id)
+
+
+def _statistics(args: argparse.Namespace) -> None:
+    from efficientsam3.data.listing import list_images
+    from efficientsam3.embeddings.gather import compute_statistics
+    from efficientsam3.embeddings.maintenance import describe_store
+    from efficientsam3.runtime.progress import progress_bar
+
+    count = describe_store(args.store).records
+    listings = [list_images(args.data_path, split, args.dataset) for split in ("train", "val") if args.data_path]
+    with progress_bar("statistics", count) as advance:
+        total = compute_statistics(args.store, listings, advance)
+    deviation = total.variance.sqrt()
+    print(f"{count} records, {total.cells} cells that show a picture, {len(total.mean)} channels")
+    print(f"means from {total.mean.min():.4g} to {total.mean.max():.4g}, mean variance {total.variance.mean():.4g}")
+    print(f"standard deviations from {deviation.min():.4g} to {deviation.max():.4g}, median {deviation.median():.4g}")
 
 
 def _advise(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from efficientsam3.runtime.errors import UserError
 # Pillow's other readers (EPS starts Ghostscript) have no place on pictures from anywhere.
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
+_TURNED = {5, 6, 7, 8}  # its values that swap height and width
 _STRIP_ROWS = 64
 
 
@@ -40,6 +41,20 @@ def read_rgb(path: Path) -> torch.Tensor:
     try:
         return decode_rgb(path.read_bytes(), path)
     except OSError as error:
+        raise _broken(path, error) from error
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width that `read_rgb` would give, from the file's header alone.
+
+    Raises:
+        BrokenImageError: the file has no header of a picture.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            height, width = image.height, image.width
+            return (width, height) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (height, width)
+    except Exception as error:  # as in decode_rgb
         raise _broken(path, error) from error
 
 
@@ -83,7 +98,7 @@ def _upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
     """Turn (3, H, W) as EXIF says: 5 to 8 swap the axes after mirroring, 1 and unknown ones are upright."""
     mirrored = {2: [2], 3: [1, 2], 4: [1], 6: [1], 7: [1, 2], 8: [2]}.get(orientation, [])
     image = image.flip(mirrored) if mirrored else image
-    return image.transpose(1, 2) if orientation in {5, 6, 7, 8} else image
+    return image.transpose(1, 2) if orientation in _TURNED else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

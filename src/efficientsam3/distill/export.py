@@ -12,7 +12,10 @@ from efficientsam3.distill.embed import check_storable, embed_batch, image_batch
 from efficientsam3.distill.export_plan import ExportPlan, check_space, missing_images, plan_export
 from efficientsam3.distill.store_setup import prepare_store
 from efficientsam3.embeddings.codecs import Codec, pack_records
-from efficientsam3.embeddings.shards import Shard
+from efficientsam3.embeddings.gather import content_sizes, continue_statistics, measure_batch
+from efficientsam3.embeddings.manifest import Manifest
+from efficientsam3.embeddings.shards import Shard, find_shards
+from efficientsam3.embeddings.statistics import ShardStatistics
 from efficientsam3.embeddings.writer import BackgroundWriter
 from efficientsam3.runtime.distributed import Process, all_gather, barrier
 from efficientsam3.runtime.errors import UserError
@@ -52,14 +55,16 @@ def export_embeddings(config: ExportConfig, process: Process) -> ExportSummary:
     logger.info("%d images, %d in the store already, %d to export", plan.count, plan.count - total, total)
     teacher = load_teacher(config, plan.preprocessing, process)
     codec, broken, exported = manifest.build_codec(plan.store_dir), list[str](), 0
+    statistics = _catch_up(plan, manifest, codec, process)
     with (
-        BackgroundWriter(Shard(plan.store_dir, process.rank), manifest.record_size) as writer,
+        BackgroundWriter(Shard(plan.store_dir, process.rank), manifest.record_size, statistics) as writer,
         progress_bar("export", sum(map(len, mine)), process.is_main) as advance,
     ):
         for number, batch in enumerate(image_batches(config, plan, mine, process)):
             if process.is_orphan():
                 raise UserError("The launcher (torchrun) is gone, so this worker stops; run the same command again.")
-            _write(batch, embed_batch(teacher, batch, plan.preprocessing, process.device), codec, writer)
+            embeddings = embed_batch(teacher, batch, plan.preprocessing, process.device)
+            _write(batch, embeddings, manifest, codec, writer)
             exported += len(batch.image_ids)
             broken += batch.broken
             for sentence in batch.broken:
@@ -74,13 +79,42 @@ def export_embeddings(config: ExportConfig, process: Process) -> ExportSummary:
     return _summarise(config, process, plan, exported, broken, total, time.monotonic() - start)
 
 
-def _write(batch: ImageBatch, embeddings: torch.Tensor, codec: Codec, writer: BackgroundWriter) -> None:
+def _catch_up(plan: ExportPlan, manifest: Manifest, codec: Codec, process: Process) -> ShardStatistics | None:
+    """The statistics of this process's shard, so far; those of shards that no process writes are completed, too.
+
+    Where a run ended between a commit and its statistics, these are few records. A shard without any statistics, of an
+    older version, goes without, since reading all of it may take long: that is a command of its own.
+    """
+    own = Shard(plan.store_dir, process.rank)
+    others = [shard for shard in find_shards(plan.store_dir) if shard.rank % process.world_size == process.rank]
+    found: ShardStatistics | None = ShardStatistics(own, manifest.embed_dim)
+    for shard in others:
+        statistics: ShardStatistics | None = None
+        if shard.statistics_path.exists() or not shard.read_keys():
+            try:
+                sizes = content_sizes(manifest.preprocessing, plan.splits)
+                statistics = continue_statistics(shard, manifest, codec, sizes)
+            except UserError as error:
+                logger.warning("the teacher's statistics are not gathered for %s: %s", shard.keys_path.name, error)
+        else:
+            logger.warning("%s has no statistics: make them by `efficientsam3 store statistics`", shard.keys_path.name)
+        if shard == own:
+            found = statistics
+    return found
+
+
+def _write(
+    batch: ImageBatch, embeddings: torch.Tensor, manifest: Manifest, codec: Codec, writer: BackgroundWriter
+) -> None:
     if not batch.image_ids:
         return
     check_storable(batch, embeddings)
-    records = pack_records(batch.seeds.numpy(), codec.encode(embeddings).cpu().numpy())
-    for image_id, record in zip(batch.image_ids, records, strict=True):
-        writer.append(image_id, record)
+    payloads = codec.encode(embeddings)
+    # Of what is stored, so that the statistics can be made again from the store.
+    statistics = measure_batch(codec.decode(payloads), batch.content_sizes, manifest)
+    records = pack_records(batch.seeds.numpy(), payloads.cpu().numpy())
+    for image_id, *rest in zip(batch.image_ids, records, statistics, strict=True):
+        writer.append(image_id, *rest)
 
 
 def _summarise(

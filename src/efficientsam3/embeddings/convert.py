@@ -14,7 +14,8 @@ from efficientsam3.embeddings.maintenance import open_manifest
 from efficientsam3.embeddings.manifest import Manifest, ProjectionIdentity, read_manifest, write_manifest
 from efficientsam3.embeddings.projection import PROJECTION_IMAGES, fit_projection, save_projection
 from efficientsam3.embeddings.reader import EmbeddingStore
-from efficientsam3.embeddings.shards import Shard
+from efficientsam3.embeddings.shards import Shard, find_shards
+from efficientsam3.embeddings.statistics import ChannelStatistics, ShardStatistics, gathered_statistics
 from efficientsam3.embeddings.writer import BackgroundWriter
 from efficientsam3.runtime.errors import UserError
 
@@ -61,7 +62,20 @@ def convert_store(
             for row, record in zip(batch, records, strict=True):
                 writer.append(os.fsdecode(store.ids[row]), record)
             advance(len(batch))
+    _hand_on_statistics(source, output, manifest.embed_dim)
     return len(rows)
+
+
+def _hand_on_statistics(source: Path, output: Path, embed_dim: int) -> None:
+    """The source's statistics are the output's too, but for the codecs' rounding, where both hold the same images."""
+    total, target = gathered_statistics(source), Shard(output, 0)
+    keys = target.read_keys()
+    if total is not None and len(keys) == sum(len(shard.read_keys()) for shard in find_shards(source)):
+        statistics = ShardStatistics(target, embed_dim)
+        for key in keys:
+            statistics.add(key, ChannelStatistics.nothing(embed_dim))
+        statistics.total = total
+        statistics.write()
 
 
 def _manifest(store: EmbeddingStore, output: Path, codec: str, device: torch.device) -> Manifest:

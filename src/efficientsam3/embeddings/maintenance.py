@@ -7,6 +7,7 @@ from pathlib import Path
 
 from efficientsam3.embeddings.manifest import MANIFEST_NAME, Manifest, read_manifest
 from efficientsam3.embeddings.shards import Shard, find_shards
+from efficientsam3.embeddings.statistics import ShardStatistics
 from efficientsam3.embeddings.writer import ShardWriter, lock_keys
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import fsync_directory
@@ -20,7 +21,7 @@ class ShardInfo:
 
     rank: int
     records: int
-    size: int  # bytes of its three files
+    size: int  # bytes of its files
     uncommitted: int  # bytes beyond the last commit, which the next export cuts off
     checksums: bool
 
@@ -144,13 +145,16 @@ def merge_shards(directory: Path, advance: Advance = lambda count: None) -> int:
         present = set(target.read_keys())
         for shard in others:
             with lock_keys(shard) as keys:
+                statistics = _joint_statistics(target, shard, present)
                 for record in shard.read_records(manifest.record_size):
-                    _check_intact(shard, record.key, record.intact)
+                    shard.check_intact(record)
                     if record.key not in present:
                         present.add(record.key)
                         writer.append(os.fsdecode(record.key), record.content)
                     advance(1)
                 writer.commit()
+                if statistics is not None:
+                    statistics.write()
                 # From here on the records are the target's: an empty key file commits nothing, and goes last.
                 keys.truncate(0)
                 os.fsync(keys.fileno())
@@ -166,12 +170,19 @@ def merge_shards(directory: Path, advance: Advance = lambda count: None) -> int:
     return len(others)
 
 
-def _check_intact(shard: Shard, key: bytes, intact: bool) -> None:
-    if not intact:
-        raise UserError(
-            f"The record of image {os.fsdecode(key)!r} in {shard.values_path} is damaged: run `efficientsam3 store "
-            f"verify --repair {shard.directory}` first."
-        )
+def _joint_statistics(target: Shard, shard: Shard, present: set[bytes]) -> ShardStatistics | None:
+    """Those of `target` once `shard` is appended to it; None where they are not known without reading the records.
+
+    That is so after an interruption, too, which left some of its records in both.
+    """
+    target_keys, keys = target.read_keys(), shard.read_keys()
+    first, second = ShardStatistics.read(target, target_keys), ShardStatistics.read(shard, keys)
+    if first is None or second is None or first.records < len(target_keys) or second.records < len(keys):
+        return None
+    if not present.isdisjoint(keys):
+        return None
+    first.add_shard(second, keys)
+    return first
 
 
 def missing_ids(directory: Path, wanted: list[str]) -> list[str]:

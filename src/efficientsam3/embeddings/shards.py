@@ -1,10 +1,11 @@
-"""The three files of a shard.
+"""The files of a shard.
 
 `rankN-keys.txt`: one image id a line. `rankN-values.bin`: fixed-size records in the same order. `rankN-crc32.bin`: a
 little-endian uint32 CRC-32 per record (stores in the published format have none). A key line is the commit of its
 record: values and checksums beyond the last whole line are leftovers of an interrupted run.
 """
 
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -53,24 +54,45 @@ class Shard:
         return self.directory / f"rank{self.rank}-crc32.bin"
 
     @property
-    def paths(self) -> tuple[Path, Path, Path]:
-        """Values, checksums and keys: the order in which to remove them."""
-        return self.values_path, self.crc_path, self.keys_path
+    def statistics_path(self) -> Path:
+        """What `statistics` keeps of the first records."""
+        return self.directory / f"rank{self.rank}-statistics.safetensors"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Values, checksums, statistics and keys: the order in which to remove them."""
+        return self.values_path, self.crc_path, self.statistics_path, self.keys_path
 
     def read_keys(self) -> list[bytes]:
         """Ids of the committed records, in record order; a torn last line is not one."""
         return self.keys_path.read_bytes().split(b"\n")[:-1]
 
-    def read_records(self, record_size: int) -> Iterator["Record"]:
-        """The committed records front to back; what cannot be read whole is damaged."""
+    def read_records(self, record_size: int, start: int = 0) -> Iterator["Record"]:
+        """The committed records front to back from record `start`; what cannot be read whole is damaged."""
         with ExitStack() as files:
             values = files.enter_context(self.values_path.open("rb")) if self.values_path.exists() else None
             crcs = files.enter_context(self.crc_path.open("rb")) if self.crc_path.exists() else None
-            for key in self.read_keys():
+            if values is not None:
+                values.seek(start * record_size)
+            if crcs is not None:
+                crcs.seek(start * CRC_BYTES)
+            for key in self.read_keys()[start:]:
                 content = np.empty(record_size, np.uint8)
                 whole = values is not None and values.readinto(content.data) == record_size
                 checksum = zlib.crc32(content.data).to_bytes(CRC_BYTES, "little")
                 yield Record(key, content, whole and (crcs is None or crcs.read(CRC_BYTES) == checksum))
+
+    def check_intact(self, record: "Record") -> None:
+        """Refuse a damaged record.
+
+        Raises:
+            UserError: it is one.
+        """
+        if not record.intact:
+            raise UserError(
+                f"The record of image {os.fsdecode(record.key)!r} in {self.values_path} is damaged: run `efficientsam3 "
+                f"store verify --repair {self.directory}` first."
+            )
 
     def check_sizes(self, count: int, record_size: int) -> None:
         """Verify that the other files hold at least the `count` committed records.

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from efficientsam3.embeddings.shards import CRC_BYTES, Shard
+from efficientsam3.embeddings.statistics import ChannelStatistics, ShardStatistics
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import fsync_directory
 
 _COMMIT_SECONDS = 2.0
 _QUEUE_LENGTH = 16
+_Item = tuple[str, npt.NDArray[np.uint8], ChannelStatistics | None]
 
 
 class ShardWriter:
@@ -27,13 +29,19 @@ class ShardWriter:
     Opening cuts off what an interrupted run left beyond its last commit.
     """
 
-    def __init__(self, shard: Shard, record_size: int) -> None:
+    def __init__(self, shard: Shard, record_size: int, statistics: ShardStatistics | None = None) -> None:
         """Open or continue a shard.
+
+        Args:
+            shard: its place.
+            record_size: bytes.
+            statistics: of all its committed records, to be continued and written after each commit; None to gather
+                none.
 
         Raises:
             UserError: another process writes to it, or its files are shorter than its keys promise.
         """
-        self._shard, self._record_size = shard, record_size
+        self._shard, self._record_size, self._statistics = shard, record_size, statistics
         self._pending: list[bytes] = []
         self._keys = lock_keys(shard)
         try:
@@ -42,13 +50,17 @@ class ShardWriter:
             self._keys.truncate(sum(len(key) + 1 for key in committed))
             self._values = self._open(shard.values_path, len(committed) * record_size)
             self._crcs = self._open(shard.crc_path, len(committed) * CRC_BYTES)
+            if statistics is not None:
+                # So that a kill before the first commit's statistics leaves a shard that is known to have some.
+                assert statistics.records == len(committed)
+                statistics.write()
         except BaseException:
             self._keys.close()
             raise
         fsync_directory(shard.directory)
 
-    def append(self, key: str, record: npt.NDArray[np.uint8]) -> None:
-        """Add one record: (record_size,) uint8. It is committed by the next `commit`.
+    def append(self, key: str, record: npt.NDArray[np.uint8], statistics: ChannelStatistics | None = None) -> None:
+        """Add one record: (record_size,) uint8, and its statistics where they are gathered; committed by `commit`.
 
         Raises:
             OSError: the disk is full or broken; nothing that was committed is touched.
@@ -59,6 +71,9 @@ class ShardWriter:
         _write_all(self._values, content)
         _write_all(self._crcs, zlib.crc32(content).to_bytes(CRC_BYTES, "little"))
         self._pending.append(key.encode())
+        if self._statistics is not None:
+            assert statistics is not None
+            self._statistics.add(self._pending[-1], statistics)
 
     def commit(self) -> None:
         """Make everything appended so far durable."""
@@ -69,6 +84,8 @@ class ShardWriter:
         _write_all(self._keys, b"".join(key + b"\n" for key in self._pending))
         os.fsync(self._keys.fileno())
         self._pending.clear()
+        if self._statistics is not None:
+            self._statistics.write()
 
     def close(self) -> None:
         """Release the files and the lock, without committing."""
@@ -113,24 +130,30 @@ class BackgroundWriter:
     is in the queue too, since those records are whole.
     """
 
-    def __init__(self, shard: Shard, record_size: int, commit_seconds: float = _COMMIT_SECONDS) -> None:
-        """Open the shard; errors as for `ShardWriter`."""
-        self._writer = ShardWriter(shard, record_size)
+    def __init__(
+        self,
+        shard: Shard,
+        record_size: int,
+        statistics: ShardStatistics | None = None,
+        commit_seconds: float = _COMMIT_SECONDS,
+    ) -> None:
+        """Open the shard; arguments and errors as for `ShardWriter`."""
+        self._writer = ShardWriter(shard, record_size, statistics)
         self._commit_seconds = commit_seconds
-        self._queue: queue.Queue[tuple[str, npt.NDArray[np.uint8]] | None] = queue.Queue(_QUEUE_LENGTH)
+        self._queue: queue.Queue[_Item | None] = queue.Queue(_QUEUE_LENGTH)
         self._error: Exception | None = None
         self._path = shard.values_path
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def append(self, key: str, record: npt.NDArray[np.uint8]) -> None:
-        """Queue one record, waiting while the queue is full.
+    def append(self, key: str, record: npt.NDArray[np.uint8], statistics: ChannelStatistics | None = None) -> None:
+        """Queue one record, see `ShardWriter.append`, waiting while the queue is full.
 
         Raises:
             UserError: an earlier record could not be written.
         """
         self._raise_error()
-        self._queue.put((key, record))
+        self._queue.put((key, record, statistics))
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from efficientsam3.data.images import BrokenImageError, read_rgb
+from efficientsam3.data.images import BrokenImageError, read_rgb, read_size
 
 RAMP = np.linspace(0, 255, 24 * 40 * 3).reshape(24, 40, 3).astype(np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 256, (150, 70, 3), dtype=np.uint8)
@@ -66,6 +66,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
         8: RAMP[:, ::-1].swapaxes(0, 1),
     }
     assert np.array_equal(image, turned[orientation])
+    assert read_size(tmp_path / "picture") == turned[orientation].shape[:2]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "RGBA", "P", "PA"])
@@ -115,6 +116,8 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_broken_images(tmp_path: Path) -> None:
     with pytest.raises(BrokenImageError, match="absent"):
         read_rgb(tmp_path / "absent.jpg")
+    with pytest.raises(BrokenImageError, match=r"absent\.jpg"):
+        read_size(tmp_path / "absent.jpg")
     with pytest.raises(BrokenImageError, match="cannot be read"):
         read_rgb(tmp_path)
 

@@ -14,7 +14,10 @@ from efficientsam3.data.preprocess import normalise, resize_image
 from efficientsam3.distill.export import export_embeddings
 from efficientsam3.distill.export_plan import plan_export
 from efficientsam3.distill.verify import check_saved_embeddings
+from efficientsam3.embeddings.gather import compute_statistics
 from efficientsam3.embeddings.reader import EmbeddingStore
+from efficientsam3.embeddings.shards import Shard
+from efficientsam3.embeddings.statistics import gathered_statistics, store_statistics
 from efficientsam3.models.teacher import build_teacher
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -215,3 +218,43 @@ def test_an_export_that_cannot_fit_the_disk_is_refused(
         export_embeddings(make_export(), one_process)
     shutil.copytree(store_path, tmp_path / "teacher", dirs_exist_ok=True)
     assert export_embeddings(make_export(), one_process).exported == 0
+
+
+@pytest.mark.parametrize("codec", ["float16", "int4"])
+def test_the_teachers_statistics_are_those_of_the_store(
+    codec: str, make_export: MakeExport, one_process: Process, tmp_path: Path
+) -> None:
+    config = make_export("DATA.RESIZE", "pad", "DISTILL.CODEC", codec)
+    export_embeddings(config, one_process)
+    directory = tmp_path / "teacher" / "embeddings"
+    gathered = store_statistics(directory)
+    assert gathered.cells < 9 * 16 * 16  # padding does not count
+    Shard(directory, 0).statistics_path.unlink()
+    again = compute_statistics(directory, plan_export(config).splits)
+    assert again.cells == gathered.cells
+    torch.testing.assert_close(again.mean, gathered.mean)
+    torch.testing.assert_close(again.variance, gathered.variance)
+
+
+def test_an_export_catches_up_on_statistics_that_a_kill_left_behind(
+    make_export: MakeExport, one_process: Process, tmp_path: Path
+) -> None:
+    directory = tmp_path / "teacher" / "embeddings"
+    export_embeddings(make_export("DATA.NUM_SAMPLES", "1"), one_process)
+    behind = Shard(directory, 0).statistics_path.read_bytes()
+    export_embeddings(make_export("DATA.NUM_SAMPLES", "3"), one_process)
+    Shard(directory, 0).statistics_path.write_bytes(behind)
+    assert gathered_statistics(directory) is None
+    export_embeddings(make_export(), one_process)
+    assert store_statistics(directory).cells == 9 * 16 * 16
+
+
+def test_an_export_leaves_an_older_stores_statistics_to_their_command(
+    make_export: MakeExport, one_process: Process, tmp_path: Path
+) -> None:
+    directory = tmp_path / "teacher" / "embeddings"
+    export_embeddings(make_export("DATA.NUM_SAMPLES", "1"), one_process)
+    Shard(directory, 0).statistics_path.unlink()
+    assert export_embeddings(make_export(), one_process).exported == 7
+    assert gathered_statistics(directory) is None
+    assert not Shard(directory, 0).statistics_path.exists()
