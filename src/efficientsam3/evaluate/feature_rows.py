@@ -20,7 +20,7 @@ class ModelFeatures:
 
     model: str
     colours: npt.NDArray[np.uint8]  # (h, w, 3), one pixel for each cell that shows the picture
-    cosine: float | None  # with the first model; None where their cells lie differently on the picture
+    cosine: float | None  # with the first model; None of the first, and where cells lie differently on the picture
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def feature_rows(segmenters: Sequence[Segmenter], images: Sequence[TrueImage]) -
     rows = []
     for image, pixels, of_image in zip(images, photographs, maps, strict=True):
         features = [
-            ModelFeatures(segmenter.name, _to_uint8(colours(array)), _cosine(of_image[0], array))
-            for segmenter, array in zip(segmenters, of_image, strict=True)
+            ModelFeatures(segmenter.name, _to_uint8(colours(array)), _cosine(of_image[0], array) if number else None)
+            for number, (segmenter, array) in enumerate(zip(segmenters, of_image, strict=True))
         ]
         rows.append(FeatureRow(image.image_id, pixels.permute(1, 2, 0).contiguous().numpy(), features))
     return rows
