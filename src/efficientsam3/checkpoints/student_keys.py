@@ -160,7 +160,12 @@ def identify_head(tensors: Mapping[str, torch.Tensor]) -> str:
     return "fpn" if "head.output.weight" in tensors else "published"
 
 
+def output_prefix(tensors: Mapping[str, torch.Tensor]) -> str:
+    """What the keys of a student's last convolution start with."""
+    return f"{HEAD_PREFIX}{_OUTPUTS[identify_head(tensors)]}."
+
+
 def embedding_width(tensors: Mapping[str, torch.Tensor]) -> int | None:
     """Channels of the embedding that a student's state dict gives; None without a head."""
-    last = tensors.get(f"head.{_OUTPUTS[identify_head(tensors)]}.weight")
+    last = tensors.get(f"{output_prefix(tensors)}weight")
     return None if last is None else last.shape[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.checkpoints.reading import load_pickled, read_tensors, select_tensors
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.student_keys import (
@@ -34,18 +35,31 @@ class StudentFile:
     preprocessing: dict[str, Any] | None  # fields of a Preprocessing; likewise
 
 
-def read_student(path: Path) -> StudentFile:
+def read_student(path: Path, backbone: str | None = None) -> StudentFile:
     """Read a student: a training checkpoint, a bare state dict, `{"model": …}`, one saved under DDP, or a merged model.
 
+    Whatever it was trained against, the weights returned give the teacher's features: of a training checkpoint, the
+    average of the weights where it has one, with what standardised the targets folded in.
+
+    Args:
+        path: the file.
+        backbone: which one it must be, for files that do not tell.
+
     Raises:
-        UserError: no student is in it, or neither the file nor its tensors tell which.
+        UserError: no student is in it or another one, or nothing tells which.
     """
     content = None if path.is_dir() or path.suffix == ".safetensors" else load_pickled(path)
-    tensors = read_tensors(path) if content is None else select_tensors(content, path)
     described = content if isinstance(content, dict) and isinstance(content.get("architecture"), dict) else {}
-    bare = _bare_student(tensors, path)
+    if "ema" in described:
+        content = {"model": described["ema"]}
+    bare = _bare_student(read_tensors(path) if content is None else select_tensors(content, path), path)
+    if described.get("normalisation") is not None:
+        bare = Normalisation(**described["normalisation"]).fold(bare)
     architecture = described.get("architecture")
-    backbone = str(architecture["backbone"]) if architecture else identify_backbone(bare)
+    found = str(architecture["backbone"]) if architecture else identify_backbone(bare)
+    if None not in (found, backbone) and found != backbone:
+        raise UserError(f"Checkpoint {path} holds a {found} student, not {backbone}: give the one that fits.")
+    backbone = found or backbone
     if backbone is None:
         raise UserError(
             f"Checkpoint {path} does not say which student it holds, and its tensors are none of "
@@ -67,6 +81,12 @@ def load_student_state(path: Path, backbone: str, prefix: str | None = None) -> 
     if backbone in PUBLISHED_BACKBONES and found not in (None, backbone):
         raise UserError(f"Checkpoint {path} holds a {found} student, not {backbone}: give the one that fits.")
     return to_timm_layout(bare, backbone)
+
+
+def holds_student(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether tensors are a student's, or a merged model's, by their names; not a backbone alone."""
+    prefixes = (TIMM_PREFIX, STUDENT_PREFIX, HF_STUDENT_PREFIX, _DDP_PREFIX + TIMM_PREFIX)
+    return any(key.startswith(prefixes) for key in tensors)
 
 
 def _bare_student(tensors: Mapping[str, torch.Tensor], path: Path, merged_prefix: str | None = None) -> State:

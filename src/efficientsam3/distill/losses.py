@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from efficientsam3.checkpoints.normalisation import Normalisation
+
 
 @dataclass(frozen=True)
 class Loss:
-    """Scalars of one batch; `total` is what is minimised."""
+    """Scalars of one batch; `total` is what is minimised, the others are of raw features, whatever is minimised."""
 
     total: torch.Tensor
     mse: torch.Tensor
@@ -41,17 +43,25 @@ def distillation_loss(
     weights: torch.Tensor,
     pixel_wise: float,
     cosine: float,
+    normalisation: Normalisation | None = None,
 ) -> Loss:
     """`pixel_wise` * masked MSE + `cosine` * masked cosine distance, averaged over the batch.
 
     Args:
-        student: (B, D, E, E) float.
-        teacher: (B, D, E, E) float.
+        student: (B, D, E, E) float, standardised where there is a normalisation.
+        teacher: (B, D, E, E) float, raw.
         valid: (B, E, E) bool, see `build_valid_mask`.
         weights: (B,) float, 1 for a picture and 0 for a stand-in that must not count.
         pixel_wise: weight of the squared error.
         cosine: weight of the cosine distance.
+        normalisation: minimise the loss of standardised features.
     """
+    if normalisation is not None:
+        standardised = normalisation.standardise(teacher)
+        total = distillation_loss(student, standardised, valid, weights, pixel_wise, cosine).total
+        with torch.no_grad():
+            raw = distillation_loss(normalisation.restore(student), teacher, valid, weights, pixel_wise, cosine)
+        return Loss(total, raw.mse, raw.cosine)
     count = weights.sum().clamp(min=1)
     mse = (masked_mse(student, teacher, valid) * weights).sum() / count
     distance = (masked_cosine(student, teacher, valid) * weights).sum() / count

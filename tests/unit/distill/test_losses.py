@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.distill.losses import distillation_loss, masked_cosine, masked_mse
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -44,3 +45,14 @@ def test_a_perfect_student_has_no_loss() -> None:
     loss = distillation_loss(TEACHER, TEACHER, VALID, torch.ones(2), 1.0, 1.0)
     assert loss.mse.item() == 0
     assert loss.cosine.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_with_standardised_targets_only_the_total_is_theirs() -> None:
+    normalisation = Normalisation(torch.linspace(-1, 2, 5), torch.linspace(0.5, 3, 5))
+    raw = distillation_loss(normalisation.restore(STUDENT), TEACHER, VALID, torch.ones(2), 2.0, 3.0)
+    target = normalisation.standardise(TEACHER)
+    standardised = distillation_loss(STUDENT, target, VALID, torch.ones(2), 2.0, 3.0)
+    found = distillation_loss(STUDENT, TEACHER, VALID, torch.ones(2), 2.0, 3.0, normalisation)
+    assert found.total.item() == pytest.approx(standardised.total.item())
+    assert (found.mse.item(), found.cosine.item()) == pytest.approx((raw.mse.item(), raw.cosine.item()))
+    assert found.total.item() != pytest.approx(raw.total.item(), rel=1e-2)
