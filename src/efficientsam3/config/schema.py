@@ -97,6 +97,11 @@ class DistillConfig(EmbeddingConfig):
     )
     PIXEL_WISE: float = Field(1.0, ge=0, description="weight of the masked mean squared error")
     COSINE: float = Field(1.0, ge=0, description="weight of the masked 1 - cosine similarity")
+    NORMALIZE: Literal["none", "channel"] = Field(
+        "none",
+        description="channel: learn the teacher's features at zero mean and unit variance per channel, by the store's "
+        "statistics; whatever reads the checkpoint undoes it in the last convolution",
+    )
 
     @model_validator(mode="after")
     def _some_loss(self) -> "DistillConfig":

@@ -13,6 +13,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.data.preprocess import build_valid_mask, normalise
 from efficientsam3.distill.dataset import DistillBatch
 from efficientsam3.distill.finite import FiniteWatch
@@ -25,7 +26,9 @@ from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 
 logger = logging.getLogger(LOGGER_NAME)
-Averages = dict[str, float]  # loss, mse, cosine
+# `loss`, as minimised; and of raw features, whatever is minimised: `mse`, `cosine` (1 - similarity), `relative_mse`
+# (`mse` over the mean of the channels' variances in the whole store, where that is known).
+Averages = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,22 @@ class StepSettings:
     clip_norm: float  # 0: no clipping
     autocast: torch.dtype | None  # None: float32
     print_freq: int
+    variance: float | None = None  # of the teacher's features, a mean over channels; None where it is not known
+    normalisation: Normalisation | None = None  # what the targets are standardised by
+
+
+class Restored(nn.Module):
+    """A student that gives standardised features, made to give raw ones."""
+
+    def __init__(self, student: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.student, self._normalisation = student, normalisation
+        self.architecture: Any = student.architecture
+        self.training = student.training
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """As the student, in raw features."""
+        return self._normalisation.restore(self.student(pixel_values))
 
 
 class Trainer:
@@ -78,6 +97,7 @@ class Trainer:
         self._process, self._settings = process, settings
         # float16 needs its gradients scaled; bfloat16 and float32 do not.
         self._scaler = torch.amp.GradScaler(process.device.type, enabled=settings.autocast == torch.float16)
+        self._normalisation = None if settings.normalisation is None else settings.normalisation.to(process.device)
         self._watch, self._sums = FiniteWatch(), self._zeros()
 
     @property
@@ -92,6 +112,11 @@ class Trainer:
     def evaluated(self) -> nn.Module:
         """What is validated, and what the training is for: the average where there is one, else the student."""
         return self.student if self.ema is None else self.ema.module
+
+    @property
+    def observed(self) -> nn.Module:
+        """`evaluated`, giving the teacher's features, whatever it is trained to give."""
+        return self.evaluated if self._normalisation is None else Restored(self.evaluated, self._normalisation)
 
     @property
     def learning_rate(self) -> float:
@@ -245,7 +270,8 @@ class Trainer:
             student = model(pixels)
         valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
         settings = self._settings
-        return distillation_loss(student, teacher, valid, batch.weights, settings.pixel_wise, settings.cosine)
+        weights = (settings.pixel_wise, settings.cosine)
+        return distillation_loss(student, teacher, valid, batch.weights, *weights, self._normalisation)
 
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(4, device=self._process.device)
@@ -256,12 +282,14 @@ class Trainer:
         figures = torch.stack([loss.total, loss.mse, loss.cosine]).nan_to_num(0.0, 0.0, 0.0)
         sums += torch.cat([figures * count, count[None]])
 
-    @staticmethod
-    def _averages(sums: torch.Tensor) -> Averages:
+    def _averages(self, sums: torch.Tensor) -> Averages:
         total, mse, cosine, count = sum_over_processes(sums).tolist()
         if count == 0:
             return {}
-        return {"loss": total / count, "mse": mse / count, "cosine": cosine / count}
+        averages = {"loss": total / count, "mse": mse / count, "cosine": cosine / count}
+        if self._settings.variance:
+            averages["relative_mse"] = averages["mse"] / self._settings.variance
+        return averages
 
 
 def _groups(batches: Iterable[DistillBatch], size: int) -> Iterator[tuple[DistillBatch, ...]]:

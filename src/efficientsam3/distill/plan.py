@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.listing import check_disjoint, list_images
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing
@@ -13,6 +14,7 @@ from efficientsam3.distill.dataset import DistillDataset
 from efficientsam3.distill.preprocessing import resolve_preprocessing
 from efficientsam3.embeddings.manifest import Manifest, read_manifest
 from efficientsam3.embeddings.reader import EmbeddingStore
+from efficientsam3.embeddings.statistics import ChannelStatistics, gathered_statistics, store_statistics
 from efficientsam3.models.student import StudentArchitecture, check_student_grid
 from efficientsam3.runtime.device import select_device
 from efficientsam3.runtime.errors import UserError
@@ -33,6 +35,8 @@ class TrainPlan:
     store: EmbeddingStore
     architecture: StudentArchitecture
     without_embedding: int  # images that the store has no embedding for
+    statistics: ChannelStatistics | None  # of the store's features; None where not all were gathered
+    normalisation: Normalisation | None  # what the targets are standardised by
 
 
 def plan_training(config: TrainConfig) -> TrainPlan:
@@ -40,7 +44,8 @@ def plan_training(config: TrainConfig) -> TrainPlan:
 
     Raises:
         UserError: the dataset or the store is missing, empty, or does not fit the configuration; the backbone is
-            unknown or does not give the embedding's shape; a named file is missing; a flag has no effect here.
+            unknown or does not give the embedding's shape; a named file is missing; a flag has no effect here; targets
+            are to be standardised, and the store lacks their statistics.
     """
     _check_options(config)
     store = open_store(config)
@@ -65,7 +70,11 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     )
     check_student_grid(architecture)
     lacking = sum(map(len, listings)) - len(train) - len(val)
-    return TrainPlan(train, val, store, architecture, lacking)
+    statistics, normalisation = gathered_statistics(store.directory), None
+    if config.DISTILL.NORMALIZE == "channel":
+        statistics = store_statistics(store.directory)
+        normalisation = Normalisation.of(statistics.mean, statistics.variance)
+    return TrainPlan(train, val, store, architecture, lacking, statistics, normalisation)
 
 
 def open_store(config: TrainConfig) -> EmbeddingStore:

@@ -39,7 +39,8 @@ def find_checkpoint(
     """The content of the checkpoint to go on from, or None to start afresh.
 
     Raises:
-        UserError: it is damaged, of another model, or of another configuration and that is not allowed.
+        UserError: it is damaged, of another model, of other targets, or of another configuration and that is not
+            allowed.
     """
     path = config.MODEL.RESUME
     if path is None and config.TRAIN.AUTO_RESUME:
@@ -52,6 +53,11 @@ def find_checkpoint(
         raise UserError(
             f"Checkpoint {path} is of {content['architecture']}, not of {asdict(plan.architecture)}: give another "
             "OUTPUT or --resume, or set TRAIN.AUTO_RESUME false."
+        )
+    if ("normalisation" in content) != (plan.normalisation is not None):
+        raise UserError(
+            f"Checkpoint {path} is of a student trained with another DISTILL.NORMALIZE than "
+            f"{config.DISTILL.NORMALIZE}: set that back, or give the checkpoint as MODEL.PRETRAINED in another OUTPUT."
         )
     changes = list(_changes(content, config, plan, world_size))
     if changes and not allow_config_change:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.dataset import build_loader
 from efficientsam3.distill.loop import Averages, StepSettings, Trainer
@@ -66,7 +67,7 @@ def check_training(config: TrainConfig, world_size: int = 1, allow_config_change
     plan = plan_training(config)
     resumed = find_checkpoint(config, plan, world_size, allow_config_change)
     if resumed is None and config.MODEL.PRETRAINED is not False:
-        build_student(plan.architecture, config.MODEL.PRETRAINED)
+        build_student(plan.architecture, config.MODEL.PRETRAINED, plan.normalisation)
 
 
 def train(
@@ -90,6 +91,9 @@ def train(
     """
     plan = plan_training(config)
     resumed = find_checkpoint(config, plan, process.world_size, allow_config_change)
+    if resumed is not None and plan.normalisation is not None:
+        # The store's statistics may have grown since, but what the student gives is standardised by these.
+        plan = replace(plan, normalisation=Normalisation(**resumed["normalisation"]))
     torch.manual_seed(config.SEED)
     run = _prepare(config, plan, process, resumed, observers or Observers())
     stop = stop or StopRequest()
@@ -133,7 +137,11 @@ def _prepare(
     val_loader = loader(share, collate=plan.val.collate, device=process.device)
     # Under DDP every process starts from rank 0's weights, so the others need none of their own.
     needs_weights = resumed is None and process.is_main
-    student = build_student(plan.architecture, config.MODEL.PRETRAINED) if needs_weights else Student(plan.architecture)
+    student = (
+        build_student(plan.architecture, config.MODEL.PRETRAINED, plan.normalisation)
+        if needs_weights
+        else Student(plan.architecture)
+    )
     trainer = _build_trainer(config, plan, process, student)
     if resumed is None:
         seed_process(config.SEED, 0, process)
@@ -180,10 +188,10 @@ def _validate(run: _Run) -> Averages | None:
     if run.process.is_main:
         with torch.no_grad():
             if run.observers.probe is not None:
-                probed = run.observers.probe(run.trainer.evaluated)
+                probed = run.observers.probe(run.trainer.observed)
                 figures |= {f"probe/{name}": value for name, value in probed.items()}
             if run.observers.pictures is not None and len(run.plan.val):
-                run.tracker.show(run.trainer.step, run.observers.pictures(run.trainer.evaluated, run.plan))
+                run.tracker.show(run.trainer.step, run.observers.pictures(run.trainer.observed, run.plan))
     return figures
 
 
@@ -212,6 +220,8 @@ def _build_trainer(config: TrainConfig, plan: TrainPlan, process: Process, stude
         clip_norm=settings.CLIP_GRAD,
         autocast=autocast_dtype(process.device) if config.AMP_ENABLE else None,
         print_freq=config.PRINT_FREQ,
+        variance=None if plan.statistics is None else float(plan.statistics.variance.mean()),
+        normalisation=plan.normalisation,
     )
     optimizer = build_optimizer(student, rate_at(0), settings.WEIGHT_DECAY)
     return Trainer(model, optimizer, rate_at, plan.store, process, step_settings, ema)

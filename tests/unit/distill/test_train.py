@@ -34,7 +34,7 @@ def test_the_loss_falls_and_everything_documented_is_written(make_training: Make
         "step",
         "lr",
         "train/skipped_steps",
-        *(f"{s}/{n}" for s in ("train", "val") for n in ("loss", "mse", "cosine")),
+        *(f"{s}/{n}" for s in ("train", "val") for n in ("loss", "mse", "cosine", "relative_mse")),
     }
     assert summary.checkpoint == config.output_dir / "ckpt_epoch_3.pth"
     names = {path.name for path in config.output_dir.iterdir()}
