@@ -92,6 +92,13 @@ class DistillConfig(EmbeddingConfig):
     TEACHER_EMBED_PATH: Path = Field(
         Path("output/stage1_teacher/embeddings"), description="embedding store written by the export"
     )
+    ONLINE: bool = Field(
+        False, description="compute the embeddings in the loop, by TEACHER, instead of reading a store"
+    )
+    ONLINE_CACHE: Path | None = Field(
+        None, description="keep what ONLINE computes here, like an export's OUTPUT, and read it from the next epoch on"
+    )
+    AUGMENT: AugmentConfig = Field(default_factory=AugmentConfig, description="of ONLINE; a store has its own")
     READ_WINDOW: NonNegative = Field(
         0, description="shuffle within windows of so many neighbouring records, for slow disks; 0: over the whole store"
     )
@@ -102,6 +109,20 @@ class DistillConfig(EmbeddingConfig):
         description="channel: learn the teacher's features at zero mean and unit variance per channel, by the store's "
         "statistics; whatever reads the checkpoint undoes it in the last convolution",
     )
+
+    @model_validator(mode="after")
+    def _online_alone(self) -> "DistillConfig":
+        if self.ONLINE and self.READ_WINDOW:
+            raise ValueError(
+                f"READ_WINDOW {self.READ_WINDOW} has no effect with ONLINE, which reads no store: set it to 0"
+            )
+        if self.ONLINE and self.NORMALIZE == "channel":
+            raise ValueError("NORMALIZE channel needs the statistics of a whole store: with ONLINE, leave it at none")
+        if not self.ONLINE and (self.ONLINE_CACHE is not None or AugmentConfig() != self.AUGMENT):
+            raise ValueError(
+                "ONLINE_CACHE and AUGMENT have no effect without ONLINE: set ONLINE true, or leave them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_loss(self) -> "DistillConfig":
@@ -202,6 +223,7 @@ class TrainConfig(RunConfig):
 
     DATA: DataConfig = Field(default_factory=DataConfig)
     MODEL: StudentConfig
+    TEACHER: TeacherConfig = Field(default_factory=TeacherConfig, description="for DISTILL.ONLINE alone")
     DISTILL: DistillConfig = Field(default_factory=DistillConfig)
     TRAIN: TrainSettings = Field(default_factory=TrainSettings)
     PROBE: ProbeConfig = Field(default_factory=ProbeConfig)

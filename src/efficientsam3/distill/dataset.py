@@ -90,11 +90,13 @@ class DistillDataset(Dataset[Item]):
         whole = [item for item in items if item is not None and not isinstance(item, UserError)]
         weight = 1.0 if whole else 0.0
         whole = whole or [self._stand_in()]
+        # Of an image that the teacher has yet to embed there is the seed alone; then it embeds the whole batch.
+        width = min(len(record) for _, record in whole)
         return DistillBatch(
             [sample.image_id for sample, _ in whole],
             torch.stack([sample.pixels for sample, _ in whole]),
             torch.tensor([sample.content_size for sample, _ in whole]),
-            torch.stack([record for _, record in whole]),
+            torch.stack([record[:width] for _, record in whole]),
             torch.full((len(whole),), weight),
             [str(item) for item in items if isinstance(item, UserError)],
         )

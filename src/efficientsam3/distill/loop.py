@@ -66,7 +66,7 @@ class Trainer:
 
     `step` counts optimiser steps, skipped ones too; `epoch` is the one under way, and `position` how many images of its
     order all processes together have taken. `report` is called now and then with the number of steps taken and figures
-    of the last one.
+    of the last one, `targets` gives a batch's embeddings, by default its decoded records.
     """
 
     def __init__(
@@ -93,6 +93,9 @@ class Trainer:
         self.model, self.ema = model, ema
         self.step, self.epoch, self.position, self.broken = 0, 0, 0, list[str]()
         self.report: Callable[[int, Averages], None] = lambda step, figures: None
+        self.targets: Callable[[DistillBatch, torch.Tensor], torch.Tensor] = lambda batch, pixels: store.decode(
+            batch.records
+        )[1]
         self._optimizer, self._rate_at, self._store = optimizer, rate_at, store
         self._process, self._settings = process, settings
         # float16 needs its gradients scaled; bfloat16 and float32 do not.
@@ -264,7 +267,7 @@ class Trainer:
         pixels = normalise(batch.pixels, batch.content_sizes, manifest.preprocessing)
         if device.type == "cuda":
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        _, teacher = self._store.decode(batch.records)
+        teacher = self.targets(batch, pixels)
         dtype = self._settings.autocast
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             student = model(pixels)

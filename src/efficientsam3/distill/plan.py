@@ -11,6 +11,7 @@ from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.listing import check_disjoint, list_images
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing
 from efficientsam3.distill.dataset import DistillDataset
+from efficientsam3.distill.online import open_online
 from efficientsam3.distill.preprocessing import resolve_preprocessing
 from efficientsam3.embeddings.manifest import Manifest, read_manifest
 from efficientsam3.embeddings.reader import EmbeddingStore
@@ -48,7 +49,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
             are to be standardised, and the store lacks their statistics.
     """
     _check_options(config)
-    store = open_store(config)
+    store = open_online(config) if config.DISTILL.ONLINE else open_store(config)
     _check_store(config, store.manifest)
     listings = [
         list_images(config.DATA.DATA_PATH, split, config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
@@ -70,7 +71,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     )
     check_student_grid(architecture)
     lacking = sum(map(len, listings)) - len(train) - len(val)
-    statistics, normalisation = gathered_statistics(store.directory), None
+    statistics, normalisation = None if config.DISTILL.ONLINE else gathered_statistics(store.directory), None
     if config.DISTILL.NORMALIZE == "channel":
         statistics = store_statistics(store.directory)
         normalisation = Normalisation.of(statistics.mean, statistics.variance)

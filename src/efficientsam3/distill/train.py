@@ -19,6 +19,7 @@ from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.dataset import build_loader
 from efficientsam3.distill.loop import Averages, StepSettings, Trainer
+from efficientsam3.distill.online import OnlineTeacher, online_teacher
 from efficientsam3.distill.optimizer import build_optimizer, learning_rate_factor, scale_learning_rate
 from efficientsam3.distill.plan import TrainPlan, plan_training
 from efficientsam3.distill.resume import find_checkpoint, images_per_step, restore, seed_process
@@ -94,11 +95,14 @@ def train(
     if resumed is not None and plan.normalisation is not None:
         # The store's statistics may have grown since, but what the student gives is standardised by these.
         plan = replace(plan, normalisation=Normalisation(**resumed["normalisation"]))
-    torch.manual_seed(config.SEED)
-    run = _prepare(config, plan, process, resumed, observers or Observers())
-    stop = stop or StopRequest()
-    run.vote = StopVote(lambda: stop.requested or process.is_orphan())
-    complete = _run_epochs(run)
+    with online_teacher(config, plan.store, process) as online:
+        torch.manual_seed(config.SEED)
+        run = _prepare(config, plan, process, resumed, observers or Observers())
+        if online is not None:
+            run.online, run.trainer.targets = online, online
+        stop = stop or StopRequest()
+        run.vote = StopVote(lambda: stop.requested or process.is_orphan())
+        complete = _run_epochs(run)
     run.tracker.close()
     everyone = sorted({sentence for of_rank in all_gather(run.trainer.broken) for sentence in of_rank})
     for sentence in everyone:
@@ -124,17 +128,18 @@ class _Run:
     train_loader: DataLoader[Any]
     val_loader: DataLoader[Any]
     vote: StopVote = field(init=False)
+    online: OnlineTeacher | None = None
+
+    def reopen(self) -> None:
+        """Let the data's readers see what the cache has by now."""
+        if self.online is not None and self.online.commit():
+            self.train_loader, self.val_loader = _loaders(self.config, self.plan, self.process, self.sampler)
 
 
 def _prepare(
     config: TrainConfig, plan: TrainPlan, process: Process, resumed: dict[str, Any] | None, observers: Observers
 ) -> _Run:
     sampler = _train_sampler(config, plan, process)
-    loader = partial(build_loader, batch_size=config.DATA.BATCH_SIZE, num_workers=config.DATA.NUM_WORKERS)
-    train_loader = loader(plan.train, collate=plan.train.collate, device=process.device, sampler=sampler)
-    # Validation takes every image exactly once: no padding, and nothing collective within the loop.
-    share = Subset(plan.val, range(process.rank, len(plan.val), process.world_size))
-    val_loader = loader(share, collate=plan.val.collate, device=process.device)
     # Under DDP every process starts from rank 0's weights, so the others need none of their own.
     needs_weights = resumed is None and process.is_main
     student = (
@@ -151,7 +156,19 @@ def _prepare(
     trainer.report = tracker.note_step
     _announce(config, plan, process, trainer)
     saver = Saver(config, plan, process, trainer)
-    return _Run(config, process, plan, trainer, tracker, saver, observers, sampler, train_loader, val_loader)
+    loaders = _loaders(config, plan, process, sampler)
+    return _Run(config, process, plan, trainer, tracker, saver, observers, sampler, *loaders)
+
+
+def _loaders(
+    config: TrainConfig, plan: TrainPlan, process: Process, sampler: EpochSampler
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Of the training and of the validation images."""
+    loader = partial(build_loader, batch_size=config.DATA.BATCH_SIZE, num_workers=config.DATA.NUM_WORKERS)
+    train_loader = loader(plan.train, collate=plan.train.collate, device=process.device, sampler=sampler)
+    # Validation takes every image exactly once: no padding, and nothing collective within the loop.
+    share = Subset(plan.val, range(process.rank, len(plan.val), process.world_size))
+    return train_loader, loader(share, collate=plan.val.collate, device=process.device)
 
 
 def _run_epochs(run: _Run) -> bool:
@@ -175,6 +192,7 @@ def _run_epochs(run: _Run) -> bool:
         if (epoch + 1) % config.SAVE_FREQ == 0 or epoch + 1 == config.TRAIN.EPOCHS:
             run.saver.save_epoch(run.tracker.lines)
         trainer.begin_epoch(epoch + 1)
+        run.reopen()
     return True
 
 
@@ -190,7 +208,7 @@ def _validate(run: _Run) -> Averages | None:
             if run.observers.probe is not None:
                 probed = run.observers.probe(run.trainer.observed)
                 figures |= {f"probe/{name}": value for name, value in probed.items()}
-            if run.observers.pictures is not None and len(run.plan.val):
+            if run.observers.pictures is not None and len(run.plan.val) and not run.config.DISTILL.ONLINE:
                 run.tracker.show(run.trainer.step, run.observers.pictures(run.trainer.observed, run.plan))
     return figures
 
