@@ -65,7 +65,8 @@ def open_models(
     missing = [model for model in named.values() if _noise(model) is None and not Path(model).exists()]
     if missing:
         raise UserError(f"Model {missing[0]} does not exist: give a SAM3, an encoder, a store, or the word {RANDOM}.")
-    bare = [model for model in named.values() if not _is_whole(model)]
+    whole = {name for name, model in named.items() if _is_whole(model)}
+    bare = [model for name, model in named.items() if name not in whole]
     if bare and decoder is None:
         raise UserError(f"{bare[0]} has no mask decoder: give one with --decoder, SAM's as .onnx or a SAM3.")
     if decoder is not None and not bare:
@@ -73,10 +74,10 @@ def open_models(
     loaded = None if decoder is None else load_decoder(decoder, device)
     segmenters: list[Segmenter] = []
     for name, model in named.items():
-        if _is_whole(model):
-            whole = EfficientSAM3.from_pretrained(model, device.type)  # type: ignore[arg-type]
-            whole.preprocessing = fed.apply(whole.preprocessing)
-            segmenters.append(WholeModel(name, whole))
+        if name in whole:
+            sam3 = EfficientSAM3.from_pretrained(model, device.type)  # type: ignore[arg-type]
+            sam3.preprocessing = fed.apply(sam3.preprocessing)
+            segmenters.append(WholeModel(name, sam3))
         else:
             assert loaded is not None
             segmenters.append(EncoderWithDecoder(name, _encoder(model, loaded, fed, device, seed), loaded))

@@ -97,10 +97,10 @@ def test_the_choice_of_objects_is_the_seed_s_and_by_area(tmp_path: Path, write_s
     masks = np.zeros((30, 8, 40), dtype=bool)
     for number, mask in enumerate(masks):
         mask[0, : number + 1] = True
-    image = open_ground_truth(write_sa1b(tmp_path, {"sa_1": list(masks)})).load(0)
+    truth = open_ground_truth(write_sa1b(tmp_path, {"sa_1": list(masks), "sa_2": list(masks)}))
 
-    def numbers(**selection: int) -> list[int]:
-        return [thing.number for thing in choose_objects(image, Selection(**selection))]
+    def numbers(index: int = 0, **selection: int) -> list[int]:
+        return [thing.number for thing in choose_objects(truth.load(index), Selection(**selection))]
 
     assert numbers() == list(range(30))
     assert numbers(min_area=26) == [25, 26, 27, 28, 29]
@@ -109,4 +109,5 @@ def test_the_choice_of_objects_is_the_seed_s_and_by_area(tmp_path: Path, write_s
     assert len(chosen) == 5
     assert chosen == numbers(max_objects=5)
     assert chosen != numbers(max_objects=5, seed=1)
+    assert chosen != numbers(1, max_objects=5), "each image has a choice of its own"
     assert min(numbers(max_objects=5, min_area=20)) >= 19
