@@ -23,8 +23,8 @@ def student_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     def make(backbone: str = "efficientvit_b0", head: str = "published") -> Path:
         name = f"{backbone.replace('/', '_')}_{head}.pth"
         if name not in made:
+            torch.save(training_checkpoint(backbone, head=head), folder / name)
             made[name] = folder / name
-            torch.save(training_checkpoint(backbone, head=head), made[name])
         return made[name]
 
     return make

@@ -3,22 +3,25 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX, TEXT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.students import load_student_state, to_published_layout
 from efficientsam3.checkpoints.writing import _ReleasingFile
 from efficientsam3.deploy import merge as merge_module
+from efficientsam3.deploy.build import build_models
 from efficientsam3.deploy.contents import read_contents
 from efficientsam3.deploy.merge import merge
 from efficientsam3.deploy.parts import VISUAL_PROMPT_KEY
-from efficientsam3.models.student import TIMM_NAMES
+from efficientsam3.models.student import TIMM_NAMES, Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.testing.tiny_sam3 import tiny_sam3
 
@@ -72,6 +75,28 @@ def test_an_own_backbone_keeps_its_names_and_says_so(
     merged = read_tensors(tmp_path / "out.pt", STUDENT_PREFIX)
     assert merged.keys() == {STUDENT_PREFIX + key for key in torch.load(path, weights_only=True)["model"]}
     assert "published loader cannot read" in " ".join(report.notes)
+
+
+@pytest.mark.parametrize("head", ["published", "fpn"])
+@pytest.mark.parametrize("format", ["native", "hf"])
+def test_standardised_targets_and_the_average_of_the_weights_are_worked_in(
+    format: Literal["native", "hf"], head: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
+    content = torch.load(student_checkpoint("efficientvit_b0", head), weights_only=True)
+    normalisation = Normalisation(torch.linspace(-3, 4, 64), torch.linspace(0.1, 5, 64))
+    content["normalisation"] = asdict(normalisation)
+    content["ema"] = {
+        key: value * 1.01 if value.is_floating_point() else value for key, value in content["model"].items()
+    }
+    torch.save(content, tmp_path / "ckpt_epoch_0.pth")
+    merge(tmp_path / "ckpt_epoch_0.pth", tiny_sam3_path, tmp_path / "out", format=format)
+    trained = Student(StudentArchitecture(**content["architecture"])).eval()
+    trained.load_state_dict(content["ema"])
+    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = normalisation.restore(trained(pixels)).flatten(2).transpose(1, 2)
+        found = build_models(read_contents(tmp_path / "out")).encoder(pixels).last_hidden_state
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_the_fpn_head_is_known_again_by_its_tensors(
