@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from torch import nn
 
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -50,3 +51,24 @@ class FiniteWatch:
                 f"{_MOST_IN_A_ROW} steps in a row had no finite gradient (last images: {names}): lower TRAIN.BASE_LR, "
                 "use --disable-amp, or check those pictures' embeddings."
             )
+
+
+class StatisticsGuard:
+    """Keeps BatchNorm's running statistics free of what a step that is left out has put into them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Guard the floating-point buffers of `model`."""
+        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember them, before a step."""
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+
+    @torch.no_grad()
+    def restore(self, bad: torch.Tensor) -> None:
+        """Put them back where `bad`, a bool scalar on their device, is set; nobody waits for it."""
+        for buffer, kept in zip(self._buffers, self._kept, strict=True):
+            torch.where(bad, kept, buffer, out=buffer)

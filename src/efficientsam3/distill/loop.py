@@ -16,7 +16,7 @@ from torch import nn
 from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.data.preprocess import build_valid_mask, normalise
 from efficientsam3.distill.dataset import DistillBatch
-from efficientsam3.distill.finite import FiniteWatch
+from efficientsam3.distill.finite import FiniteWatch, StatisticsGuard
 from efficientsam3.distill.losses import Loss, distillation_loss
 from efficientsam3.distill.optimizer import apply_if_finite
 from efficientsam3.distill.prefetch import on_device
@@ -102,6 +102,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(process.device.type, enabled=settings.autocast == torch.float16)
         self._normalisation = None if settings.normalisation is None else settings.normalisation.to(process.device)
         self._watch, self._sums = FiniteWatch(), self._zeros()
+        self._guard = StatisticsGuard(self.student)
 
     @property
     def student(self) -> nn.Module:
@@ -223,6 +224,7 @@ class Trainer:
 
     def _take_step(self, group: tuple[DistillBatch, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the last batch's loss and the gradient's norm."""
+        self._guard.keep()
         losses = list(self._accumulate(group))
         norm = self._update(group)
         for batch, loss in zip(group, losses, strict=True):
@@ -259,6 +261,7 @@ class Trainer:
             self._scaler.update()
         else:
             apply_if_finite(self._optimizer, bad)
+        self._guard.restore(bad)
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 

@@ -81,6 +81,41 @@ def test_a_loss_that_is_not_finite_is_counted_and_kept_out_of_the_averages(
     assert content["step"] == 3
 
 
+def test_batch_norms_keep_nothing_of_a_step_that_is_left_out(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = Student.forward, iter(range(100))
+
+    def overflowing(student: Student, pixel_values: torch.Tensor) -> torch.Tensor:
+        return forward(student, pixel_values * (torch.inf if student.training and next(calls) == 1 else 1.0))
+
+    monkeypatch.setattr(Student, "forward", overflowing)
+    config = make_training("TRAIN.EPOCHS", "1", "TRAIN.EMA", "0.9")
+    train(config, one_process)
+    content = load_training_checkpoint(checkpoint_path(config.output_dir, 0))
+    assert content["skipped"] == 1
+    for part in ("model", "ema"):
+        assert all(value.isfinite().all() for value in content[part].values())
+
+
+def test_float16_trains_with_scaled_gradients(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU without bfloat16; where the scale is too large, the scaler leaves the step out and halves it."""
+    plain = make_training("TAG", "plain")
+    train(plain, one_process)
+    monkeypatch.setattr("efficientsam3.distill.train.autocast_dtype", lambda device: torch.float16)
+    config = make_training("TAG", "half")
+    train(config, one_process)
+    content = load_training_checkpoint(checkpoint_path(config.output_dir, 2))
+    assert content["scaler"]["scale"] == 65536.0 * 0.5 ** sum(
+        line["train/skipped_steps"] for line in metrics(config.output_dir)
+    )
+    assert metrics(config.output_dir)[-1]["val/loss"] == pytest.approx(
+        metrics(plain.output_dir)[-1]["val/loss"], rel=0.05
+    )
+
+
 class _CountWaits(TorchDispatchMode):
     """Counts what makes a host wait for its device: reading a tensor's value."""
 
