@@ -63,7 +63,6 @@ class StoreEncoder:
                 f"{store.manifest.augmentation.hflip}), which ground truth does not fit: export without DATA.AUGMENT."
             )
         self._store, self.preprocessing = store, store.manifest.preprocessing
-        self.shape = (store.manifest.embed_dim, store.manifest.embed_size)
 
     def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder`.

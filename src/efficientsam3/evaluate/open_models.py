@@ -140,9 +140,9 @@ def _encoder(model: str, decoder: Decoder, fed: FedPixels, device: torch.device,
         teacher = build_teacher(path, own, decoder.embed_dim, decoder.embed_size, device)
         return ModuleEncoder(teacher, teacher.preprocessing, device)
     if _is_store(path):
-        stored = StoreEncoder(EmbeddingStore(path))
-        check_fits(model, stored.shape, stored.preprocessing, decoder)
-        return stored
+        store = EmbeddingStore(path)
+        check_fits(model, (store.manifest.embed_dim, store.manifest.embed_size), store.manifest.preprocessing, decoder)
+        return StoreEncoder(store)
     student, preprocessing = load_student_and_preprocessing(path)
     architecture = student.architecture
     check_fits(model, (architecture.embed_dim, architecture.embed_size), preprocessing, decoder)

@@ -3,17 +3,14 @@
 The loss alone misleads: an embedding may come closer in the mean and further where masks are decided.
 """
 
-from pathlib import Path
+import os
 
-import torch
 from torch import nn
 
-from efficientsam3.embeddings.reader import EmbeddingStore
-from efficientsam3.evaluate.decoders import Decoder, load_decoder
-from efficientsam3.evaluate.encoders import ModuleEncoder, StoreEncoder
-from efficientsam3.evaluate.ground_truth import GroundTruth, Selection, open_ground_truth
+from efficientsam3.evaluate.decoders import Decoder
+from efficientsam3.evaluate.encoders import Encoder, ModuleEncoder
+from efficientsam3.evaluate.ground_truth import GroundTruth, Selection
 from efficientsam3.evaluate.measure import measure
-from efficientsam3.evaluate.open_models import check_fits
 from efficientsam3.evaluate.prompts import PromptKind
 from efficientsam3.evaluate.scores import summarise
 from efficientsam3.evaluate.segmenters import EncoderWithDecoder, Remembered, Segmenter
@@ -26,26 +23,23 @@ _TEACHER, _STUDENT = "teacher", "student"
 class MaskProbe:
     """Masks from a student's embeddings against ground truth, and against those from the teacher's."""
 
-    def __init__(self, decoder: Decoder, store: EmbeddingStore, truth: GroundTruth, selection: Selection) -> None:
+    def __init__(self, decoder: Decoder, teacher: Encoder, truth: GroundTruth, selection: Selection) -> None:
         """Set up; nothing is computed yet.
 
         Args:
             decoder: frozen.
-            store: the teacher's embeddings; their masks are computed once, at the first call.
+            teacher: gives the teacher's embeddings, whose masks are computed once, at the first call.
             truth: annotated images.
             selection: which of them, and how many objects of each; the same at every call.
 
         Raises:
-            UserError: the decoder does not take the store's embeddings, their pictures were flipped, or it has none of
-                the annotated ones.
+            UserError: there is no embedding of any annotated image.
         """
-        stored = StoreEncoder(store)
-        check_fits(str(store.directory), stored.shape, stored.preprocessing, decoder)
-        if not (store.rows(truth.ids) >= 0).any():
-            raise UserError(f"The store {store.directory} has none of the annotated pictures: export their split too.")
-        self._decoder, self._preprocessing = decoder, stored.preprocessing
+        if not any(teacher.has(os.fsdecode(image_id)) for image_id in truth.ids):
+            raise UserError("The store has none of the annotated val pictures to probe: export their split too.")
+        self._decoder, self._preprocessing = decoder, teacher.preprocessing
         self._truth, self._selection = truth, selection
-        self._teacher = Remembered(EncoderWithDecoder(_TEACHER, stored, decoder))
+        self._teacher = Remembered(EncoderWithDecoder(_TEACHER, teacher, decoder))
 
     def __call__(self, student: nn.Module) -> dict[str, float]:
         """Probe a student, whose training mode is as before afterwards.
@@ -67,30 +61,10 @@ class MaskProbe:
             scores = measure(segmenters, self._truth, PROBE_PROMPTS, self._selection).scores
         finally:
             student.train(training)
+        self._teacher.close()
         figures: dict[str, float | None] = {}
         for prompt in PROBE_PROMPTS:
             own, teacher = (summarise(scores, name, prompt) for name in (_STUDENT, _TEACHER))
             figures |= {f"{prompt}_miou": own.miou, f"{prompt}_agreement": own.agreement}
             figures[f"teacher_{prompt}_miou"] = teacher.miou
         return {name: value for name, value in figures.items() if value is not None}
-
-
-def build_probe(
-    decoder: Path, store: EmbeddingStore, data: Path, images: int, objects: int, device: torch.device, seed: int = 0
-) -> MaskProbe:
-    """A probe of a dataset's val split.
-
-    Args:
-        decoder: SAM's decoder as .onnx, or a SAM3, of which only the interactive predictor's decoder is kept.
-        store: the teacher's embeddings.
-        data: annotated pictures, see `open_ground_truth`.
-        images: how many of those that the store has, chosen by `seed`.
-        objects: how many of each.
-        device: where a SAM3 decoder computes; ONNX computes on the CPU.
-        seed: chooses images and objects.
-
-    Raises:
-        UserError: the decoder or the annotations are missing, or do not fit the store.
-    """
-    truth = open_ground_truth(data)
-    return MaskProbe(load_decoder(decoder, device), store, truth, Selection(0, images, objects, seed))

@@ -97,11 +97,14 @@ class Remembered:
 
     def __init__(self, segmenter: Segmenter) -> None:
         """Wrap a model that always answers the same."""
-        self.name, self._segmenter, self.preprocessing = segmenter.name, segmenter, segmenter.preprocessing
+        self.name, self.preprocessing = segmenter.name, segmenter.preprocessing
+        self._segmenter: Segmenter | None = segmenter
         self._answers: dict[tuple[str, Prompt], tuple[list[Rle], torch.Tensor]] = {}
+        self._known: set[str] = set()  # once the model is let go
 
     def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
         """See `Segmenter`; embeddings are not kept."""
+        assert self._segmenter is not None, "closed"
         return self._segmenter.embed(image_id, pixels)
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
@@ -112,6 +115,7 @@ class Remembered:
             key = (image_id, prompt)
             if key not in self._answers:
                 if not opened:
+                    assert self._segmenter is not None, "closed"
                     opened.append(self._segmenter.open(image_id, pixels))
                 answer = opened[0](prompt)
                 self._answers[key] = ([to_rle(mask) for mask in answer.masks], answer.scores)
@@ -123,7 +127,11 @@ class Remembered:
 
     def has(self, image_id: str) -> bool:
         """See `Segmenter`."""
-        return self._segmenter.has(image_id)
+        return image_id in self._known if self._segmenter is None else self._segmenter.has(image_id)
+
+    def close(self) -> None:
+        """Let the model go: nothing will be asked that has not been asked before."""
+        self._segmenter, self._known = None, {image_id for image_id, _ in self._answers}
 
 
 def to_rle(mask: torch.Tensor) -> Rle:

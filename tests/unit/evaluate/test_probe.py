@@ -4,11 +4,20 @@ import pytest
 import torch
 
 from efficientsam3.embeddings.reader import EmbeddingStore
+from efficientsam3.evaluate.decoders import load_decoder
+from efficientsam3.evaluate.encoders import StoreEncoder
 from efficientsam3.evaluate.features import load_trained_student
-from efficientsam3.evaluate.probe import build_probe
+from efficientsam3.evaluate.ground_truth import Selection, open_ground_truth
+from efficientsam3.evaluate.probe import MaskProbe
 from efficientsam3.runtime.errors import UserError
 
 CPU = torch.device("cpu")
+
+
+def build_probe(decoder: Path, store: EmbeddingStore, data: Path) -> MaskProbe:
+    """A probe of two images, two objects each."""
+    selection = Selection(max_images=2, max_objects=2)
+    return MaskProbe(load_decoder(decoder, CPU), StoreEncoder(store), open_ground_truth(data), selection)
 
 
 def test_a_student_is_probed_and_left_as_it_was(
@@ -16,7 +25,7 @@ def test_a_student_is_probed_and_left_as_it_was(
 ) -> None:
     data = write_sa1b(tmp_path / "sa1b", two_images)
     store = EmbeddingStore(write_store(tmp_path / "store", ["sa_1", "sa_2"]))
-    probe = build_probe(box_decoder, store, data, images=2, objects=2, device=CPU)
+    probe = build_probe(box_decoder, store, data)
     student = load_trained_student(student_path).train()
     first = probe(student)
     assert next(iter(first)) == "box_miou"  # the one that picks the best checkpoint
@@ -39,7 +48,7 @@ def test_the_student_s_embedding_is_what_is_decoded(
 ) -> None:
     """With SAM3's own decoder: the teacher's own embeddings agree with themselves, others do not."""
     store = EmbeddingStore(write_store(tmp_path / "store", ["sa_7", "sa_9"], shape=(64, 16, 224)))
-    probe = build_probe(tiny_sam3_path, store, photographs_path, images=2, objects=2, device=CPU)
+    probe = build_probe(tiny_sam3_path, store, photographs_path)
 
     class Stored(torch.nn.Module):
         def __init__(self, scale: float) -> None:
@@ -61,7 +70,7 @@ def test_probes_that_could_not_work_are_refused_before_training(
 ) -> None:
     data = write_sa1b(tmp_path / "sa1b", two_images)
     other = EmbeddingStore(write_store(tmp_path / "other", ["sa_9"]))
-    with pytest.raises(UserError, match="none of the annotated pictures"):
-        build_probe(box_decoder, other, data, 2, 2, CPU)
+    with pytest.raises(UserError, match="none of the annotated val pictures"):
+        build_probe(box_decoder, other, data)
     with pytest.raises(UserError, match="Mask decoder"):
-        build_probe(tmp_path / "none.onnx", other, data, 2, 2, CPU)
+        build_probe(tmp_path / "none.onnx", other, data)

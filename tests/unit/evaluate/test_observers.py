@@ -1,0 +1,76 @@
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from efficientsam3.config.load import load_config
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.evaluate.observers import training_observers
+from efficientsam3.models.teacher import Sam3Teacher, Teacher, build_teacher
+from efficientsam3.runtime.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def configure(tmp_path: Path, repository: Path, photographs_path: Path, tiny_sam3_path: Path, tiny_opts):
+    """Builds a training's configuration, probed by the small SAM3."""
+
+    def make(*opts: str) -> TrainConfig:
+        probe = ["PROBE.DECODER", str(tiny_sam3_path), "PROBE.IMAGES", "2", "PROBE.OBJECTS", "1"]
+        given = {"DATA.DATA_PATH": photographs_path, "OUTPUT": tmp_path / "out"}
+        return load_config(TrainConfig, repository / "stage1/configs/es_ev_s.yaml", [*tiny_opts, *probe, *opts], given)
+
+    return make
+
+
+class Perfect(torch.nn.Module):
+    """A student that is the teacher."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+        self._teacher = Sam3Teacher(path, CPU)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._teacher(pixels)
+
+
+def test_with_the_teacher_in_the_loop_the_probe_asks_it(configure, tiny_sam3_path: Path, monkeypatch) -> None:
+    config = configure("DISTILL.ONLINE", "true", "TEACHER.RESUME", str(tiny_sam3_path))
+    loaded: list[weakref.ref[Teacher]] = []
+
+    def build(*args: Any) -> Teacher:
+        teacher = build_teacher(*args)
+        loaded.append(weakref.ref(teacher))
+        return teacher
+
+    monkeypatch.setattr("efficientsam3.evaluate.observers.build_teacher", build)
+    probe = training_observers(config, CPU).probe
+    assert probe is not None
+    assert not loaded, "nothing is computed before the first epoch has ended"
+    student = Perfect(tiny_sam3_path)
+    first = probe(student)
+    assert first["box_agreement"] == first["point_agreement"] == 1
+    assert first["box_miou"] == first["teacher_box_miou"] > 0
+    gc.collect()
+    assert [teacher() for teacher in loaded] == [None], "it is loaded once, and let go"
+    assert probe(student) == first
+    assert len(loaded) == 1
+
+
+def test_a_probe_without_a_store_or_decoder_is_refused_before_training(configure, write_store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Embedding store .* does not exist"):
+        training_observers(configure("DISTILL.TEACHER_EMBED_PATH", str(tmp_path / "nowhere")), CPU)
+    small = write_store(tmp_path / "small", ["sa_7"])
+    with pytest.raises(UserError, match="8 channels on 4x4 cells at 64 pixels, the decoder takes 64 on 16x16 at 224"):
+        training_observers(configure("DISTILL.TEACHER_EMBED_PATH", str(small)), CPU)
+    with pytest.raises(UserError, match="is not a file"):
+        training_observers(configure("PROBE.DECODER", "nowhere.onnx"), CPU)
+
+
+def test_without_a_decoder_nothing_is_probed(configure) -> None:
+    assert training_observers(configure("PROBE.DECODER", "null"), CPU).probe is None
