@@ -65,11 +65,11 @@ run_workers() {
   workers_of=$!
   trap 'signal_workers TERM' TERM HUP
   trap 'signal_workers USR1' USR1
-  trap 'kill -INT "$workers_of"' INT
-  # A signal ends `wait` early; torchrun's own code comes once it is gone.
-  while kill -0 "$workers_of" 2>/dev/null; do
-    code=0
+  trap 'signalled=1; kill -INT "$workers_of"' INT
+  while true; do
+    signalled="" code=0
     wait "$workers_of" || code=$?
+    [[ -n $signalled ]] || break  # else the signal ended `wait`, and torchrun has yet to end
   done
   [[ -e $saved ]] && code=0
   rm -rf "${saved%/*}"
@@ -78,6 +78,7 @@ run_workers() {
 
 signal_workers() {
   local workers
+  signalled=1
   workers=$(cat /proc/"$workers_of"/task/*/children 2>/dev/null || pgrep -P "$workers_of" || true)
   if [[ -z $workers ]]; then
     kill -TERM "$workers_of"  # none has been started yet
