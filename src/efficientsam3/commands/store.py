@@ -4,6 +4,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from efficientsam3.embeddings.manifest import Manifest
 
 # SA-1B, and the training speed whose read rate is told unless another is given.
 _IMAGES, _SPEED = 1_100_000, 300.0
@@ -35,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="the dataset that was exported; needed where its pictures are padded",
+    )
+    statistics.add_argument(
+        "--published",
+        nargs=4,
+        metavar=("DIM", "SIZE", "PIXELS", "RESIZE"),
+        help="what a store without a manifest holds: channels, cells a side, pixels a side of the input, square or pad",
     )
     statistics.add_argument("--dataset", choices=["sa1b", "images", "coco"], default="sa1b", help="its layout")
     advise = action("advise", "measure each codec on the store's first embeddings and recommend one")
@@ -125,17 +135,36 @@ def _missing(args: argparse.Namespace) -> None:
 def _statistics(args: argparse.Namespace) -> None:
     from efficientsam3.data.listing import list_images
     from efficientsam3.embeddings.gather import compute_statistics
-    from efficientsam3.embeddings.maintenance import describe_store
+    from efficientsam3.embeddings.shards import find_shards
     from efficientsam3.runtime.progress import progress_bar
 
-    count = describe_store(args.store).records
+    shards = find_shards(args.store) if args.store.is_dir() else ()
+    count = sum(len(shard.read_keys()) for shard in shards)
     listings = [list_images(args.data_path, split, args.dataset) for split in ("train", "val") if args.data_path]
     with progress_bar("statistics", count) as advance:
-        total = compute_statistics(args.store, listings, advance)
+        total = compute_statistics(args.store, listings, advance, _published(args))
     deviation = total.variance.sqrt()
     print(f"{count} records, {total.cells} cells that show a picture, {len(total.mean)} channels")
     print(f"means from {total.mean.min():.4g} to {total.mean.max():.4g}, mean variance {total.variance.mean():.4g}")
     print(f"standard deviations from {deviation.min():.4g} to {deviation.max():.4g}, median {deviation.median():.4g}")
+
+
+def _published(args: argparse.Namespace) -> "Manifest | None":
+    from pydantic import ValidationError
+
+    from efficientsam3.data.preprocess import Preprocessing
+    from efficientsam3.embeddings.manifest import Manifest
+    from efficientsam3.runtime.errors import UserError
+
+    if args.published is None:
+        return None
+    dim, size, pixels, resize = args.published
+    try:
+        preprocessing = Preprocessing.model_validate({"image_size": pixels, "resize": resize})
+        return Manifest.model_validate({"embed_dim": dim, "embed_size": size, "preprocessing": preprocessing})
+    except ValidationError as error:
+        given = " ".join(args.published)
+        raise UserError(f"--published {given} is not understood: give e.g. 1024 72 1008 pad.") from error
 
 
 def _advise(args: argparse.Namespace) -> None:

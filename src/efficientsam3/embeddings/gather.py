@@ -11,8 +11,7 @@ from efficientsam3.data.images import read_size
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, build_valid_mask
 from efficientsam3.embeddings.codecs import SEED_BYTES, Codec
-from efficientsam3.embeddings.maintenance import open_manifest
-from efficientsam3.embeddings.manifest import Manifest
+from efficientsam3.embeddings.manifest import MANIFEST_NAME, Manifest, read_manifest
 from efficientsam3.embeddings.shards import Shard, find_shards
 from efficientsam3.embeddings.statistics import ChannelStatistics, ShardStatistics, store_statistics
 from efficientsam3.runtime.errors import UserError
@@ -87,7 +86,10 @@ def continue_statistics(
 
 
 def compute_statistics(
-    directory: Path, listings: Sequence[ImageListing], advance: Callable[[int], object] = lambda count: None
+    directory: Path,
+    listings: Sequence[ImageListing],
+    advance: Callable[[int], object] = lambda count: None,
+    published: Manifest | None = None,
 ) -> ChannelStatistics:
     """Bring the statistics of every shard up to its keys; returns those of the whole store.
 
@@ -95,11 +97,17 @@ def compute_statistics(
         directory: the store; nobody writes to it meanwhile.
         listings: the pictures that were exported; none are needed where the preprocessing is `square`.
         advance: called with the number of records just read.
+        published: describes a store in the published format, which has no manifest of its own.
 
     Raises:
-        UserError: as for `continue_statistics`, or there is no store.
+        UserError: as for `continue_statistics`; there is no store; or it has no manifest and `published` is not given.
     """
-    manifest = open_manifest(directory)
+    manifest = (read_manifest(directory) or published) if directory.is_dir() else None
+    if manifest is None:
+        raise UserError(
+            f"{directory} has no {MANIFEST_NAME}: give the embeddings folder of an export, or for a store in the "
+            "published format what it holds, e.g. --published 1024 72 1008 pad."
+        )
     codec, content_size = manifest.build_codec(directory), content_sizes(manifest.preprocessing, listings)
     for shard in find_shards(directory):
         continue_statistics(shard, manifest, codec, content_size, advance)

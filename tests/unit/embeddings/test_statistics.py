@@ -143,6 +143,12 @@ def test_what_tells_of_other_records_is_not_believed(store: Path) -> None:
     assert compute_statistics(store, []).cells == 5 * GRID * GRID
 
 
+def test_as_many_other_records_are_not_taken_for_the_same(store: Path) -> None:
+    path = Shard(store, 0).keys_path
+    path.write_bytes(path.read_bytes().replace(b"sa_2\n", b"sa_9\n"))
+    assert gathered_statistics(store) is None
+
+
 def test_merged_shards_keep_them(store: Path) -> None:
     before = store_statistics(store)
     merge_shards(store)
@@ -154,7 +160,9 @@ def test_shards_with_images_in_common_are_not_counted_twice_when_merged(store: P
     fill(store, 5, range(5, 8))
     merge_shards(store)
     assert gathered_statistics(store) is None
-    assert same(compute_statistics(store, []), range(8))
+    seen: list[int] = []
+    assert same(compute_statistics(store, [], seen.append), range(8))
+    assert sum(seen) == 2  # what was gathered before is still good
 
 
 def test_a_converted_store_gets_its_sources(store: Path, tmp_path: Path) -> None:
@@ -173,6 +181,21 @@ def test_a_damaged_file_is_named(store: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match=r"rank3-statistics\.safetensors is damaged.*delete it"):
         store_statistics(store)
+
+
+def test_the_published_format_is_described_to_the_command(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "manifest.json").unlink()
+    for path in store.glob("rank*-*.safetensors"):
+        path.unlink()
+    assert main(["store", "statistics", str(store)]) == 2
+    assert "--published 1024 72 1008 pad" in capsys.readouterr().err
+    for wrong in (["3", "4", "56", "crop"], ["three", "4", "56", "pad"]):
+        assert main(["store", "statistics", str(store), "--published", *wrong]) == 2
+        assert "is not understood" in capsys.readouterr().err
+    main(["store", "statistics", str(store), "--published", str(DIM), str(GRID), "56", "square"])
+    assert same(store_statistics(store), range(6))
 
 
 def test_the_command_needs_the_pictures_where_they_are_padded(
