@@ -6,8 +6,6 @@ Each is opened in a process of its own; memory is what the opening adds to that 
 """
 
 import argparse
-import os
-import platform
 import resource
 import shutil
 import tempfile
@@ -16,7 +14,6 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +21,7 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.embeddings.manifest import Manifest, write_manifest
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.embeddings.shards import Shard
+from efficientsam3.runtime.device import describe_machine
 
 MANIFEST = Manifest(embed_dim=1, embed_size=1, preprocessing=Preprocessing(image_size=14))
 
@@ -63,7 +61,7 @@ def main() -> None:
         finally:
             shutil.rmtree(directory)
     Console(width=100).print(table)
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {platform.platform()}")
+    print(describe_machine())
 
 
 if __name__ == "__main__":

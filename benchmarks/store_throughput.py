@@ -8,7 +8,6 @@ of them start cold; the rounds alternate, and the medians are printed. Linux onl
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from efficientsam3.embeddings.manifest import Manifest, write_manifest
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.embeddings.shards import Shard
 from efficientsam3.embeddings.writer import BackgroundWriter
+from efficientsam3.runtime.device import describe_machine
 
 MANIFEST = Manifest(embed_dim=1024, embed_size=72, preprocessing=SAM3_PREPROCESSING)
 SIZE = MANIFEST.record_size
@@ -105,7 +105,7 @@ def main() -> None:
         for name, rate in group.items():
             table.add_row(name, f"{rate:.0f}", f"{rate / baseline:.2f}")
     Console(width=100).print(table)
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {platform.platform()}")
+    print(describe_machine())
 
 
 def run(scratch: Path, source: Path, records: list[np.ndarray], order: list[int]) -> tuple[dict[str, float], ...]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam3.checkpoints.training import checkpoint_path
+from efficientsam3.checkpoints.training import METRICS_NAME, checkpoint_path
 from efficientsam3.data.listing import list_images
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.evaluate.features import feature_pairs, load_trained_student
@@ -128,12 +128,12 @@ def draw(demo: Demo) -> None:
     store = EmbeddingStore(demo.output / "teacher" / "embeddings")
     pairs = feature_pairs(student, store, list_images(demo.output / "photographs", "val"), count=4)
     write_picture(demo.output / "features.png", feature_figure(pairs))
-    write_picture(demo.output / "loss.png", loss_figure(read_metrics(demo.output / "student" / "metrics.jsonl")))
+    write_picture(demo.output / "loss.png", loss_figure(read_metrics(demo.output / "student" / METRICS_NAME)))
 
 
 def summarise(demo: Demo) -> None:
     """Say what was done, where it lies, and what it means."""
-    first, *_, last = read_metrics(demo.output / "student" / "metrics.jsonl")
+    first, *_, last = read_metrics(demo.output / "student" / METRICS_NAME)
     image = _first_validation_image(demo.output)
     losses = f"{first['val/loss']:.2f} -> {last['val/loss']:.2f}"
     done = {

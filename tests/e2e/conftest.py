@@ -1,21 +1,13 @@
 """Running the real commands."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from e2e.processes import ROOT, environment
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-ROOT = Path(__file__).parents[2]
-
-
-def environment() -> dict[str, str]:
-    """This environment, with this interpreter's commands in front."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="session")

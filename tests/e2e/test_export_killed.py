@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from e2e.processes import ROOT, copy_photographs, environment, marked
+
 RECORD = 4 + 2 * 64 * 16 * 16
-MARK = "EXPORT_UNDER_TEST"
 Records = dict[str, bytes]
 
 
@@ -31,16 +30,19 @@ class Export:
 
     def start(self, processes: int) -> tuple["subprocess.Popen[str]", str]:
         """Start it on so many processes, under torchrun unless it is 0."""
-        mark, folder = uuid.uuid4().hex, str(Path(sys.executable).parent)
-        environment = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
+        mark = uuid.uuid4().hex
         runner = ["torchrun", "--standalone", "--nproc_per_node", str(processes)] if processes else [sys.executable]
         flags = ["--cfg", "stage1/configs/teacher/sam_vit_huge_sa1b.yaml", "--resume", self._teacher]
         flags += ["--data-path", self.data, "--output", self.output, "--batch-size", 1]
         flags += ["--opts", "DATA.IMG_SIZE", 224, "DISTILL.EMBED_SIZE", 16, "DISTILL.EMBED_DIM", 64]
         command = [*runner, "stage1/save_embedding_stage1.py", *map(str, flags), "DATA.NUM_WORKERS", "1"]
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            cwd=ROOT,
+            env={**environment(mark), "OMP_NUM_THREADS": "1"},
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         return process, mark
 
@@ -67,17 +69,6 @@ class Export:
         return records
 
 
-def marked(mark: str) -> list[int]:
-    """Every living process that inherited the mark, whoever its parent is by now."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-    return found
-
-
 def kill_all(process: "subprocess.Popen[str]", mark: str) -> None:
     """SIGKILL to the launcher, its workers, and their data loaders."""
     while living := [*marked(mark)]:
@@ -100,12 +91,7 @@ def make_export(tmp_path_factory, tiny_sam3_path, photographs_path):
 
     def make(count: int) -> Export:
         root = tmp_path_factory.mktemp("export")
-        for split, numbers in (("train", range(count - count // 5)), ("val", range(count - count // 5, count))):
-            folder = root / "data" / "images" / split
-            folder.mkdir(parents=True)
-            photographs = sorted((photographs_path / "images" / split).glob("*.jpg"))
-            for number in numbers:
-                shutil.copy(photographs[number % len(photographs)], folder / f"sa_{number}.jpg")
+        copy_photographs(photographs_path, root / "data", train=count - count // 5, val=count // 5)
         return Export(root, tiny_sam3_path)
 
     return make

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -14,14 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from e2e.processes import ROOT, copy_photographs, environment, marked
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig
 from efficientsam3.distill.export import export_embeddings
 from efficientsam3.runtime.distributed import Process
 
-ROOT = Path(__file__).parents[2]
-MARK = "TRAINING_UNDER_TEST"
 IMAGES, EPOCHS = 40, 3
 TINY = ["DATA.IMG_SIZE", "224", "DISTILL.EMBED_SIZE", "16", "DISTILL.EMBED_DIM", "64", "DATA.NUM_WORKERS", "0"]
 
@@ -36,8 +33,7 @@ class Training:
         schedule = ["TRAIN.EPOCHS", str(EPOCHS), "TRAIN.WARMUP_EPOCHS", "1", "PRINT_FREQ", "1", "TRAIN.EMA", "0.9"]
         self._command = ["bash", "stage1/scripts/train_stage1_student.sh", *where, "BATCH_SIZE=1"]
         self._command += ["--pretrained", "false", "--opts", *TINY[:-2], *more, *schedule]
-        self._environment = {**os.environ, MARK: self._mark, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        self._environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._environment = {**environment(self._mark), "OMP_NUM_THREADS": "1"}
 
     def start(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -59,13 +55,7 @@ class Training:
 
     def processes(self) -> list[int]:
         """Launcher, torchrun, workers, and their data loaders."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if f"{MARK}={self._mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                        found.append(int(folder.name))
-        return found
+        return marked(self._mark)
 
     def metrics(self) -> list[dict[str, float]]:
         return [json.loads(line) for line in (self.output / "metrics.jsonl").read_text().splitlines()]
@@ -75,12 +65,7 @@ class Training:
 def root(tmp_path_factory, tiny_sam3_path, photographs_path):
     """Nine photographs under many names, and their embeddings."""
     folder = tmp_path_factory.mktemp("training")
-    for split, count in (("train", IMAGES), ("val", 4)):
-        target = folder / "data" / "images" / split
-        target.mkdir(parents=True)
-        photographs = sorted((photographs_path / "images" / split).glob("*.jpg"))
-        for number in range(count):
-            shutil.copy(photographs[number % len(photographs)], target / f"sa_{number + (split == 'val') * 1000}.jpg")
+    copy_photographs(photographs_path, folder / "data", train=IMAGES, val=4)
     fixed = {"MODEL.RESUME": tiny_sam3_path, "DATA.DATA_PATH": folder / "data", "OUTPUT": folder / "teacher"}
     config = load_config(ExportConfig, ROOT / "stage1/configs/teacher/sam_vit_huge_sa1b.yaml", TINY, fixed)
     export_embeddings(config, Process(rank=0, world_size=1, device=torch.device("cpu"), launcher=None))

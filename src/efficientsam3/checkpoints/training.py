@@ -17,6 +17,7 @@ from efficientsam3.runtime.files import atomic_path, require_file
 from efficientsam3.runtime.logging import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
+METRICS_NAME = "metrics.jsonl"  # beside the checkpoints: one line for each epoch
 _NAME = re.compile(r"ckpt_(epoch|step)_(\d+)\.pth")
 _NEEDED = frozenset(
     {"model", "architecture", "optimizer", "scaler", "step", "epoch", "position", "finished", "images"}

@@ -1,8 +1,6 @@
 """`efficientsam3 benchmark`: where the time goes on this machine."""
 
 import argparse
-import os
-import platform
 
 from efficientsam3.commands.arguments import add_config_arguments, read_config
 
@@ -35,6 +33,7 @@ def _data(args: argparse.Namespace) -> None:
 
     from efficientsam3.distill.data_profile import profile_data
     from efficientsam3.distill.plan import plan_training
+    from efficientsam3.runtime.device import describe_machine
     from efficientsam3.runtime.distributed import process_group
 
     if args.dry_run is not None:
@@ -49,10 +48,4 @@ def _data(args: argparse.Namespace) -> None:
     Console().print(table)
     print(f"One core: {profile.core_rate:.1f} images/s. DataLoader, {profile.workers} workers: ", end="")
     print(f"{profile.loader_rate:.1f} images/s")
-    _print_machine()
-
-
-def _print_machine() -> None:
-    import torch
-
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {platform.platform()}")
+    print(describe_machine())

@@ -15,7 +15,6 @@ from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.augment import augment
 from efficientsam3.data.dataset import build_loader
 from efficientsam3.data.images import BrokenImageError, decode_rgb
-from efficientsam3.data.listing import list_images
 from efficientsam3.data.preprocess import resize_image
 from efficientsam3.distill.plan import plan_training
 from efficientsam3.embeddings.codecs import unpack_seeds
@@ -54,15 +53,14 @@ def profile_data(config: TrainConfig, process: Process, images: int = 64) -> Dat
         UserError: see `plan_training`; or none of the pictures can be read.
     """
     plan = plan_training(config)
-    listing = list_images(config.DATA.DATA_PATH, "train", config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
-    rows = plan.store.rows(listing.ids)
+    count = min(images, len(plan.train))
     stages, pixels = _Stages(), []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a DataLoader's worker
     try:
-        for index in [index for index, row in enumerate(rows) if row >= 0][:images]:
+        for index, row in map(plan.train.place, range(count)):
             try:
-                pixels.append(_read(listing.path(index), int(rows[index]), plan.store, stages))
+                pixels.append(_read(plan.train.listing.path(index), row, plan.store, stages))
             except BrokenImageError:
                 continue
     finally:
@@ -72,7 +70,6 @@ def profile_data(config: TrainConfig, process: Process, images: int = 64) -> Dat
             f"None of the first {images} training pictures in {config.DATA.DATA_PATH} can be read: see "
             "`efficientsam3 data check`."
         )
-    count = min(images, len(plan.train))
     loader = build_loader(
         Subset(plan.train, range(count)),
         config.DATA.BATCH_SIZE,

@@ -62,7 +62,7 @@ class DistillDataset(Dataset[Item]):
     def __init__(self, listing: ImageListing, store: EmbeddingStore) -> None:
         """Pair the two by image id; preprocessing and augmentation are those of the store's manifest."""
         rows = store.rows(listing.ids)
-        self._listing, self._store = listing, store
+        self.listing, self._store = listing, store
         self._indices: npt.NDArray[np.intp] = np.flatnonzero(rows >= 0)
         self._rows = rows[self._indices]
 
@@ -73,15 +73,19 @@ class DistillDataset(Dataset[Item]):
         """(N,) items in the order in which their records lie on the disk."""
         return self._store.index.in_file_order(self._rows)
 
+    def place(self, item: int) -> tuple[int, int]:
+        """Where an item is: its index in the listing, and its row in the store."""
+        return int(self._indices[item]), int(self._rows[item])
+
     def __getitem__(self, item: int) -> Item:
         if item == PADDING:
             return None
         manifest = self._store.manifest
-        index = int(self._indices[item])
+        index, row = self.place(item)
         try:
-            record = self._store.read(int(self._rows[item]))
+            record = self._store.read(row)
             seed = int(unpack_seeds(record[None])[0])
-            return read_sample(self._listing, index, seed, manifest.preprocessing, manifest.augmentation), record
+            return read_sample(self.listing, index, seed, manifest.preprocessing, manifest.augmentation), record
         except UserError as error:
             return error
 

@@ -68,7 +68,12 @@ def check_storable(batch: ImageBatch, embeddings: torch.Tensor) -> None:
     """
     for image_id, is_finite in zip(batch.image_ids, storable(embeddings).tolist(), strict=True):
         if not is_finite:
-            raise UserError(
-                f"The teacher's embedding of image {image_id!r} is not finite in float16: check the teacher's "
-                "checkpoint and that picture, or use --disable-amp."
-            )
+            raise not_storable(image_id)
+
+
+def not_storable(image_id: str) -> UserError:
+    """What to say of an embedding that is not finite in float16."""
+    return UserError(
+        f"The teacher's embedding of image {image_id!r} is not finite in float16: check the teacher's checkpoint and "
+        "that picture, or use --disable-amp."
+    )

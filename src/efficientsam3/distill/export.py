@@ -88,11 +88,11 @@ def _catch_up(plan: ExportPlan, manifest: Manifest, codec: Codec, process: Proce
     own = Shard(plan.store_dir, process.rank)
     others = [shard for shard in find_shards(plan.store_dir) if shard.rank % process.world_size == process.rank]
     found: ShardStatistics | None = ShardStatistics(own, manifest.embed_dim)
+    sizes = content_sizes(manifest.preprocessing, plan.splits)
     for shard in others:
         statistics: ShardStatistics | None = None
         if shard.statistics_path.exists() or not shard.read_keys():
             try:
-                sizes = content_sizes(manifest.preprocessing, plan.splits)
                 statistics = continue_statistics(shard, manifest, codec, sizes)
             except UserError as error:
                 logger.warning("the teacher's statistics are not gathered for %s: %s", shard.keys_path.name, error)

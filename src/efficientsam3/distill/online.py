@@ -11,7 +11,7 @@ import torch
 from efficientsam3.config.schema import ExportConfig, ExportDataConfig, StoreConfig, TrainConfig
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.distill.dataset import DistillBatch
-from efficientsam3.distill.embed import export_augmentation, load_teacher
+from efficientsam3.distill.embed import export_augmentation, load_teacher, not_storable
 from efficientsam3.distill.export_plan import ExportPlan, check_space, missing_images, plan_export
 from efficientsam3.distill.store_setup import prepare_store
 from efficientsam3.embeddings.codecs import pack_records, storable, unpack_seeds
@@ -21,7 +21,6 @@ from efficientsam3.embeddings.shards import Shard
 from efficientsam3.embeddings.writer import BackgroundWriter
 from efficientsam3.models.teacher import Teacher
 from efficientsam3.runtime.distributed import Process, barrier
-from efficientsam3.runtime.errors import UserError
 
 
 class OnlineStore(EmbeddingStore):
@@ -29,7 +28,8 @@ class OnlineStore(EmbeddingStore):
 
     def __init__(self, plan: ExportPlan, config: ExportConfig, cached: bool) -> None:
         """Describe what an export by `config` would store; with `cached`, what is there already is read."""
-        self.directory, self._cached, self._seed = plan.store_dir, cached, config.SEED
+        self.plan, self._cached, self._seed = plan, cached, config.SEED
+        self.directory = plan.store_dir
         self._ids = np.unique(np.concatenate([np.empty(0, "S1"), *(split.ids for split in plan.splits)]))
         self.manifest = Manifest(
             embed_dim=config.DISTILL.EMBED_DIM,
@@ -111,10 +111,7 @@ class OnlineTeacher:
             if not weight or image_id in self._written or self._store.is_cached(image_id):
                 continue
             if not is_finite:
-                raise UserError(
-                    f"The teacher's embedding of image {image_id!r} is not finite in float16: check the teacher's "
-                    "checkpoint and that picture, or use --disable-amp."
-                )
+                raise not_storable(image_id)
             self._writer.append(image_id, record)
             self._written.add(image_id)
 
@@ -156,8 +153,7 @@ def online_teacher(config: TrainConfig, store: EmbeddingStore, process: Process)
     if not isinstance(store, OnlineStore):
         yield None
         return
-    export, cached = _as_export(config), config.DISTILL.ONLINE_CACHE is not None
-    plan = plan_export(export)
+    export, plan, cached = _as_export(config), store.plan, config.DISTILL.ONLINE_CACHE is not None
     if cached:
         prepare_store(export, plan, process)
         store.reread()

@@ -49,7 +49,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
             are to be standardised, and the store lacks their statistics.
     """
     _check_options(config)
-    store = open_online(config) if config.DISTILL.ONLINE else open_store(config)
+    store = open_store(config)
     _check_store(config, store.manifest)
     listings = [
         list_images(config.DATA.DATA_PATH, split, config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
@@ -71,19 +71,25 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     )
     check_student_grid(architecture)
     lacking = sum(map(len, listings)) - len(train) - len(val)
-    statistics, normalisation = None if config.DISTILL.ONLINE else gathered_statistics(store.directory), None
+    statistics, normalisation = None, None
     if config.DISTILL.NORMALIZE == "channel":
         statistics = store_statistics(store.directory)
         normalisation = Normalisation.of(statistics.mean, statistics.variance)
+    elif not config.DISTILL.ONLINE:
+        statistics = gathered_statistics(store.directory)
     return TrainPlan(train, val, store, architecture, lacking, statistics, normalisation)
 
 
 def open_store(config: TrainConfig) -> EmbeddingStore:
-    """The store that a training learns from; one in the published format is described by the configuration.
+    """The store that a training learns from, or what stands for it where the teacher is in the loop.
+
+    One in the published format is described by the configuration.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none; or the teacher in the loop is missing, or does not fit.
     """
+    if config.DISTILL.ONLINE:
+        return open_online(config)
     return EmbeddingStore(config.DISTILL.TEACHER_EMBED_PATH, _published_manifest(config))
 
 

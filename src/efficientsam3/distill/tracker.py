@@ -7,12 +7,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from efficientsam3.checkpoints.training import METRICS_NAME
 from efficientsam3.distill.loop import Averages
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.logging import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
-METRICS_NAME = "metrics.jsonl"
 
 
 class Tracker:

@@ -15,7 +15,7 @@ from efficientsam3.embeddings.manifest import Manifest, ProjectionIdentity, read
 from efficientsam3.embeddings.projection import PROJECTION_IMAGES, fit_projection, save_projection
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.embeddings.shards import Shard, find_shards
-from efficientsam3.embeddings.statistics import ChannelStatistics, ShardStatistics, gathered_statistics
+from efficientsam3.embeddings.statistics import ShardStatistics, gathered_statistics
 from efficientsam3.embeddings.writer import BackgroundWriter
 from efficientsam3.runtime.errors import UserError
 
@@ -72,9 +72,7 @@ def _hand_on_statistics(source: Path, output: Path, embed_dim: int) -> None:
     keys = target.read_keys()
     if total is not None and len(keys) == sum(len(shard.read_keys()) for shard in find_shards(source)):
         statistics = ShardStatistics(target, embed_dim)
-        for key in keys:
-            statistics.add(key, ChannelStatistics.nothing(embed_dim))
-        statistics.total = total
+        statistics.add(keys, total)
         statistics.write()
 
 

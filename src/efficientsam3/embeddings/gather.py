@@ -79,7 +79,7 @@ def continue_statistics(
         shard.check_intact(record)
         embeddings = codec.decode(torch.from_numpy(record.content)[None, SEED_BYTES:])
         sizes = torch.tensor([content_size(record.key)])
-        statistics.add(record.key, measure_batch(embeddings, sizes, manifest)[0])
+        statistics.add([record.key], measure_batch(embeddings, sizes, manifest)[0])
         advance(1)
     statistics.write()
     return statistics

@@ -181,7 +181,8 @@ def _joint_statistics(target: Shard, shard: Shard, present: set[bytes]) -> Shard
         return None
     if not present.isdisjoint(keys):
         return None
-    first.add_shard(second, keys)
+    assert second.records == len(keys), (second.records, len(keys))
+    first.add(keys, second.total)
     return first
 
 

@@ -6,6 +6,7 @@ content, so it is no part of the store's identity (the manifest), may lag behind
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -70,19 +71,11 @@ class ShardStatistics:
         self.records, self._keys_crc = 0, 0
         self.total = ChannelStatistics.nothing(embed_dim)
 
-    def add(self, key: bytes, statistics: ChannelStatistics) -> None:
-        """Add the shard's next record."""
-        self.records += 1
-        self._keys_crc = zlib.crc32(key + b"\n", self._keys_crc)
+    def add(self, keys: Sequence[bytes], statistics: ChannelStatistics) -> None:
+        """Add the shard's next records: their keys, and what they amount to together."""
+        self.records += len(keys)
+        self._keys_crc = _crc_of_lines(keys, self._keys_crc)
         self.total = self.total.merge(statistics)
-
-    def add_shard(self, other: "ShardStatistics", keys: list[bytes]) -> None:
-        """Add another shard, whose records follow in this one under the same `keys`."""
-        assert other.records == len(keys), (other.records, len(keys))
-        self.records += other.records
-        for key in keys:
-            self._keys_crc = zlib.crc32(key + b"\n", self._keys_crc)
-        self.total = self.total.merge(other.total)
 
     def write(self) -> None:
         """Write the file, atomically, after the keys that it tells of.
@@ -114,8 +107,12 @@ class ShardStatistics:
             read.total = ChannelStatistics(int(cells), mean, m2)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): delete it, it can be made again.") from error
-        told = b"".join(key + b"\n" for key in keys[: read.records])
-        return read if len(keys) >= read.records and zlib.crc32(told) == read._keys_crc else None
+        told = _crc_of_lines(keys[: read.records])
+        return read if len(keys) >= read.records and told == read._keys_crc else None
+
+
+def _crc_of_lines(keys: Sequence[bytes], before: int = 0) -> int:
+    return zlib.crc32(b"".join(key + b"\n" for key in keys), before)
 
 
 def gathered_statistics(directory: Path) -> ChannelStatistics | None:

@@ -73,7 +73,7 @@ class ShardWriter:
         self._pending.append(key.encode())
         if self._statistics is not None:
             assert statistics is not None
-            self._statistics.add(self._pending[-1], statistics)
+            self._statistics.add(self._pending[-1:], statistics)
 
     def commit(self) -> None:
         """Make everything appended so far durable."""

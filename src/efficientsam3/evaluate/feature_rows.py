@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from efficientsam3.data.images import read_rgb
-from efficientsam3.data.preprocess import build_valid_mask
+from efficientsam3.evaluate.features import visible_cells
 from efficientsam3.evaluate.ground_truth import TrueImage
 from efficientsam3.evaluate.pictures import Array, FeatureColours, cosine_similarity
 from efficientsam3.evaluate.segmenters import Segmenter
@@ -56,12 +56,9 @@ def feature_rows(segmenters: Sequence[Segmenter], images: Sequence[TrueImage]) -
 
 def _visible(segmenter: Segmenter, image_id: str, pixels: torch.Tensor) -> Array:
     """(D, h, w): the cells that show the picture rather than padding."""
-    embedding = segmenter.embed(image_id, pixels)[0].float().cpu()
-    preprocessing = segmenter.preprocessing
-    content = torch.tensor([preprocessing.content_size(pixels.shape[-2], pixels.shape[-1])])
-    valid = build_valid_mask(content, preprocessing.image_size, embedding.shape[-1])[0]
-    features: Array = embedding[:, : int(valid[:, 0].sum()), : int(valid[0].sum())].numpy()
-    return features
+    embedding, preprocessing = segmenter.embed(image_id, pixels)[0], segmenter.preprocessing
+    content_size = preprocessing.content_size(pixels.shape[-2], pixels.shape[-1])
+    return visible_cells(embedding, content_size, preprocessing.image_size)
 
 
 def _cosine(first: Array, other: Array) -> float | None:

@@ -14,7 +14,7 @@ from efficientsam3.data.images import BrokenImageError, read_rgb
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, build_valid_mask, normalise
 from efficientsam3.embeddings.reader import EmbeddingStore
-from efficientsam3.evaluate.pictures import FeaturePair
+from efficientsam3.evaluate.pictures import Array, FeaturePair
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -78,18 +78,31 @@ def _pair(student: Student, store: EmbeddingStore, listing: ImageListing, index:
     seeds, teacher = store.decode(store.read(row)[None])
     preprocessing = store.manifest.preprocessing
     sample = read_sample(listing, index, int(seeds[0]), preprocessing, store.manifest.augmentation)
-    content_sizes = torch.tensor([sample.content_size])
-    pixels = normalise(sample.pixels[None], content_sizes, preprocessing)
-    features = student(pixels.to(device)).float().cpu()
-    valid = build_valid_mask(content_sizes, preprocessing.image_size, store.manifest.embed_size)[0]
-    rows, columns = int(valid[:, 0].sum()), int(valid[0].sum())
+    pixels = normalise(sample.pixels[None], torch.tensor([sample.content_size]), preprocessing)
+    features = student(pixels.to(device))
     height, width = read_rgb(listing.path(index)).shape[1:]
     return FeaturePair(
         photograph=_content(sample),
         size=(height, width),
-        teacher=teacher[0, :, :rows, :columns].numpy(),
-        student=features[0, :, :rows, :columns].numpy(),
+        teacher=visible_cells(teacher[0], sample.content_size, preprocessing.image_size),
+        student=visible_cells(features[0], sample.content_size, preprocessing.image_size),
     )
+
+
+def visible_cells(embedding: torch.Tensor, content_size: tuple[int, int], image_size: int) -> Array:
+    """The cells of an embedding that show the picture rather than padding.
+
+    Args:
+        embedding: (D, G, G) float, on any device.
+        content_size: height and width in pixels that the picture covers in the input.
+        image_size: side of the input in pixels.
+
+    Returns:
+        (D, h, w) float32.
+    """
+    valid = build_valid_mask(torch.tensor([content_size]), image_size, embedding.shape[-1])[0]
+    features: Array = embedding[:, : int(valid[:, 0].sum()), : int(valid[0].sum())].float().cpu().numpy()
+    return features
 
 
 def _content(sample: ImageSample) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":

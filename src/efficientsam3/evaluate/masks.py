@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from efficientsam3.checkpoints.training import METRICS_NAME
 from efficientsam3.data.split import Split
 from efficientsam3.evaluate.feature_rows import feature_rows
 from efficientsam3.evaluate.gallery import Gallery
@@ -24,7 +25,6 @@ from efficientsam3.runtime.files import write_json
 
 RESULTS_NAME = "results.json"
 RESULTS_VERSION = 1
-METRICS_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, st
         "at most objects an image": selection.max_objects,
         "seed": selection.seed,
     }
-    facts = {name: model for name, model in named_models(request.models).items()}
+    facts = dict(named_models(request.models))
     facts |= {} if request.decoder is None else {"decoder": os.fspath(request.decoder)}
     facts |= {
         "ground truth": f"{request.data}, {request.split}",

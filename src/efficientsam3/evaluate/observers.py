@@ -7,8 +7,6 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from efficientsam3.config.schema import TrainConfig
-from efficientsam3.data.listing import list_images
-from efficientsam3.distill.online import open_online
 from efficientsam3.distill.plan import TrainPlan, open_store
 from efficientsam3.distill.train import Observers
 from efficientsam3.evaluate.decoders import Decoder, load_decoder
@@ -35,14 +33,13 @@ def training_observers(config: TrainConfig, device: torch.device) -> Observers:
         probe = _build_probe(config, load_decoder(config.PROBE.DECODER, device), device)
 
     def pictures(student: nn.Module, plan: TrainPlan) -> Figure:
-        listing = list_images(config.DATA.DATA_PATH, "val", config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
-        return feature_figure(feature_pairs(cast(Student, student), plan.store, listing, _PICTURES))
+        return feature_figure(feature_pairs(cast(Student, student), plan.store, plan.val.listing, _PICTURES))
 
     return Observers(probe=probe, pictures=pictures)
 
 
 def _build_probe(config: TrainConfig, decoder: Decoder, device: torch.device) -> MaskProbe:
-    store = open_online(config) if config.DISTILL.ONLINE else open_store(config)
+    store = open_store(config)
     preprocessing, shape = store.manifest.preprocessing, (store.manifest.embed_dim, store.manifest.embed_size)
     check_fits("The teacher", shape, preprocessing, decoder)
     teacher: Encoder = StoreEncoder(store)

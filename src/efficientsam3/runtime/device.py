@@ -1,5 +1,7 @@
 """Which device computes, and in which precision."""
 
+import os
+import platform
 from typing import Literal
 
 import torch
@@ -39,3 +41,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return None
+
+
+def describe_machine() -> str:
+    """What a measurement was made on, in a line: cores, load, PyTorch, system."""
+    return f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {platform.platform()}"

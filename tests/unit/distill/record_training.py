@@ -19,7 +19,7 @@ from efficientsam3.runtime.signals import StopRequest
 
 
 class StopAfter(StopRequest):
-    """Asks for the end at the n-th time of asking; 0 never."""
+    """Asks for the end at the n-th time of asking, after steps and after batches of validation; 0 never."""
 
     def __init__(self, times: int) -> None:
         self._left = times

@@ -1,7 +1,6 @@
 """Trainings on two processes, against one, and from one number of them to another."""
 
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +12,10 @@ import torch
 
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.runtime.distributed import Process
+from unit.distill import record_training
 
 MakeTraining = Callable[..., TrainConfig]
-SCRIPT = Path(__file__).with_name("record_training.py")
+SCRIPT = Path(record_training.__file__)
 
 
 def on_two(config: TrainConfig, folder: Path, stop_after: int = 0) -> dict[str, Any]:
@@ -28,8 +28,7 @@ def on_two(config: TrainConfig, folder: Path, stop_after: int = 0) -> dict[str, 
 
 
 def on_one(config: TrainConfig, process: Process, stop_after: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = runpy.run_path(str(SCRIPT))["record"](config, process, stop_after)
-    return found
+    return record_training.record(config, process, stop_after)
 
 
 def test_two_processes_and_one_with_accumulation_agree(

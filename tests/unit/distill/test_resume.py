@@ -19,21 +19,9 @@ from efficientsam3.distill.train import Observers, check_training, train
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.signals import StopRequest
+from unit.distill.record_training import StopAfter
 
 MakeTraining = Callable[..., TrainConfig]
-
-
-class StopAfter(StopRequest):
-    """Asks for the end at the n-th time of asking: after steps, and after batches of validation."""
-
-    def __init__(self, times: int) -> None:
-        self._left = times
-
-    @property
-    def requested(self) -> bool:  # type: ignore[override]
-        self._left -= 1
-        return self._left <= 0
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
