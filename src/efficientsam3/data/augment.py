@@ -17,6 +17,11 @@ class Augmentation(BaseModel):
         0.0, ge=0, lt=1, description="largest relative change of brightness, contrast, saturation"
     )
 
+    @property
+    def is_off(self) -> bool:
+        """Whether every picture stays as it is, whatever its seed."""
+        return self.hflip == self.color_jitter == 0
+
 
 def augmentation_seed(seed: int, image_id: str) -> int:
     """The seed of one image, in [0, 2**31): a function of the run's SEED and the image's id alone."""

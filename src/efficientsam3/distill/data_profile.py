@@ -6,18 +6,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.augment import augment
 from efficientsam3.data.dataset import build_loader
 from efficientsam3.data.images import BrokenImageError, decode_rgb
 from efficientsam3.data.preprocess import resize_image
+from efficientsam3.distill.dataset import DistillDataset, PictureBatch
 from efficientsam3.distill.plan import plan_training
-from efficientsam3.embeddings.codecs import unpack_seeds
+from efficientsam3.distill.records import with_records
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -30,7 +30,7 @@ class DataProfile:
     images: int  # that were measured
     megapixels: float  # of the median picture
     milliseconds: dict[str, float]  # median of an image, by stage, on one thread
-    loader_rate: float  # images/s of the DataLoader as training uses it
+    loader_rate: float  # images/s of the DataLoader with the threads that read records, as training uses them
     workers: int  # its processes; 0: the training's own
 
     @property
@@ -58,9 +58,10 @@ def profile_data(config: TrainConfig, process: Process, images: int = 64) -> Dat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a DataLoader's worker
     try:
-        for index, row in map(plan.train.place, range(count)):
+        record = torch.empty(plan.store.manifest.record_size, dtype=torch.uint8)
+        for item in range(count):
             try:
-                pixels.append(_read(plan.train.listing.path(index), row, plan.store, stages))
+                pixels.append(_read(plan.train, item, plan.store, record, stages))
             except BrokenImageError:
                 continue
     finally:
@@ -77,10 +78,9 @@ def profile_data(config: TrainConfig, process: Process, images: int = 64) -> Dat
         plan.train.collate,
         process.device,
     )
+    seconds = _epoch_seconds(loader, plan.store, process.device)
     medians = {stage: 1000 * statistics.median(seconds) for stage, seconds in stages.seconds.items()}
-    return DataProfile(
-        len(pixels), statistics.median(pixels) / 1e6, medians, count / _epoch_seconds(loader), config.DATA.NUM_WORKERS
-    )
+    return DataProfile(len(pixels), statistics.median(pixels) / 1e6, medians, count / seconds, config.DATA.NUM_WORKERS)
 
 
 class _Stages:
@@ -96,26 +96,28 @@ class _Stages:
         self.seconds[stage].append(time.perf_counter() - start)
 
 
-def _read(path: Path, row: int, store: EmbeddingStore, stage: _Stages) -> int:
-    """What the training's dataset does for one image; returns its pixels."""
+def _read(dataset: DistillDataset, item: int, store: EmbeddingStore, record: torch.Tensor, stage: _Stages) -> int:
+    """What a training does for one image, in its workers and into a batch's `record`; returns its pixels."""
+    index, row = dataset.place(item)
+    path = dataset.listing.path(index)
     with stage("read record"):
-        record = store.read(row)
+        store.read_into(row, record)
     with stage("read picture"):
         data = path.read_bytes()
     with stage("decode"):
         image = decode_rgb(data, path)
     with stage("augment"):
-        augmented = augment(image, int(unpack_seeds(record[None])[0]), store.manifest.augmentation)
+        augmented = augment(image, dataset.seed(item), store.manifest.augmentation)
     with stage("resize"):
         resize_image(augmented, store.manifest.preprocessing)
     return image.shape[-2] * image.shape[-1]
 
 
-def _epoch_seconds(loader: torch.utils.data.DataLoader[object]) -> float:
+def _epoch_seconds(loader: DataLoader[PictureBatch], store: EmbeddingStore, device: torch.device) -> float:
     """Of the second pass: in the first, the workers start."""
-    for _ in loader:
+    for _ in with_records(loader, store, device):
         pass
     start = time.perf_counter()
-    for _ in loader:
+    for _ in with_records(loader, store, device):
         pass
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Pictures and their stored embeddings, side by side."""
+"""The pictures of a training, and where their embeddings are stored."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,52 +11,38 @@ from torch.utils.data import Dataset
 from efficientsam3.data.dataset import ImageSample, read_sample
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.distill.sampler import PADDING
-from efficientsam3.embeddings.codecs import unpack_seeds
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.runtime.errors import UserError
 
-_TENSORS = ("pixels", "content_sizes", "records", "weights")
-Item = tuple[ImageSample, torch.Tensor] | UserError | None
+STAND_IN = -1  # the row of a picture that has none
+Item = tuple[ImageSample, int] | UserError | None
 
 
 @dataclass
-class DistillBatch:
-    """Pictures with undecoded embeddings.
+class PictureBatch:
+    """Pictures as DataLoader workers give them; their records are read elsewhere, see `records`.
 
-    A batch always holds a picture: where there is none to show, one grey stand-in of weight 0, since under DDP every
-    process has to take every step.
+    A batch always holds a picture: where there is none to show, one grey stand-in, since under DDP every process has to
+    take every step.
     """
 
     image_ids: list[str]
     pixels: torch.Tensor  # (B, 3, S, S) uint8
     content_sizes: torch.Tensor  # (B, 2) int64
-    records: torch.Tensor  # (B, record_size) uint8
-    weights: torch.Tensor  # (B,) float32
-    broken: list[str]
+    rows: list[int]  # of the store; STAND_IN of a stand-in
+    broken: list[str]  # a sentence for each picture or record that could not be read
 
     def pin_memory(self) -> Self:
         """Called by a DataLoader that pins."""
-        for name in _TENSORS:
-            setattr(self, name, getattr(self, name).pin_memory())
+        self.pixels, self.content_sizes = self.pixels.pin_memory(), self.content_sizes.pin_memory()
         return self
-
-    def to(self, device: torch.device) -> Self:
-        """Move it, without waiting where its memory is pinned."""
-        for name in _TENSORS:
-            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
-        return self
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that lies on a device."""
-        return tuple(getattr(self, name) for name in _TENSORS)
 
 
 class DistillDataset(Dataset[Item]):
-    """The images of a listing that the store has, each with its record; the record's seed drives the augmentation.
+    """The images of a listing that the store has, each with its row there; its seed there drives the augmentation.
 
-    A picture that cannot be read, or a damaged record, comes as its error, so that the others of its batch go on; a
-    sampler's PADDING comes as None.
+    A picture that cannot be read comes as its error, so that the others of its batch go on; a sampler's PADDING comes
+    as None.
     """
 
     def __init__(self, listing: ImageListing, store: EmbeddingStore) -> None:
@@ -77,36 +63,31 @@ class DistillDataset(Dataset[Item]):
         """Where an item is: its index in the listing, and its row in the store."""
         return int(self._indices[item]), int(self._rows[item])
 
+    def seed(self, item: int) -> int:
+        """What an item's augmentation is drawn from; 0 where nothing is drawn, since every seed costs a disk a seek."""
+        return 0 if self._store.manifest.augmentation.is_off else self._store.read_seed(int(self._rows[item]))
+
     def __getitem__(self, item: int) -> Item:
         if item == PADDING:
             return None
         manifest = self._store.manifest
         index, row = self.place(item)
         try:
-            record = self._store.read(row)
-            seed = int(unpack_seeds(record[None])[0])
-            return read_sample(self.listing, index, seed, manifest.preprocessing, manifest.augmentation), record
+            return read_sample(self.listing, index, self.seed(item), manifest.preprocessing, manifest.augmentation), row
         except UserError as error:
             return error
 
-    def collate(self, items: list[Item]) -> DistillBatch:
+    def collate(self, items: list[Item]) -> PictureBatch:
         """Stack what could be read."""
-        whole = [item for item in items if item is not None and not isinstance(item, UserError)]
-        weight = 1.0 if whole else 0.0
-        whole = whole or [self._stand_in()]
-        # Of an image that the teacher has yet to embed there is the seed alone; then it embeds the whole batch.
-        width = min(len(record) for _, record in whole)
-        return DistillBatch(
+        whole = [item for item in items if item is not None and not isinstance(item, UserError)] or [self._stand_in()]
+        return PictureBatch(
             [sample.image_id for sample, _ in whole],
             torch.stack([sample.pixels for sample, _ in whole]),
             torch.tensor([sample.content_size for sample, _ in whole]),
-            torch.stack([record[:width] for _, record in whole]),
-            torch.full((len(whole),), weight),
+            [row for _, row in whole],
             [str(item) for item in items if isinstance(item, UserError)],
         )
 
-    def _stand_in(self) -> tuple[ImageSample, torch.Tensor]:
-        manifest = self._store.manifest
-        side = manifest.preprocessing.image_size
-        grey = ImageSample("", torch.full((3, side, side), 127, dtype=torch.uint8), (side, side), 0)
-        return grey, torch.zeros(manifest.record_size, dtype=torch.uint8)
+    def _stand_in(self) -> tuple[ImageSample, int]:
+        side = self._store.manifest.preprocessing.image_size
+        return ImageSample("", torch.full((3, side, side), 127, dtype=torch.uint8), (side, side), 0), STAND_IN

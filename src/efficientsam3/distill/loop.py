@@ -15,11 +15,12 @@ from torch import nn
 
 from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.data.preprocess import build_valid_mask, normalise
-from efficientsam3.distill.dataset import DistillBatch
+from efficientsam3.distill.dataset import PictureBatch
 from efficientsam3.distill.finite import FiniteWatch, StatisticsGuard
 from efficientsam3.distill.losses import Loss, distillation_loss
 from efficientsam3.distill.optimizer import apply_if_finite
 from efficientsam3.distill.prefetch import on_device
+from efficientsam3.distill.records import DistillBatch, with_records
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.runtime.distributed import Process, broadcast_state, sum_over_processes
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -168,7 +169,7 @@ class Trainer:
         self.epoch, self.position, self._sums = epoch, 0, self._zeros()
         self._watch.skipped = 0
 
-    def train(self, batches: Iterable[DistillBatch], total: int) -> Iterator[None]:
+    def train(self, batches: Iterable[PictureBatch], total: int) -> Iterator[None]:
         """Train on what is left of the epoch, `total` batches; yields after each step.
 
         Raises:
@@ -180,7 +181,7 @@ class Trainer:
         total += done
         with progress_bar(f"epoch {self.epoch}", total, self._process.is_main) as advance:
             advance(done)
-            for group in _groups(on_device(batches, self._process.device), settings.accumulation):
+            for group in _groups(self._ready(batches), settings.accumulation):
                 loss, norm = self._take_step(group)
                 done += len(group)
                 advance(len(group))
@@ -201,7 +202,7 @@ class Trainer:
         return self._averages(self._sums)
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[DistillBatch], total: int, stop: Callable[[], bool]) -> Averages | None:
+    def validate(self, batches: Iterable[PictureBatch], total: int, stop: Callable[[], bool]) -> Averages | None:
         """The losses over every image of the validation split once, over all processes; empty without images.
 
         Args:
@@ -213,7 +214,7 @@ class Trainer:
         model = self.evaluated
         broadcast_state(model)  # BatchNorm's statistics differ between processes
         model.eval()
-        sums, iterator = self._zeros(), on_device(batches, self._process.device)
+        sums, iterator = self._zeros(), self._ready(batches)
         for _ in range(total):
             if (batch := next(iterator, None)) is not None:
                 self._add(sums, batch, self._loss(model, batch))
@@ -221,6 +222,11 @@ class Trainer:
             if stop():
                 return None
         return self._averages(sums)
+
+    def _ready(self, batches: Iterable[PictureBatch]) -> Iterator[DistillBatch]:
+        """The batches with their records, on the device."""
+        device = self._process.device
+        return on_device(with_records(batches, self._store, device), device)
 
     def _take_step(self, group: tuple[DistillBatch, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the last batch's loss and the gradient's norm."""

@@ -1,7 +1,7 @@
 """The teacher in the training loop: no store is needed, and one may be kept as a cache."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,11 +10,11 @@ import torch
 
 from efficientsam3.config.schema import ExportConfig, ExportDataConfig, StoreConfig, TrainConfig
 from efficientsam3.data.augment import augmentation_seed
-from efficientsam3.distill.dataset import DistillBatch
 from efficientsam3.distill.embed import export_augmentation, load_teacher, not_storable
 from efficientsam3.distill.export_plan import ExportPlan, check_space, missing_images, plan_export
+from efficientsam3.distill.records import DistillBatch
 from efficientsam3.distill.store_setup import prepare_store
-from efficientsam3.embeddings.codecs import pack_records, storable, unpack_seeds
+from efficientsam3.embeddings.codecs import pack_records, storable
 from efficientsam3.embeddings.manifest import Manifest, read_manifest
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.embeddings.shards import Shard
@@ -24,7 +24,7 @@ from efficientsam3.runtime.distributed import Process, barrier
 
 
 class OnlineStore(EmbeddingStore):
-    """Stands where a store would, and has every image: a whole record where the cache has one, else its seed alone."""
+    """Stands where a store would, and has a row for every image, but holds only the records that the cache has."""
 
     def __init__(self, plan: ExportPlan, config: ExportConfig, cached: bool) -> None:
         """Describe what an export by `config` would store; with `cached`, what is there already is read."""
@@ -59,16 +59,18 @@ class OnlineStore(EmbeddingStore):
         self._cache = EmbeddingStore(self.directory) if there else None
         self._cache_rows = self._cache.rows(self._ids) if self._cache else np.full(len(self._ids), -1, np.int64)
 
-    def is_cached(self, image_id: str) -> bool:
-        """Whether the cache had an image's record when it was last looked at."""
-        return bool(self._cache_rows[np.searchsorted(self._ids, np.bytes_(os.fsencode(image_id)))] >= 0)
+    def holds(self, rows: Sequence[int]) -> bool:
+        """Whether the cache had the records of all these rows when it was last looked at."""
+        return bool((self._cache_rows[list(rows)] >= 0).all())
 
-    def read(self, row: int) -> torch.Tensor:
-        """(record_size,) or (SEED_BYTES,) uint8; errors as for a store's."""
-        if self._cache is not None and self._cache_rows[row] >= 0:
-            return self._cache.read(int(self._cache_rows[row]))
-        seed = augmentation_seed(self._seed, os.fsdecode(self._ids[row]))
-        return torch.from_numpy(pack_records(np.array([seed], np.int32), np.empty((1, 0), np.uint8))[0])
+    def read_into(self, row: int, record: torch.Tensor) -> None:
+        """Read a record that it holds; errors as for a store's."""
+        assert self._cache is not None
+        self._cache.read_into(int(self._cache_rows[row]), record)
+
+    def read_seed(self, row: int) -> int:
+        """The augmentation seed of any image, as its record has it or will have it."""
+        return augmentation_seed(self._seed, os.fsdecode(self._ids[row]))
 
 
 class OnlineTeacher:
@@ -91,7 +93,7 @@ class OnlineTeacher:
             UserError: an embedding that is to be stored is not finite in float16; or it cannot be written.
         """
         store = self._store
-        if batch.records.shape[1] == store.manifest.record_size:
+        if batch.records.shape[1]:
             return store.decode(batch.records)[1]
         # Copied out of inference mode: the loss keeps it for the backward pass.
         embeddings = self._teacher(pixels).clone()
@@ -104,27 +106,26 @@ class OnlineTeacher:
     def _write(self, batch: DistillBatch, embeddings: torch.Tensor, payloads: torch.Tensor) -> None:
         assert self._shard is not None
         self._writer = self._writer or BackgroundWriter(self._shard, self._store.manifest.record_size)
-        seeds = unpack_seeds(batch.records).cpu().numpy()
+        seeds = np.array([self._store.read_seed(row) for row in batch.rows], np.int32)
         records = pack_records(seeds, payloads.cpu().numpy())
-        finite, weights = storable(embeddings).tolist(), batch.weights.tolist()
-        for image_id, record, is_finite, weight in zip(batch.image_ids, records, finite, weights, strict=True):
-            if not weight or image_id in self._written or self._store.is_cached(image_id):
+        columns = zip(batch.image_ids, batch.rows, records, storable(embeddings).tolist(), strict=True)
+        for image_id, row, record, is_finite in columns:
+            if image_id in self._written or self._store.holds([row]):
                 continue
             if not is_finite:
                 raise not_storable(image_id)
             self._writer.append(image_id, record)
             self._written.add(image_id)
 
-    def commit(self) -> bool:
-        """Make what was written readable, on all processes; returns whether there is a cache, which may have grown."""
+    def commit(self) -> None:
+        """Make what was written to the cache readable, on all processes."""
         if self._shard is None:
-            return False
+            return
         self.close()
         barrier()  # nobody reads before all have written
         self._store.reread()
         self._written.clear()
         barrier()  # nobody writes before all have read
-        return True
 
     def close(self) -> None:
         """Write everything to the disk."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from efficientsam3.distill.dataset import DistillBatch
+from efficientsam3.distill.records import DistillBatch
 
 
 def on_device(batches: Iterable[DistillBatch], device: torch.device) -> Iterator[DistillBatch]:

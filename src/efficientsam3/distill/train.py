@@ -130,11 +130,6 @@ class _Run:
     vote: StopVote = field(init=False)
     online: OnlineTeacher | None = None
 
-    def reopen(self) -> None:
-        """Let the data's readers see what the cache has by now."""
-        if self.online is not None and self.online.commit():
-            self.train_loader, self.val_loader = _loaders(self.config, self.plan, self.process, self.sampler)
-
 
 def _prepare(
     config: TrainConfig, plan: TrainPlan, process: Process, resumed: dict[str, Any] | None, observers: Observers
@@ -192,7 +187,8 @@ def _run_epochs(run: _Run) -> bool:
         if (epoch + 1) % config.SAVE_FREQ == 0 or epoch + 1 == config.TRAIN.EPOCHS:
             run.saver.save_epoch(run.tracker.lines)
         trainer.begin_epoch(epoch + 1)
-        run.reopen()
+        if run.online is not None:
+            run.online.commit()
     return True
 
 

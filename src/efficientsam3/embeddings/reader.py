@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from efficientsam3.runtime.errors import UserError
 class EmbeddingStore:
     """Random access to the committed records of a store, by image id.
 
-    Files are opened on first use in each process, so that a store can be handed to DataLoader workers.
+    Files are opened on first use in each process, so that a store can be handed to DataLoader workers. Several threads
+    may read at once.
     """
 
     def __init__(self, directory: Path, published: Manifest | None = None, checksums: bool = True) -> None:
@@ -87,6 +89,21 @@ class EmbeddingStore:
                     "export again."
                 )
 
+    def read_seed(self, row: int) -> int:
+        """The augmentation seed of a record, which is all that is read of it; its checksum is left to `read_into`.
+
+        Raises:
+            UserError: the record's file has become shorter.
+        """
+        number, position = self.index.place(row)
+        seed = bytearray(SEED_BYTES)
+        self._fill(self.shards[number].values_path, memoryview(seed), position * self._record_size)
+        return int.from_bytes(seed, "little", signed=True)
+
+    def holds(self, rows: Sequence[int]) -> bool:
+        """Whether there is a record to read for every one of these rows: of a store on the disk, always."""
+        return True
+
     def decode(self, records: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode on the device that holds the records.
 
@@ -102,9 +119,9 @@ class EmbeddingStore:
         return {**self.__dict__, "_files": {}}
 
     def _fill(self, path: Path, buffer: memoryview, offset: int) -> None:
-        file = self._files.get((os.getpid(), path))
-        if file is None:
-            file = self._files[os.getpid(), path] = path.open("rb", buffering=0)
+        key = (os.getpid(), path)
+        # Two threads may open it at once; both then read by the first one's.
+        file = self._files.get(key) or self._files.setdefault(key, path.open("rb", buffering=0))
         while buffer:
             count = os.preadv(file.fileno(), [buffer], offset)
             if not count:

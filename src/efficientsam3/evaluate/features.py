@@ -10,7 +10,7 @@ import torch
 
 from efficientsam3.checkpoints.students import read_student
 from efficientsam3.data.dataset import ImageSample, read_sample
-from efficientsam3.data.images import BrokenImageError, read_rgb
+from efficientsam3.data.images import read_rgb
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, build_valid_mask, normalise
 from efficientsam3.embeddings.reader import EmbeddingStore
@@ -68,7 +68,7 @@ def _pairs(student: Student, store: EmbeddingStore, listing: ImageListing) -> It
     for index in np.flatnonzero(rows >= 0):
         try:
             yield _pair(student, store, listing, int(index), int(rows[index]))
-        except BrokenImageError as error:
+        except UserError as error:  # the picture's, or its record's
             logger.warning("%s", error)
 
 

@@ -1,7 +1,6 @@
 """Train and write down what was seen: `torchrun record_training.py CONFIG.json OUTPUT.pt STOP_AFTER`, or `record`."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,7 +10,8 @@ from torch import nn
 
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.distill import loop
-from efficientsam3.distill.sampler import PADDING, EpochSampler
+from efficientsam3.distill.loop import Trainer
+from efficientsam3.distill.records import DistillBatch
 from efficientsam3.distill.train import train
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.distributed import Process, all_gather, process_group
@@ -31,16 +31,14 @@ class StopAfter(StopRequest):
 
 
 def record(config: TrainConfig, process: Process, stop_after: int) -> dict[str, Any]:
-    """Train with BatchNorms in eval mode; returns the items that each process read, and the first step's gradients."""
-    items: list[int] = []
+    """Train with BatchNorms in eval mode; returns the images of each process's steps, and the first one's gradients."""
+    images: list[str] = []
     gradients: list[dict[str, torch.Tensor]] = []
-    iterate, apply, switch = EpochSampler.__iter__, loop.apply_if_finite, Student.train
+    step, apply, switch = Trainer._take_step, loop.apply_if_finite, Student.train
 
-    def spy_items(sampler: EpochSampler) -> Iterator[int]:
-        for item in iterate(sampler):
-            if item != PADDING:
-                items.append(item)
-            yield item
+    def spy_images(trainer: Trainer, group: tuple[DistillBatch, ...]) -> Any:
+        images.extend(image_id for batch in group for image_id in batch.image_ids if image_id)
+        return step(trainer, group)
 
     def spy_gradients(optimizer: torch.optim.AdamW, bad: torch.Tensor) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -55,13 +53,13 @@ def record(config: TrainConfig, process: Process, stop_after: int) -> dict[str, 
         return student
 
     with (
-        mock.patch.object(EpochSampler, "__iter__", spy_items),
+        mock.patch.object(Trainer, "_take_step", spy_images),
         mock.patch.object(loop, "apply_if_finite", spy_gradients),
         mock.patch.object(Student, "train", train_without_norms),
     ):
         summary = train(config, process, StopAfter(stop_after), allow_config_change=True)
     assert summary.stopped == (stop_after > 0)
-    return {"items": all_gather(items), "gradients": gradients[0] if gradients else {}}
+    return {"images": all_gather(images), "gradients": gradients[0] if gradients else {}}
 
 
 if __name__ == "__main__":

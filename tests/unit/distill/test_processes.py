@@ -62,9 +62,9 @@ def test_another_number_of_processes_sees_the_rest_of_the_epoch_and_nothing_twic
     else:
         seen = on_one(config, one_process, stop_after=3)
         rest = on_two(config, tmp_path)
-    counts = [sum(map(len, found["items"])) for found in (seen, rest)]
+    counts = [sum(map(len, found["images"])) for found in (seen, rest)]
     assert counts == ([4, 2] if before == 2 else [3, 3])
-    everything = [item for found in (seen, rest) for items in found["items"] for item in items]
-    assert sorted(everything) == list(range(6))
+    everything = [image_id for found in (seen, rest) for images in found["images"] for image_id in images]
+    assert len(set(everything)) == len(everything) == 6
     line = json.loads((config.output_dir / "metrics.jsonl").read_text())
     assert line["step"] == (2 + 2 if before == 2 else 3 + 2)

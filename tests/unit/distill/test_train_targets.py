@@ -16,6 +16,7 @@ from efficientsam3.checkpoints.training import load_training_checkpoint
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.distill.losses import distillation_loss
 from efficientsam3.distill.plan import plan_training
+from efficientsam3.distill.records import with_records
 from efficientsam3.distill.train import Observers, train
 from efficientsam3.embeddings.gather import compute_statistics
 from efficientsam3.embeddings.shards import Shard
@@ -45,7 +46,8 @@ def last_line(config: TrainConfig) -> dict[str, float]:
 def validate(student: nn.Module, config: TrainConfig) -> tuple[float, float, float]:
     """MSE, cosine distance and relative MSE of raw features over the val split, by hand."""
     plan = plan_training(config)
-    items = plan.val.collate([plan.val[index] for index in range(len(plan.val))])
+    pictures = plan.val.collate([plan.val[index] for index in range(len(plan.val))])
+    [items] = with_records([pictures], plan.store, torch.device("cpu"))
     preprocessing = plan.store.manifest.preprocessing
     pixels = (items.pixels.float() / 255 - 0.5) / 0.5
     assert preprocessing.mean == (0.5, 0.5, 0.5)

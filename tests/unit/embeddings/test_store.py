@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,28 @@ def test_decoding(tmp_path: Path) -> None:
     seeds, embeddings = store.decode(store.read(0)[None])
     assert seeds.tolist() == [42]
     assert torch.equal(embeddings, grid.half().float())
+
+
+def test_a_seed_is_read_without_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    seeds = [7, -1, 2**31 - 1]
+    with BackgroundWriter(Shard(tmp_path, 0), SIZE) as writer:
+        for number, seed in enumerate(seeds):
+            writer.append(f"sa_{number}", np.concatenate([np.array([seed], "<i4").view(np.uint8), record(number)[4:]]))
+    read, counts = os.preadv, list[int]()
+    monkeypatch.setattr(os, "preadv", lambda *arguments: counts.append(read(*arguments)) or counts[-1])
+    store = EmbeddingStore(tmp_path)
+    assert [store.read_seed(row) for row in range(3)] == seeds
+    assert counts == [4, 4, 4]
+
+
+def test_threads_may_read_at_once(tmp_path: Path) -> None:
+    fill(tmp_path, 0, range(40))
+    store, rows = EmbeddingStore(tmp_path), [*range(40)] * 5
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda row: store.read(row).numpy().tobytes(), rows))
+    assert found == [expected(range(40))[store.ids[row].decode()] for row in rows]
+    assert len(store._files) == 2
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,3 +1,4 @@
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_pictures_that_cannot_be_read_are_passed_over(tmp_path: Path, checkpoint
     store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
     listing.path(0).write_bytes(b"no picture")
     sizes = [pair.size for pair in feature_pairs(load_trained_student(checkpoint), store, listing, count=2)]
+    assert sizes == [(20, 40), (20, 20)]
+
+
+def test_damaged_records_are_passed_over(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
+    store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
+    values = (store.directory / "rank0-values.bin").read_bytes()
+    records = np.frombuffer(values, np.uint8).reshape(3, -1)
+    checksums = [0, *(zlib.crc32(record) for record in records[1:])]
+    (store.directory / "rank0-crc32.bin").write_bytes(np.array(checksums, "<u4").tobytes())
+    store = EmbeddingStore(store.directory)
+    sizes = [pair.size for pair in feature_pairs(load_trained_student(checkpoint), store, listing, count=3)]
     assert sizes == [(20, 40), (20, 20)]
 
 
