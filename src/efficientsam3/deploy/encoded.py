@@ -12,7 +12,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from efficientsam3.runtime.errors import UserError
 
 # A box with this label is padding to transformers.
-_PADDING_LABEL = -10
+PADDING_LABEL = -10
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,12 @@ def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def grid_of(tokens: torch.Tensor) -> torch.Tensor:
+    """An encoder's (B, G * G, D), row by row, to (B, D, G, G)."""
+    side = round(int(tokens.shape[1]) ** 0.5)
+    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], side, side)
+
+
 def detector_features(detector: Any, embedding: torch.Tensor) -> Sam3VisionEncoderOutput:
     """What the detector makes of an embedding (1, D, G, G): its neck's four levels."""
     levels, positions = detector.vision_encoder.neck(embedding)
@@ -100,7 +106,7 @@ def ask_detector(
     if len(boxes) == 0:
         # Meta's code always passes the geometry encoder's class token; transformers leaves it out when there is no box,
         # which changes the answer by 7 to 33 %. A box of padding brings it back.
-        boxes, labels = torch.zeros(1, 4), [_PADDING_LABEL]
+        boxes, labels = torch.zeros(1, 4), [PADDING_LABEL]
     return detector(
         vision_embeds=features,
         text_embeds=BaseModelOutputWithPooling(pooler_output=text[0]),

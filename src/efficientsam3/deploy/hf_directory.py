@@ -1,9 +1,6 @@
 """An EfficientSAM3 as a Hugging Face directory in facebook/sam3's layout."""
 
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from efficientsam3.deploy.report import MergeReport
 from efficientsam3.deploy.tokenizer import build_tokenizer
 from efficientsam3.deploy.verify import fingerprints, verify_student, verify_written
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import write_json, write_text
+from efficientsam3.runtime.files import atomic_directory, write_json, write_text
 from efficientsam3.runtime.memory import release_pages
 
 _SHARD_BYTES = 500_000_000
@@ -46,7 +43,7 @@ def write_hf_directory(
     expected = fingerprints(tensors, sam3.path)
     metadata = model_metadata(student, sam3, frozenset(PARTS), dtype)
     stored = dtype or next(value.dtype for value in tensors.values() if value.is_floating_point())
-    with atomic_directory(output) as folder:
+    with atomic_directory(output, "config.json", "Hugging Face directory") as folder:
         _write_shards(folder, tensors, output)
         del tensors
         write_json(folder / "config.json", _config(student, sam3, stored) | {METADATA_KEY: metadata})
@@ -58,33 +55,6 @@ def write_hf_directory(
         report.bytes = size
         write_text(folder / "README.md", model_card(output.name, metadata, report))
     return size
-
-
-@contextmanager
-def atomic_directory(output: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `output` that takes its place on success and vanishes otherwise.
-
-    Raises:
-        UserError: `output` is a file, or a folder that is no Hugging Face model; or it cannot be written.
-    """
-    if output.exists() and not (output / "config.json").is_file() and (output.is_file() or any(output.iterdir())):
-        raise UserError(f"The output {output} is no Hugging Face directory and would be lost: choose another path.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-            fresh, old = Path(scratch, "new"), Path(scratch, "old")
-            fresh.mkdir()
-            yield fresh
-            if output.exists():
-                output.rename(old)
-            try:
-                fresh.rename(output)
-            except OSError:
-                if old.exists():
-                    old.rename(output)
-                raise
-    except OSError as error:
-        raise UserError(f"Cannot write {output}: {error.strerror}; free some space or choose another path.") from error
 
 
 def _shards(tensors: Tensors) -> list[list[str]]:

@@ -15,7 +15,14 @@ from efficientsam3.data.images import read_rgb
 from efficientsam3.data.preprocess import Preprocessing, normalise, resize_image
 from efficientsam3.deploy.build import Models, build_models
 from efficientsam3.deploy.contents import Contents, read_contents
-from efficientsam3.deploy.encoded import Picture, ask_detector, ask_tracker, detector_features, tracker_features
+from efficientsam3.deploy.encoded import (
+    Picture,
+    ask_detector,
+    ask_tracker,
+    detector_features,
+    grid_of,
+    tracker_features,
+)
 from efficientsam3.deploy.parts import VISUAL_PROMPT
 from efficientsam3.deploy.tokenizer import build_tokenizer, tokenize
 from efficientsam3.runtime.device import DeviceName, select_device
@@ -81,9 +88,7 @@ class EfficientSAM3:
         resized, content = resize_image(pixels, self.preprocessing)
         sizes = torch.tensor([content], device=self.device)
         normalised = normalise(resized[None].to(self.device), sizes, self.preprocessing)
-        tokens = self._models.encoder(normalised).last_hidden_state  # [1, G * G, D]
-        side = round(tokens.shape[1] ** 0.5)
-        embedding = tokens.transpose(1, 2).unflatten(2, (side, side))  # [1, D, G, G]
+        embedding = grid_of(self._models.encoder(normalised).last_hidden_state)  # [1, D, G, G]
         size = (pixels.shape[-2], pixels.shape[-1])
         return EncodedImage(self, Picture(size, content, self.preprocessing.image_size), embedding)
 

@@ -1,16 +1,16 @@
 """Opening ONNX models."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import require_file
 
 
 def open_onnx(path: Path, what: str, remedy: str) -> Any:
-    """An onnxruntime session on the CPU, with as many threads as PyTorch has.
+    """An onnxruntime session on the CPU. PyTorch is not needed, see `_threads`.
 
     Args:
         path: the model.
@@ -26,9 +26,17 @@ def open_onnx(path: Path, what: str, remedy: str) -> Any:
     except ImportError as error:
         raise UserError(f"{what} {path} needs onnxruntime: pip install 'efficientsam3[stage1]'.") from error
     options = onnxruntime.SessionOptions()
-    # Several processes share the machine's cores: follow the share that torchrun or the user gave this one.
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = _threads()
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but this
         raise UserError(f"{what} {path} cannot be opened ({error}): {remedy}.") from error
+
+
+def _threads() -> int:
+    """PyTorch's number of threads where it is loaded, else OMP_NUM_THREADS, else 0: as onnxruntime sees fit.
+
+    Several processes share the machine's cores: this is the share that torchrun or the user gave this one.
+    """
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0])

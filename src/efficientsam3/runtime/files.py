@@ -57,6 +57,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_directory(output: Path, marker: str, kind: str) -> Iterator[Path]:
+    """Yield an empty folder beside `output` that takes its place on success and vanishes otherwise.
+
+    Args:
+        output: where it goes.
+        marker: a file that a folder has that may be replaced.
+        kind: what such a folder is, for the error.
+
+    Raises:
+        UserError: `output` is a file, or a folder with other things in it; or it cannot be written.
+    """
+    if output.exists() and not (output / marker).is_file() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"The output {output} is no {kind} and would be lost: choose another path.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            fresh, old = Path(scratch, "new"), Path(scratch, "old")
+            fresh.mkdir()
+            yield fresh
+            if output.exists():
+                output.rename(old)
+            try:
+                fresh.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
+    except OSError as error:
+        raise UserError(f"Cannot write {output}: {error.strerror}; free some space or choose another path.") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

@@ -1,0 +1,1 @@
+"""ONNX: a model's parts as graphs, and prompting them without PyTorch."""

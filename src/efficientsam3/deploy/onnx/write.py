@@ -1,0 +1,102 @@
+"""From a module to an ONNX file."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientsam3.deploy.onnx.graphs import Graph
+from efficientsam3.deploy.onnx.manifest import GraphFile, Port
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import sha256_file
+
+OPSET = 17  # the first with LayerNormalization; onnxruntime-web has all of its operators
+_NAMES = {torch.float32: "float", torch.int64: "int64"}
+
+
+def require_packages() -> None:
+    """Refuse to begin without what exporting needs.
+
+    Raises:
+        UserError: onnx or onnxruntime is not installed.
+    """
+    for name in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"Exporting to ONNX needs {name}: run pip install 'efficientsam3[onnx-export]'.")
+
+
+def write_graph(graph: Graph, path: Path) -> None:
+    """Export a graph into one file and check it with onnx's checker, shapes included.
+
+    By tracing, PyTorch's older exporter, since the newer one gives no free lengths with PyTorch 2.6 (it falls back to
+    another strategy, in silence) and takes twenty times as long.
+
+    Raises:
+        UserError: the checker refuses the file.
+    """
+    import onnx
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of every Python branch that is traced; the result is compared instead
+        torch.onnx.export(
+            graph.module.eval(),
+            tuple(graph.inputs.values()),
+            str(path),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_axes={name: axes for name, axes in (graph.axes | graph.outputs).items() if axes},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    proto = onnx.load(path)
+    _state_shapes(proto, ports(graph)[1])
+    onnx.save(proto, path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UserError(
+            f"The ONNX graph {graph.name} is refused by onnx {onnx.__version__}'s checker ({error}): export with the "
+            "versions in requirements/pinned.txt."
+        ) from error
+
+
+def _state_shapes(proto: Any, outputs: tuple[Port, ...]) -> None:
+    """Tracing leaves lengths open in outputs that are always the same."""
+    for value, port in zip(proto.graph.output, outputs, strict=True):
+        del value.type.tensor_type.shape.dim[:]
+        for length in port.shape:
+            dimension = value.type.tensor_type.shape.dim.add()
+            setattr(dimension, "dim_value" if isinstance(length, int) else "dim_param", length)
+
+
+@torch.inference_mode()
+def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs with their shapes, as the examples have them."""
+    answer = graph.module(*graph.inputs.values())
+    outputs = dict(zip(graph.outputs, (answer,) if isinstance(answer, torch.Tensor) else answer, strict=True))
+    return (
+        tuple(_port(name, value, graph.axes.get(name, {})) for name, value in graph.inputs.items()),
+        tuple(_port(name, value, graph.outputs[name]) for name, value in outputs.items()),
+    )
+
+
+def _port(name: str, value: torch.Tensor, axes: dict[int, str]) -> Port:
+    shape = tuple(axes.get(axis, length) for axis, length in enumerate(value.shape))
+    return Port(name=name, dtype=_NAMES[value.dtype], shape=shape)
+
+
+def describe_file(graph: Graph, path: Path, measured: dict[str, float], fp32_nodes: tuple[str, ...] = ()) -> GraphFile:
+    """What `model.json` says of a file."""
+    inputs, outputs = ports(graph)
+    return GraphFile(
+        file=path.name,
+        bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+        opset=OPSET,
+        inputs=inputs,
+        outputs=outputs,
+        measured=measured,
+        fp32_nodes=fp32_nodes,
+    )
