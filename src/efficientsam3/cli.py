@@ -15,11 +15,14 @@ COMMANDS = {
     "download": "download SA-1B's archives by the links that Meta issues",
     "reorg": "arrange SA-1B's archives or folders as images/{train,val} and annotations/{train,val}",
     "data": "check a dataset",
+    "distill": "from a folder of pictures to a merged model: plan, export, train, evaluate and merge in one",
     "plan": "say what an export will take in disk, memory and time, before it is begun",
     "export": "run the teacher over the dataset once and store its embeddings",
     "store": "look after an embedding store: info, verify, convert, merge-shards, export-missing-list, advise",
     "train": "train a student to reproduce the stored embeddings",
     "merge": "put a trained student in the place of SAM3's image trunk",
+    "fuse": "fuse a merged model for faster inference: BatchNorms into convolutions, branches into one",
+    "export-onnx": "write a merged model as ONNX graphs that compute the same",
     "predict": "segment pictures by text, box and point prompts",
     "evaluate": "measure masks against ground truth, of several models in one table",
     "benchmark": "say where the time goes on this machine",
@@ -77,4 +80,4 @@ def _exit(number: int, _: FrameType | None) -> None:
 
 
 def _module(command: str) -> ModuleType:
-    return importlib.import_module(f"efficientsam3.commands.{command}")
+    return importlib.import_module(f"efficientsam3.commands.{command.replace('-', '_')}")

@@ -160,6 +160,11 @@ def identify_head(tensors: Mapping[str, torch.Tensor]) -> str:
     return "fpn" if "head.output.weight" in tensors else "published"
 
 
+def is_fused(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a student's state dict is of one whose convolutions took in their BatchNorms, as all of the nine have."""
+    return not any(key.endswith(".running_mean") for key in tensors)
+
+
 def output_prefix(tensors: Mapping[str, torch.Tensor]) -> str:
     """What the keys of a student's last convolution start with."""
     return f"{HEAD_PREFIX}{_OUTPUTS[identify_head(tensors)]}."

@@ -9,6 +9,7 @@ from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.deploy.merge import DTYPES, merge
 from efficientsam3.deploy.parts import MEANING, PARTS
+from efficientsam3.deploy.report import MergeReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="comma-separated parts of SAM3 to keep (default: %(default)s). "
         + "; ".join(f"{part}: {meaning}" for part, meaning in MEANING.items()),
     )
+    flag("--fuse", action="store_true", help="fuse the student for inference, as `efficientsam3 fuse` does; see there")
     flag("--dry-run", action="store_true", help="check everything and print where each tensor goes; write nothing")
 
 
@@ -81,8 +83,14 @@ def run(args: argparse.Namespace) -> None:
         format=args.format,
         dtype=DTYPES[args.dtype] if args.dtype else None,
         keep=[part.strip() for part in args.keep.split(",")],
+        fuse=args.fuse,
         dry_run=args.dry_run,
     )
+    print_report(report)
+
+
+def print_report(report: MergeReport) -> None:
+    """Print the account of what was written."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for line in report.lines():
         console.print(line)

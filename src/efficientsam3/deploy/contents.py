@@ -15,7 +15,7 @@ from efficientsam3.checkpoints.sam3_config import video_config
 from efficientsam3.checkpoints.sam3_convert import convert
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, HF_TRUNK_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
-from efficientsam3.checkpoints.student_keys import identify_backbone, identify_head
+from efficientsam3.checkpoints.student_keys import identify_backbone, identify_head, is_fused
 from efficientsam3.checkpoints.students import to_timm_layout
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, Preprocessing
 from efficientsam3.deploy.parts import VISUAL_PROMPT_KEY
@@ -76,9 +76,8 @@ def _read_merged(path: Path, tensors: Tensors) -> Contents:
         raise UserError(
             f"{path} holds a student of unknown architecture: put its {metadata_path(path).name} beside it again."
         )
-    architecture = _parse(
-        path, StudentArchitecture, {"backbone": backbone, "head": identify_head(student), **described}
-    )
+    seen = {"backbone": backbone, "head": identify_head(student), "fused": is_fused(student)}
+    architecture = _parse(path, StudentArchitecture, {**seen, **described})
     config = student_config(architecture)
     converted = convert(tensors)
     for key, value in to_timm_layout(student, backbone).items():
@@ -103,6 +102,7 @@ def student_config(architecture: StudentArchitecture) -> EfficientSam3StudentCon
         patch_size=architecture.image_size // architecture.embed_size,
         image_size=architecture.image_size,
         head=architecture.head,
+        fused=architecture.fused,
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from efficientsam3.checkpoints.sam3 import differences, shapes_of
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
-from efficientsam3.checkpoints.student_keys import embedding_width, identify_head
+from efficientsam3.checkpoints.student_keys import embedding_width, identify_head, is_fused
 from efficientsam3.checkpoints.students import StudentFile, read_student
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, Preprocessing
 from efficientsam3.deploy.build import check_whole
@@ -122,7 +122,7 @@ def _architecture(file: StudentFile, path: Path, trunk: Any) -> StudentArchitect
     # A published file: it says nothing but what its head shows, and was trained for SAM3's own grid.
     width = embedding_width(file.state) or trunk.hidden_size
     grid, head = trunk.image_size // trunk.patch_size, identify_head(file.state)
-    return StudentArchitecture(file.backbone, width, grid, trunk.image_size, head)
+    return StudentArchitecture(file.backbone, width, grid, trunk.image_size, head, is_fused(file.state))
 
 
 def _preprocessing(file: StudentFile, path: Path) -> Preprocessing | None:

@@ -4,11 +4,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from efficientsam3.checkpoints.sam3_convert import plan_conversion
-from efficientsam3.deploy.parts import MEANING, Part, part_of
+from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
+from efficientsam3.deploy.inputs import Sam3Input, StudentInput, Tensors, preprocessing_note
+from efficientsam3.deploy.parts import MEANING, PARTS, Part, part_of
+from efficientsam3.runtime.errors import UserError
+
+Format = Literal["native", "hf"]
 
 
 @dataclass
@@ -22,6 +28,7 @@ class MergeReport:
     student_parameters: int
     removed_tensors: int
     removed_parameters: int
+    removed: str = "SAM3's image trunk"  # what the student takes the place of
     kept: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> tensors, parameters
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)  # what happens to values -> how many source tensors
@@ -34,7 +41,7 @@ class MergeReport:
         """The account, for people."""
         removed, student = _count(self.removed_tensors, self.removed_parameters), self.student_tensors
         lines = [
-            f"removed   {removed}: SAM3's image trunk",
+            f"removed   {removed}: {self.removed}",
             f"inserted  {_count(student, self.student_parameters)}: the student {self.backbone} and its head",
         ]
         lines += [f"kept      {_count(*self.kept[part])}: {part}" for part in self.kept]
@@ -72,3 +79,57 @@ def conversion_account(keys: Mapping[str, torch.Tensor]) -> tuple[dict[str, int]
     for step in plan.steps:
         changes[step.change.value] += len(step.sources)
     return dict(changes), plan.ignored
+
+
+def account(
+    output: Path, format: Format, student: StudentInput, sam3: Sam3Input, parts: frozenset[Part], replace_prefix: str
+) -> MergeReport:
+    """Where every tensor of a merge goes; nothing is written yet.
+
+    Raises:
+        UserError: no tensor is under `replace_prefix`.
+    """
+    source = sam3.contents.tensors if sam3.native is None else sam3.native
+    trunk_prefix = "detector_model.vision_encoder.backbone." if sam3.native is None else replace_prefix
+    removed = {key: value for key, value in source.items() if key.startswith(trunk_prefix)}
+    if not removed:
+        raise UserError(f"--replace-prefix {replace_prefix!r} is the start of no tensor in {sam3.path}: check it.")
+    rest = {key: value for key, value in source.items() if key not in removed}
+    report = MergeReport(
+        output,
+        format,
+        student.architecture.backbone,
+        len(student.state),
+        _parameters(student.state),
+        len(removed),
+        _parameters(removed),
+    )
+    if sam3.native is None:
+        report.kept = {"everything else": (len(rest), _parameters(rest))}
+    else:
+        report.kept = sizes_by_part(rest, parts, kept=True)
+        report.left_out = sizes_by_part(rest, parts, kept=False)
+        if format == "hf":
+            report.changes, report.ignored = conversion_account(rest)
+    report.notes = _notes(format, student, sam3, parts)
+    return report
+
+
+def _parameters(tensors: Tensors) -> int:
+    """Numbers in floating-point tensors; rotary tables and counters are no parameters."""
+    return sum(value.numel() for value in tensors.values() if value.is_floating_point())
+
+
+def _notes(format: Format, student: StudentInput, sam3: Sam3Input, parts: frozenset[Part]) -> list[str]:
+    notes = []
+    architecture = student.architecture
+    published = architecture.backbone in PUBLISHED_BACKBONES and architecture.head == "published"
+    published = published and not architecture.fused
+    if format == "native" and not published:
+        notes.append(
+            "This student has no published layout: the published loader cannot read the file, efficientsam3 can."
+        )
+    elif format == "native" and parts != frozenset(PARTS):
+        notes.append("With parts left out, the published loader cannot read the file, efficientsam3 can.")
+    pixels = preprocessing_note(student, sam3)
+    return notes + ([pixels] if pixels else [])

@@ -24,6 +24,7 @@ class EfficientSam3StudentConfig(PreTrainedConfig):  # type: ignore[misc]
     patch_size: int = 14
     image_size: int = 1008
     head: str = "published"
+    fused: bool = False
 
     @property
     def architecture(self) -> "StudentArchitecture":
@@ -31,7 +32,7 @@ class EfficientSam3StudentConfig(PreTrainedConfig):  # type: ignore[misc]
         from efficientsam3.models.student import StudentArchitecture
 
         grid = self.image_size // self.patch_size
-        return StudentArchitecture(self.backbone, self.hidden_size, grid, self.image_size, self.head)
+        return StudentArchitecture(self.backbone, self.hidden_size, grid, self.image_size, self.head, self.fused)
 
 
 # Here and not in the import hook of `efficientsam3`: when this module is what imports transformers, the hook sees it

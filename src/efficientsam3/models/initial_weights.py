@@ -9,7 +9,7 @@ import torch
 
 from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.checkpoints.reading import read_tensors
-from efficientsam3.checkpoints.student_keys import HEAD_PREFIX, TIMM_PREFIX
+from efficientsam3.checkpoints.student_keys import HEAD_PREFIX, TIMM_PREFIX, is_fused
 from efficientsam3.checkpoints.students import holds_student, read_student
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.errors import UserError
@@ -46,6 +46,11 @@ def load_initial_weights(student: Student, path: Path, normalisation: Normalisat
     places, by_order = {key: key for key in own}, False
     if holds_student(tensors):
         tensors = read_student(path, student.architecture.backbone).state
+        if is_fused(tensors) and not is_fused(own):
+            raise UserError(
+                f"MODEL.PRETRAINED {path} holds a fused student, which cannot be trained: give the one "
+                "that it was fused from."
+            )
     else:
         places = _places_by_name(own, tensors)
         if not places:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
 from torch import nn
 
+from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.heads import build_head, resize
 from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
@@ -50,6 +51,7 @@ class StudentArchitecture:
     embed_size: int = 72
     image_size: int = 1008
     head: str = "published"  # see `models.heads`
+    fused: bool = False  # for inference alone, see `models.fuse`
 
 
 def timm_name(backbone: str) -> str:
@@ -119,7 +121,8 @@ def fpn_levels(backbone: str, image_size: int, embed_size: int) -> tuple[int, ..
 class Student(nn.Module):
     """A backbone, its head, and a bilinear resize to the teacher's grid.
 
-    State-dict keys: `backbone.<timm's key>` and `head.*`, `head.{0,1,3}.*` for the published head.
+    State-dict keys: `backbone.<timm's key>` and `head.*`, `head.{0,1,3}.*` for the published head. A fused one has
+    those of its fused modules, is in eval mode, and stays there.
     """
 
     def __init__(self, architecture: StudentArchitecture, pretrained: bool = False) -> None:
@@ -131,6 +134,22 @@ class Student(nn.Module):
         self.backbone = build_backbone(architecture.backbone, size, pretrained, levels)
         channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
         self.head = build_head(architecture.head, channels, architecture.embed_dim, grid)
+        if architecture.fused:
+            fused: Any = fuse_modules(self.eval(), (1, 3, size, size))
+            self.backbone, self.head = fused.backbone, fused.head
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode.
+
+        Raises:
+            UserError: the student is fused.
+        """
+        if mode and self.architecture.fused:
+            raise UserError(
+                f"The student {self.architecture.backbone} is fused, for inference alone: train from the checkpoint "
+                "that it was fused from."
+            )
+        return super().train(mode)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed normalised images.

@@ -16,7 +16,7 @@ from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX, TEXT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.students import load_student_state, to_published_layout
 from efficientsam3.checkpoints.writing import _ReleasingFile
-from efficientsam3.deploy import merge as merge_module
+from efficientsam3.deploy import native_file
 from efficientsam3.deploy.build import build_models
 from efficientsam3.deploy.contents import read_contents
 from efficientsam3.deploy.merge import merge
@@ -312,7 +312,7 @@ def test_a_disk_that_changes_what_is_written_is_noticed(
         torch.save(tensors | {"tracker.no_mem_embed": tensors["tracker.no_mem_embed"] + 1}, path)
         return ""
 
-    monkeypatch.setattr(merge_module, "save_tensors", corrupts)
+    monkeypatch.setattr(native_file, "save_tensors", corrupts)
     with pytest.raises(UserError, match=r"read back with another tracker\.no_mem_embed"):
         merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
     assert no_trace(tmp_path)
@@ -326,7 +326,7 @@ def test_a_wrongly_named_student_is_noticed_by_running_it(
         first, second = "head.1.running_mean", "head.1.bias"
         return published | {first: published[second], second: published[first]}
 
-    monkeypatch.setattr(merge_module, "to_published_layout", swaps)
+    monkeypatch.setattr(native_file, "to_published_layout", swaps)
     with pytest.raises(UserError, match="embedding differs from the source's"):
         merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
     assert no_trace(tmp_path)
