@@ -1,0 +1,152 @@
+"""What `efficientsam3 distill` is asked for, and the configurations that it writes for the single commands."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from efficientsam3.config.load import load_config
+from efficientsam3.config.schema import ExportConfig, TrainConfig
+from efficientsam3.data.coco import instances_path
+from efficientsam3.data.listing import DatasetName, list_images
+from efficientsam3.data.split import SPLITS
+from efficientsam3.deploy.contents import read_contents
+from efficientsam3.models.student import STUDENTS, StudentArchitecture, check_student_grid
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import write_text
+
+_LONGEST_WARMUP = 5  # epochs
+_WARMUP_SHARE = 0.1  # of the epochs
+
+
+@dataclass(frozen=True)
+class DistillRequest:
+    """What is asked for."""
+
+    images: Path  # a folder of pictures
+    sam3: Path  # sam3.pt, or a Hugging Face directory of it
+    student: str  # a config's name (es_ev_s), a published backbone's, or timm/<name>
+    out: Path
+    dataset: DatasetName | None = None  # None: told by the folders
+    epochs: int = 50
+    batch_size: int = 4  # images per process and step
+    processes: int = 1
+    head: str = "published"
+    pretrained: str = "true"
+    codec: str = "float16"
+    online: bool = False
+    workers: int = 2
+    seed: int = 0
+    device: str = "auto"
+
+    @property
+    def backbone(self) -> str:
+        """The student's backbone."""
+        return STUDENTS.get(self.student, self.student)
+
+    @property
+    def export_config(self) -> Path:
+        """The export's configuration."""
+        return self.out / "export.yaml"
+
+    @property
+    def train_config(self) -> Path:
+        """The training's configuration."""
+        return self.out / "train.yaml"
+
+    @property
+    def teacher_dir(self) -> Path:
+        """The export's output."""
+        return self.out / "teacher"
+
+    @property
+    def student_dir(self) -> Path:
+        """The training's output."""
+        return self.out / "student"
+
+    @property
+    def merged(self) -> Path:
+        """The merged model: a file for a file, a directory for a directory."""
+        return self.out / ("efficient_sam3" if self.sam3.is_dir() else "efficient_sam3.pt")
+
+
+def guess_dataset(images: Path) -> DatasetName:
+    """How a folder of pictures is laid out, by its sub-folders; see `data.listing`.
+
+    Raises:
+        UserError: it is no folder.
+    """
+    if not images.is_dir():
+        raise UserError(f"--images {images} is not a folder: give the folder that your pictures are in.")
+    if any((images / "images" / split).is_dir() for split in SPLITS):
+        return "sa1b"
+    for root in (images, images / "images"):
+        if any((root / f"{split}{year}").is_dir() for split in SPLITS for year in (2017, 2014)):
+            return "coco"
+    return "images"
+
+
+def is_annotated(images: Path, dataset: DatasetName) -> bool:
+    """Whether there are masks of the validation pictures to measure against."""
+    if dataset == "sa1b":
+        return any((images / "annotations" / "val").glob("*.json"))
+    return dataset == "coco" and instances_path(images, Path("val2017")).is_file()
+
+
+def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool) -> None:
+    """Check the request and write both configurations.
+
+    Raises:
+        UserError: there are no pictures, the checkpoint is no SAM3, the student is unknown, or a value is wrong.
+    """
+    if not any(len(list_images(request.images, split, dataset)) for split in SPLITS):
+        raise UserError(f"--images {request.images} has no pictures (.jpg .jpeg .png .webp): give another folder.")
+    trunk: Any = read_contents(request.sam3).config.detector_config.vision_config.backbone_config
+    if trunk.model_type != "sam3_vit_model":
+        raise UserError(f"--sam3 {request.sam3} is an EfficientSAM3 already: give SAM3's own sam3.pt or directory.")
+    size, width, grid = trunk.image_size, trunk.hidden_size, trunk.image_size // trunk.patch_size
+    check_student_grid(StudentArchitecture(request.backbone, width, grid, size, request.head))
+    data = {
+        "DATA_PATH": str(request.images),
+        "DATASET": dataset,
+        "IMG_SIZE": size,
+        "BATCH_SIZE": request.batch_size,
+        "NUM_WORKERS": request.workers,
+    }
+    shape = {"EMBED_SIZE": grid, "EMBED_DIM": width}
+    common = {"DATA": data, "DEVICE": request.device, "SEED": request.seed}
+    teacher = {"NAME": "sam3", "RESUME": str(request.sam3)}
+    export = common | {
+        "MODEL": teacher,
+        "DISTILL": shape | {"CODEC": request.codec},
+        "OUTPUT": str(request.teacher_dir),
+    }
+    source: dict[str, Any] = {"TEACHER_EMBED_PATH": str(request.teacher_dir / "embeddings")}
+    train = common | {
+        "MODEL": {
+            "NAME": request.student,
+            "BACKBONE": request.backbone,
+            "HEAD": request.head,
+            "PRETRAINED": yaml.safe_load(request.pretrained),
+        },
+        "DISTILL": shape | ({"ONLINE": True} if request.online else source),
+        "TRAIN": {
+            "EPOCHS": request.epochs,
+            "WARMUP_EPOCHS": min(_LONGEST_WARMUP, _WARMUP_SHARE * request.epochs),
+        },
+        "OUTPUT": str(request.student_dir),
+    }
+    if request.online:
+        train["TEACHER"] = teacher
+    if annotated:
+        train["PROBE"] = {"DECODER": str(request.sam3)}
+    if not request.online:
+        _write(request.export_config, "efficientsam3 export", export, ExportConfig)
+    _write(request.train_config, "efficientsam3 train", train, TrainConfig)
+
+
+def _write(path: Path, command: str, values: dict[str, Any], schema: type[ExportConfig | TrainConfig]) -> None:
+    text = yaml.safe_dump(values, sort_keys=False)
+    write_text(path, f"# {command} --cfg {path}\n# Each key is described in efficientsam3/config/schema.py.\n{text}")
+    load_config(schema, path)  # names what is wrong

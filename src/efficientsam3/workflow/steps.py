@@ -1,0 +1,110 @@
+"""The steps from pictures to a deployed model, each a command of its own."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficientsam3.data.listing import DatasetName
+from efficientsam3.distill.saving import BEST_NAME
+from efficientsam3.runtime.files import sha256_file, write_json
+from efficientsam3.workflow.settings import DistillRequest
+
+RECORD_NAME = "steps.json"
+_MOST_IMAGES, _MOST_OBJECTS = 100, 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command."""
+
+    name: str
+    command: tuple[str, ...]
+    resumes: bool = False  # whether the command itself finds out what is left to do, and is always run
+
+
+def first_steps(request: DistillRequest) -> list[Step]:
+    """Up to the trained student."""
+    train = _distributed(request, "train", "--cfg", str(request.train_config))
+    steps = [Step("train", train, resumes=True)]
+    if request.online:
+        return steps
+    config = ("--cfg", str(request.export_config))
+    export = Step("export", _distributed(request, "export", *config), resumes=True)
+    return [Step("plan", ("efficientsam3", "plan", *config)), export, *steps]
+
+
+def last_steps(request: DistillRequest, checkpoint: Path, annotated: bool) -> list[Step]:
+    """From the trained student in `checkpoint` on."""
+    sam3 = str(request.sam3)
+    merge = ["efficientsam3", "merge", "--student-ckpt", str(checkpoint), "--sam3-ckpt", sam3]
+    merge += ["--output", str(request.merged), "--format", "hf" if request.sam3.is_dir() else "native"]
+    steps = [Step("merge", tuple(merge))]
+    if not annotated:
+        return steps
+    teacher = request.sam3 if request.online else request.teacher_dir / "embeddings"
+    evaluate = ["efficientsam3", "evaluate", f"teacher={teacher}", f"student={checkpoint}", "random"]
+    evaluate += ["--decoder", sam3, "--data", str(request.images), "--prompt", "box", "point"]
+    evaluate += ["--max-images", str(_MOST_IMAGES), "--max-objects", str(_MOST_OBJECTS)]
+    evaluate += ["--device", request.device, "--out", str(request.out / "evaluate")]
+    return [Step("evaluate", tuple(evaluate)), *steps]
+
+
+def _distributed(request: DistillRequest, *command: str) -> tuple[str, ...]:
+    if request.processes == 1:
+        return ("efficientsam3", *command)
+    launcher = ("torchrun", "--standalone", "--nproc-per-node", str(request.processes), "--no-python")
+    return (*launcher, "efficientsam3", *command)
+
+
+def best_checkpoint(student_dir: Path) -> Path:
+    """The training's best checkpoint, by what `best.json` says; the last one where nothing was validated."""
+    best = student_dir / BEST_NAME
+    if best.is_file():
+        name: str = json.loads(best.read_text(encoding="utf-8"))["path"]
+        return student_dir / name
+    return max(student_dir.glob("ckpt_epoch_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))
+
+
+class Record:
+    """Which steps are complete, by their commands and the checkpoint that they took; in OUT/steps.json."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there."""
+        self._path = folder / RECORD_NAME
+        self._done: dict[str, Any] = json.loads(self._path.read_text("utf-8")) if self._path.is_file() else {}
+
+    def has(self, step: Step, inputs: Sequence[Path] = ()) -> bool:
+        """Whether the step is complete as it is."""
+        return self._done.get(step.name) == _mark(step, inputs)
+
+    def add(self, step: Step, inputs: Sequence[Path] = ()) -> None:
+        """Note that it is."""
+        self._done[step.name] = _mark(step, inputs)
+        write_json(self._path, self._done)
+
+
+def _mark(step: Step, inputs: Sequence[Path]) -> dict[str, Any]:
+    return {"command": list(step.command), "inputs": {str(path): sha256_file(path) for path in inputs}}
+
+
+def closing_lines(request: DistillRequest, dataset: DatasetName, annotated: bool) -> list[str]:
+    """How to use what was made."""
+    report = request.out / "evaluate" / "report.html"
+    fused = request.merged.with_stem(f"{request.merged.stem}_fused")
+    lines = [f"model    {request.merged}"]
+    if annotated:
+        lines.append(f"report   {report} (open it in a browser)")
+    else:
+        lines.append(
+            f"figures  {request.student_dir / 'metrics.jsonl'}: {dataset} pictures have no masks to measure by"
+        )
+    return [
+        *lines,
+        f"use it   efficientsam3 predict {request.merged} PICTURE --text 'a dog' --out masks",
+        "or       from efficientsam3 import EfficientSAM3",
+        f'         image = EfficientSAM3.from_pretrained("{request.merged}").encode("PICTURE")',
+        '         image.segment(text="a dog")',
+        f"faster   efficientsam3 fuse {request.merged} --output {fused}",
+    ]

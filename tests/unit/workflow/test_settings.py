@@ -1,0 +1,72 @@
+"""Requests that cannot work are refused before any step, and folders are told apart."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from efficientsam3.config.load import load_config
+from efficientsam3.config.schema import ExportConfig, TrainConfig
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.workflow.settings import DistillRequest, guess_dataset, is_annotated, write_configs
+
+
+@pytest.fixture
+def request_for(tiny_sam3_path: Path, photographs_path: Path, tmp_path: Path) -> DistillRequest:
+    return DistillRequest(photographs_path, tiny_sam3_path, "es_ev_s", tmp_path / "out", pretrained="false")
+
+
+def test_the_shape_is_the_teachers(request_for: DistillRequest) -> None:
+    write_configs(request_for, "sa1b", annotated=True)
+    export = load_config(ExportConfig, request_for.export_config)
+    train = load_config(TrainConfig, request_for.train_config)
+    for config in (export, train):
+        assert (config.DATA.IMG_SIZE, config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE) == (224, 64, 16)
+    assert export.output_dir / "embeddings" == train.DISTILL.TEACHER_EMBED_PATH
+    assert train.MODEL.BACKBONE == "efficientvit_b0"
+    assert request_for.sam3 == train.PROBE.DECODER
+
+
+def test_without_a_store_the_training_has_the_teacher(request_for: DistillRequest) -> None:
+    write_configs(replace(request_for, online=True), "sa1b", annotated=False)
+    train = load_config(TrainConfig, request_for.train_config)
+    assert train.DISTILL.ONLINE
+    assert request_for.sam3 == train.TEACHER.RESUME
+    assert train.PROBE.DECODER is None
+    assert not request_for.export_config.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": "es_xx_s"}, "is not known"),
+        ({"codec": "int3"}, "CODEC"),
+        ({"images": Path("/nowhere")}, "nowhere"),
+        ({"sam3": Path("/nowhere.pt")}, "nowhere.pt"),
+    ],
+)
+def test_what_cannot_work_is_refused(request_for: DistillRequest, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write_configs(replace(request_for, **changes), "images", annotated=False)
+
+
+def test_an_empty_folder_is_refused(request_for: DistillRequest, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pictures"):
+        write_configs(replace(request_for, images=tmp_path / "empty"), "images", annotated=False)
+
+
+def test_the_layout_is_told_by_the_folders(tmp_path: Path, photographs_path: Path) -> None:
+    (tmp_path / "coco" / "images" / "val2017").mkdir(parents=True)
+    (tmp_path / "tree" / "train").mkdir(parents=True)
+    assert guess_dataset(photographs_path) == "sa1b"
+    assert guess_dataset(tmp_path / "coco") == "coco"
+    assert guess_dataset(tmp_path / "tree") == "images"
+    with pytest.raises(UserError, match="is not a folder"):
+        guess_dataset(tmp_path / "nowhere")
+
+
+def test_masks_are_found_where_they_are(tmp_path: Path, photographs_path: Path) -> None:
+    assert is_annotated(photographs_path, "sa1b")
+    assert not is_annotated(photographs_path, "images")
+    assert not is_annotated(tmp_path, "coco")
