@@ -9,18 +9,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subjects and their arguments."""
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
 
-    def subject(name: str, summary: str) -> argparse.ArgumentParser:
+    def subject(name: str, summary: str, configured: bool = True) -> argparse.ArgumentParser:
         sub = subjects.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        add_config_arguments(sub)
+        if configured:
+            add_config_arguments(sub)
         return sub
 
     data = subject("data", "time each stage of reading pictures and records, and the DataLoader, of a training")
     data.add_argument("--images", type=int, default=64, metavar="N", help="how many to read (default: %(default)s)")
+    _add_student_arguments(subject("student", "time a student's forward pass in several ways", configured=False))
+
+
+def _add_student_arguments(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--student", nargs="+", default=["all"], metavar="NAME", help="as for `efficientsam3 compare` (default: all)")
+    flag("--head", nargs="+", choices=("published", "fpn"), default=["published", "fpn"], help="default: both")
+    flag(
+        "--way",
+        nargs="+",
+        choices=("eager", "channels_last", "fused", "fused channels_last", "compiled"),
+        default=["eager", "channels_last", "fused", "fused channels_last"],
+        help="default: all but compiled, which takes minutes to compile on a CPU",
+    )
+    flag("--rounds", type=int, default=5, metavar="N", help="each way once a round (default: %(default)s)")
+    flag("--threads", type=int, default=0, metavar="N", help="of PyTorch; 0: as many as it takes (the default)")
+    flag("--device", choices=("auto", "cpu", "mps", "cuda"), default="auto", help="where to compute (default: auto)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure one subject and print it."""
-    {"data": _data}[args.subject](args)
+    {"data": _data, "student": _student}[args.subject](args)
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -49,3 +67,19 @@ def _data(args: argparse.Namespace) -> None:
     print(f"One core: {profile.core_rate:.1f} images/s. DataLoader, {profile.workers} workers: ", end="")
     print(f"{profile.loader_rate:.1f} images/s")
     print(describe_machine())
+
+
+def _student(args: argparse.Namespace) -> None:
+    import torch
+    from rich.console import Console
+
+    from efficientsam3.evaluate.latency import measure_students
+    from efficientsam3.evaluate.latency_tables import latency_table
+    from efficientsam3.runtime.device import describe_machine, select_device
+
+    device = select_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    latencies = measure_students(args.student, args.head, args.way, device, args.rounds)
+    Console(width=160).print(latency_table(latencies, args.rounds))
+    print(f"{describe_machine()}, {device}, {torch.get_num_threads()} threads")

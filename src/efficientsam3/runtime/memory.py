@@ -1,9 +1,10 @@
-"""Giving memory back while a large mapped file is copied."""
+"""How much memory work takes, and giving it back while a large mapped file is copied."""
 
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
@@ -27,3 +28,27 @@ def release_pages(tensors: Iterable[torch.Tensor]) -> None:
         end = (storage.data_ptr() + storage.nbytes()) // page * page
         if end > start:
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
+
+
+def peak_of(work: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that `work` took at its peak beyond what was taken before; None where the system does not tell.
+
+    On a GPU, of its memory, as PyTorch's allocator counts; else of this process's resident memory, which Linux tells.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    if sys.platform != "linux" or device.type != "cpu":
+        work()
+        return None
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak, VmHWM, to what is resident now; see proc(5)
+    work()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
