@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam3.deploy.encoded import Picture
+from efficientsam3.deploy.picture import Picture
 from efficientsam3.evaluate.decoders import OnnxDecoder
 from efficientsam3.evaluate.ground_truth import Selection
 from efficientsam3.evaluate.masks import EvaluationRequest, evaluate_masks

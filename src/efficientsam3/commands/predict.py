@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from efficientsam3.deploy.outputs import Prompts
 from efficientsam3.deploy.predict_files import find_pictures, predict_files
+from efficientsam3.deploy.prompting import Prompts
 
 HELP = "segment pictures by text, boxes and points"
 
@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         type=Path,
         metavar="MODEL",
-        help="a merged .pt file, a Hugging Face directory, or plain SAM3 (sam3.pt or facebook/sam3's directory)",
+        help="a merged .pt file, a Hugging Face directory, plain SAM3 (sam3.pt or facebook/sam3's directory), or what "
+        "export-onnx wrote, which needs no PyTorch",
     )
     flag("pictures", nargs="+", metavar="IMAGE", help="pictures, folders of pictures, or quoted globs")
     flag(
@@ -63,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where overlays, masks and COCO RLE JSON go (default: %(default)s)",
     )
     flag("--device", choices=("auto", "cpu", "mps", "cuda"), default="auto", help="where to compute (default: auto)")
+    flag(
+        "--variant",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="which image encoder of an ONNX directory to run (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -78,7 +85,15 @@ def run(args: argparse.Namespace) -> None:
         object_box=args.object_box,
     )
     pictures = find_pictures(args.pictures)
-    report = predict_files(args.model, pictures, prompts, args.out, threshold=args.threshold, device=args.device)
+    report = predict_files(
+        args.model,
+        pictures,
+        prompts,
+        args.out,
+        threshold=args.threshold,
+        device=args.device,
+        variant=args.variant,
+    )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for path, count in report.written.items():
         console.print(f"{count:4d} objects  {path}")

@@ -1,17 +1,26 @@
-"""Reading pictures: every supported file becomes RGB the right way up, or an error that names it."""
+"""Reading pictures: every supported file becomes RGB the right way up, or an error that names it.
+
+PyTorch is loaded by what returns tensors alone, so that pictures can be read without it.
+"""
+
+from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-import torch
 from PIL import Image
 
 from efficientsam3.data.jpeg import is_jpeg, is_unfinished
 from efficientsam3.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+Pixels = npt.NDArray[np.uint8]
 # Pillow's other readers (EPS starts Ghostscript) have no place on pictures from anywhere.
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
@@ -23,7 +32,7 @@ class BrokenImageError(UserError):
     """A picture is missing, unreadable, half-written, or of a format that is not supported."""
 
 
-def read_rgb(path: Path) -> torch.Tensor:
+def read_pixels(path: Path) -> Pixels:
     """Read a JPEG, PNG or WebP file.
 
     EXIF orientation is applied. Grey, palette and CMYK become RGB, 16 bits become the upper 8, transparency is dropped
@@ -33,15 +42,20 @@ def read_rgb(path: Path) -> torch.Tensor:
         path: the file.
 
     Returns:
-        (3, H, W) uint8 RGB in [0, 255], a view of (H, W, 3) memory: the layout in which resizing is fastest.
+        (H, W, 3) uint8 RGB in [0, 255].
 
     Raises:
         BrokenImageError: the file cannot be read as a whole picture.
     """
     try:
-        return decode_rgb(path.read_bytes(), path)
+        return decode_pixels(path.read_bytes(), path)
     except OSError as error:
         raise _broken(path, error) from error
+
+
+def read_rgb(path: Path) -> torch.Tensor:
+    """`read_pixels` as (3, H, W), a view of (H, W, 3) memory: the layout in which resizing is fastest."""
+    return _as_tensor(read_pixels(path))
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -60,12 +74,22 @@ def read_size(path: Path) -> tuple[int, int]:
 
 def decode_rgb(data: bytes, path: Path) -> torch.Tensor:
     """`read_rgb` of a file's content; `path` is for the error alone."""
+    return _as_tensor(decode_pixels(data, path))
+
+
+def _as_tensor(pixels: Pixels) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # [3, H, W]
+
+
+def decode_pixels(data: bytes, path: Path) -> Pixels:
+    """`read_pixels` of a file's content; `path` is for the error alone."""
     try:
         if is_jpeg(data) and is_unfinished(data):
             raise ValueError("half-written JPEG, its end is missing")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            pixels = torch.from_numpy(_pixels(image, data)).permute(2, 0, 1)  # [3, H, W]
-            return _upright(pixels, image.getexif().get(_ORIENTATION, 1))
+            return _upright(_pixels(image, data), image.getexif().get(_ORIENTATION, 1))
     # Pillow documents no list of what broken files raise: SyntaxError, struct.error and KeyError were all met.
     except Exception as error:
         raise _broken(path, error) from error
@@ -79,11 +103,11 @@ def _broken(path: Path, error: Exception) -> BrokenImageError:
     )
 
 
-def _pixels(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8]:
+def _pixels(image: Image.Image, data: bytes) -> Pixels:
     """(H, W, 3). Pillow has read the header; what both decode alike, simplejpeg decodes in two thirds of the time."""
     if image.format == "JPEG" and image.mode in {"RGB", "L"}:
         # `strict` would refuse what every other decoder only warns of, such as stray bytes before a marker.
-        decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=False)
+        decoded: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=False)
         return decoded
     image = _to_rgb(image)
     # In strips: at once, Pillow makes three copies of the whole, for twice the time in all.
@@ -94,11 +118,11 @@ def _pixels(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def _upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Turn (3, H, W) as EXIF says: 5 to 8 swap the axes after mirroring, 1 and unknown ones are upright."""
-    mirrored = {2: [2], 3: [1, 2], 4: [1], 6: [1], 7: [1, 2], 8: [2]}.get(orientation, [])
-    image = image.flip(mirrored) if mirrored else image
-    return image.transpose(1, 2) if orientation in _TURNED else image
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn (H, W, 3) as EXIF says: 5 to 8 swap the axes after mirroring, 1 and unknown ones are upright."""
+    mirrored = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}.get(orientation, ())
+    pixels = np.flip(pixels, mirrored)
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if orientation in _TURNED else pixels)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

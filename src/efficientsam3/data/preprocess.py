@@ -1,15 +1,19 @@
 """Preprocessing: from an RGB picture to the encoder's input, and which embedding cells of it show the picture.
 
 Two shapes exist. SAM3 squashes every picture to a square (`square`); SAM keeps the aspect ratio and pads on the right
-and at the bottom (`pad`). Pixels stay uint8 until `normalise` runs on the device.
+and at the bottom (`pad`). Pixels stay uint8 until `normalise` runs on the device. PyTorch is loaded by the functions of
+tensors alone, so that what a model was trained on can be read without it.
 """
 
-import math
-from typing import Literal
+from __future__ import annotations
 
-import torch
+import math
+from typing import TYPE_CHECKING, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
-from torchvision.transforms.v2 import functional as tv
+
+if TYPE_CHECKING:
+    import torch
 
 Resize = Literal["square", "pad"]
 RGB = tuple[float, float, float]
@@ -53,6 +57,9 @@ def resize_image(image: torch.Tensor, preprocessing: Preprocessing) -> tuple[tor
     Returns:
         (3, S, S) uint8, and the (height, width) of its top left part that shows the picture.
     """
+    import torch
+    from torchvision.transforms.v2 import functional as tv
+
     height, width = preprocessing.content_size(image.shape[-2], image.shape[-1])
     resized = tv.resize(image, [height, width], antialias=True)
     side = preprocessing.image_size
@@ -74,6 +81,8 @@ def build_valid_mask(content_sizes: torch.Tensor, image_size: int, grid_size: in
     Returns:
         (B, G, G) bool.
     """
+    import torch
+
     centres = (torch.arange(grid_size, device=content_sizes.device) + 0.5) * (image_size / grid_size)
     inside = centres < content_sizes[:, :, None]  # [B, 2, G]
     inside[:, :, 0] = True
@@ -91,6 +100,8 @@ def normalise(pixels: torch.Tensor, content_sizes: torch.Tensor, preprocessing: 
     Returns:
         (B, 3, S, S) float32: `(pixels / 255 - mean) / std`.
     """
+    import torch
+
     mean = torch.tensor(preprocessing.mean, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std, device=pixels.device).view(1, 3, 1, 1)
     normalised = (pixels.float() / 255 - mean) / std

@@ -1,57 +1,36 @@
-"""What `predict` writes for a picture: an overlay, one PNG per mask, and COCO RLE with boxes and scores."""
+"""What `predict` writes for a picture: an overlay, one PNG per mask, and COCO RLE with boxes and scores.
+
+Answers may be tensors on the CPU or arrays: NumPy reads both, and PyTorch is not needed here.
+"""
 
 import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
-from torchvision.utils import draw_segmentation_masks
 
-from efficientsam3.deploy.predict import Box, Point, Segmentation
+from efficientsam3.deploy.picture import Masks, Pixels
+from efficientsam3.deploy.prompting import Prompts, Segmentation
 from efficientsam3.runtime.files import atomic_path, write_json
 
 _POSITIVE, _NEGATIVE = (0, 200, 0), (220, 0, 0)
 _GOLDEN_ANGLE = 0.618034  # of the hue circle: neighbours in a list get colours that are far apart
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """What is asked of every picture, in pixels."""
-
-    texts: tuple[str, ...] = ()
-    boxes: tuple[Box, ...] = ()
-    box_labels: tuple[int, ...] = ()
-    points: tuple[Point, ...] = ()
-    labels: tuple[int, ...] = ()
-    object_box: Box | None = None
-
-    @property
-    def detections(self) -> tuple[str | None, ...]:
-        """The phrases that the detector is asked for; None for boxes alone."""
-        return self.texts or ((None,) if self.boxes else ())
-
-    @property
-    def is_interactive(self) -> bool:
-        """Whether the interactive predictor is asked."""
-        return bool(self.points) or self.object_box is not None
+Answer = tuple[str, Segmentation[Any]]  # what was asked, and what came
 
 
-Answer = tuple[str, Segmentation]  # what was asked, and what came
-
-
-def encode_rle(mask: torch.Tensor) -> dict[str, Any]:
+def encode_rle(mask: Masks) -> dict[str, Any]:
     """COCO's run-length encoding of a mask (H, W) bool, compressed, as JSON."""
-    encoded = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
 def write_answers(
-    folder: Path, name: str, source: Path, pixels: torch.Tensor, answers: Sequence[Answer], prompts: Prompts
+    folder: Path, name: str, source: Path, pixels: Pixels, answers: Sequence[Answer], prompts: Prompts
 ) -> Path:
     """Write `<name>_overlay.png`, `<name>_mask_NNN.png` and `<name>.json`; returns the path of the JSON.
 
@@ -59,7 +38,7 @@ def write_answers(
         folder: where to.
         name: start of the files' names.
         source: the picture's path, for the record.
-        pixels: (3, H, W) uint8 RGB.
+        pixels: (H, W, 3) uint8 RGB.
         answers: in the order of the masks' numbers.
         prompts: drawn on the overlay.
 
@@ -68,9 +47,9 @@ def write_answers(
     """
     objects: list[dict[str, Any]] = []
     for prompt, found in answers:
-        for mask, box, score in zip(found.masks, found.boxes.tolist(), found.scores.tolist(), strict=True):
+        for mask, box, score in zip(np.asarray(found.masks), found.boxes.tolist(), found.scores.tolist(), strict=True):
             file = f"{name}_mask_{len(objects):03d}.png"
-            save_png(folder / file, Image.fromarray(mask.numpy().astype(np.uint8) * 255))
+            save_png(folder / file, Image.fromarray(mask.astype(np.uint8) * 255))
             x0, y0, x1, y1 = box
             objects.append(
                 {
@@ -83,7 +62,7 @@ def write_answers(
             )
     _remove_stale_masks(folder, name, len(objects))
     save_png(folder / f"{name}_overlay.png", draw_overlay(pixels, answers, prompts))
-    record = {"image": str(source), "height": pixels.shape[1], "width": pixels.shape[2], "objects": objects}
+    record = {"image": str(source), "height": pixels.shape[0], "width": pixels.shape[1], "objects": objects}
     write_json(folder / f"{name}.json", record)
     return folder / f"{name}.json"
 
@@ -106,12 +85,13 @@ def save_png(path: Path, image: Image.Image) -> None:
         image.save(temporary, format="PNG")
 
 
-def draw_overlay(pixels: torch.Tensor, answers: Sequence[Answer], prompts: Prompts) -> Image.Image:
+def draw_overlay(pixels: Pixels, answers: Sequence[Answer], prompts: Prompts) -> Image.Image:
     """The picture with each object in its own colour, its box and score, and the prompts in green and red."""
-    masks = torch.cat([found.masks for _, found in answers]) if answers else torch.zeros(0, *pixels.shape[1:]).bool()
-    colours = [_colour(index) for index in range(len(masks))]
-    drawn = draw_segmentation_masks(pixels, masks, alpha=0.5, colors=colours) if len(masks) else pixels
-    image = Image.fromarray(drawn.permute(1, 2, 0).numpy())
+    tint, colours = pixels.copy(), [_colour(index) for index in range(sum(len(found) for _, found in answers))]
+    masks = (mask for _, found in answers for mask in np.asarray(found.masks))
+    for mask, colour in zip(masks, colours, strict=True):
+        tint[mask] = colour
+    image = Image.fromarray(((pixels.astype(np.uint16) + tint) // 2).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     width = max(1, max(image.size) // 400)
     scores = [(prompt, box, score) for prompt, found in answers for box, score in _rows(found)]
@@ -128,7 +108,7 @@ def draw_overlay(pixels: torch.Tensor, answers: Sequence[Answer], prompts: Promp
     return image
 
 
-def _rows(found: Segmentation) -> list[tuple[list[float], float]]:
+def _rows(found: Segmentation[Any]) -> list[tuple[list[float], float]]:
     return list(zip(found.boxes.tolist(), found.scores.tolist(), strict=True))
 
 

@@ -1,48 +1,32 @@
 """Prompting SAM3 and EfficientSAM3: one door for native files and Hugging Face directories, teacher and student."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from efficientsam3.data.images import read_rgb
 from efficientsam3.data.preprocess import Preprocessing, normalise, resize_image
 from efficientsam3.deploy.build import Models, build_models
 from efficientsam3.deploy.contents import Contents, read_contents
 from efficientsam3.deploy.encoded import (
-    Picture,
     ask_detector,
     ask_tracker,
     detector_features,
     grid_of,
+    to_masks,
     tracker_features,
 )
 from efficientsam3.deploy.parts import VISUAL_PROMPT
+from efficientsam3.deploy.picture import Box, Picture, Pixels, Point, boxes_of_masks, not_rgb, to_pixels
+from efficientsam3.deploy.prompting import Promptable, Segmentation, ranked
 from efficientsam3.deploy.tokenizer import build_tokenizer, tokenize
 from efficientsam3.runtime.device import DeviceName, select_device
 from efficientsam3.runtime.errors import UserError
 
-Box = Sequence[float]
-Point = Sequence[float]
-PictureLike = str | Path | Image.Image | torch.Tensor | npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """Objects found in one picture, best first; on the CPU."""
-
-    masks: torch.Tensor  # (N, H, W) bool
-    boxes: torch.Tensor  # (N, 4) float32, xyxy in pixels
-    scores: torch.Tensor  # (N,) float32 in [0, 1]
-
-    def __len__(self) -> int:
-        return len(self.scores)
+PictureLike = str | Path | Image.Image | torch.Tensor | Pixels
 
 
 class EfficientSAM3:
@@ -84,7 +68,7 @@ class EfficientSAM3:
         Raises:
             UserError: the picture cannot be read, or is no RGB picture of 8 bits.
         """
-        pixels = _to_pixels(picture)
+        pixels = _to_tensor(picture)
         resized, content = resize_image(pixels, self.preprocessing)
         sizes = torch.tensor([content], device=self.device)
         normalised = normalise(resized[None].to(self.device), sizes, self.preprocessing)
@@ -138,92 +122,37 @@ class EfficientSAM3:
         return self._models.tracker
 
 
-class EncodedImage:
-    """A picture whose embedding is computed."""
+class EncodedImage(Promptable[torch.Tensor]):
+    """A picture whose embedding is computed; `segment` answers with tensors."""
 
     def __init__(self, model: EfficientSAM3, picture: Picture, embedding: torch.Tensor) -> None:
         """Made by `EfficientSAM3.encode`; `embedding` is (1, D, G, G)."""
+        super().__init__(picture)
         self.embedding = embedding
-        self.size = picture.size  # height, width in pixels
-        self._model, self._picture = model, picture
+        self._model = model
         self._detector_features: Any = None
         self._tracker_features: list[torch.Tensor] | None = None
 
-    def segment(
-        self,
-        text: str | None = None,
-        *,
-        boxes: Sequence[Box] = (),
-        box_labels: Sequence[int] | None = None,
-        points: Sequence[Point] = (),
-        labels: Sequence[int] | None = None,
-        object_box: Box | None = None,
-        threshold: float = 0.5,
-        candidates: bool = False,
-    ) -> Segmentation:
-        """Answer one prompt.
-
-        `text` and `boxes` go to the detector, which finds every object that fits: a box is an example, "more like
-        this" (label 1) or "not like this" (0), and without text the prompt is "visual", as in Meta's code. `points` and
-        `object_box` go to the interactive predictor, which outlines one object.
-
-        Args:
-            text: a short noun phrase.
-            boxes: examples, xyxy in pixels of the picture.
-            box_labels: 1 or 0 for each box; all 1 by default.
-            points: (x, y) in pixels, on the object or off it.
-            labels: 1 (on) or 0 (off) for each point; all 1 by default.
-            object_box: xyxy in pixels around the one object.
-            threshold: lowest score that the detector's answers need; the interactive predictor's are not filtered.
-            candidates: return the interactive predictor's three masks rather than its best.
-
-        Returns:
-            Detector: score = probability of the object x probability that the phrase is in the picture at all.
-            Interactive predictor: score = predicted IoU with the true mask; the box is that of the mask.
-
-        Raises:
-            UserError: no prompt, prompts of both kinds, labels of prompts that are not there, a box or point outside
-                the picture, or a part that is left out.
-        """
-        interactive = len(points) > 0 or object_box is not None
-        if interactive == (text is not None or len(boxes) > 0):
-            raise UserError(
-                "Give either text and boxes (for the detector) or points and an object box (for the interactive "
-                "predictor) in one prompt: ask twice to have both."
-            )
-        stray = "box_labels" if interactive else "labels"
-        if (box_labels if interactive else labels) is not None:
-            raise UserError(f"{stray} belongs to prompts of the other kind: points have labels, boxes have box_labels.")
-        with torch.inference_mode():
-            if interactive:
-                marks = self._labels(points, labels, "point")
-                return self._outline(points, marks, object_box, candidates)
-            return self._detect(text, boxes, self._labels(boxes, box_labels, "box"), threshold)
-
-    def _labels(self, prompts: Sequence[Sequence[float]], labels: Sequence[int] | None, what: str) -> list[int]:
-        for prompt in prompts:
-            self._picture.check_inside(prompt, what)
-        given = [1] * len(prompts) if labels is None else list(labels)
-        if len(given) != len(prompts) or not set(given) <= {0, 1}:
-            raise UserError(f"{len(prompts)} {what} prompts have the labels {given}: give 1 or 0 for each.")
-        return given
-
-    def _detect(self, text: str | None, boxes: Sequence[Box], labels: list[int], threshold: float) -> Segmentation:
-        features = self._model.text_features(VISUAL_PROMPT if text is None else text)
+    @torch.inference_mode()
+    def _detect(
+        self, text: str, boxes: Sequence[Box], labels: list[int], threshold: float
+    ) -> Segmentation[torch.Tensor]:
+        phrase = self._model.text_features(text)
         if self._detector_features is None:
             self._detector_features = detector_features(self._model.detector, self.embedding)
         answer = ask_detector(
-            self._model.detector, self._detector_features, features, self._picture.to_unit_boxes(boxes), labels
+            self._model.detector, self._detector_features, phrase, self._picture.to_unit_boxes(boxes), labels
         )
-        scores = answer.pred_logits[0].sigmoid() * answer.presence_logits[0].sigmoid()  # [Q]
-        kept = torch.nonzero(scores > threshold).flatten()
-        kept = kept[scores[kept].argsort(descending=True, stable=True)]
-        masks = self._picture.to_masks(answer.pred_masks[0, kept])
-        return Segmentation(masks.cpu(), self._picture.to_boxes(answer.pred_boxes[0, kept]).cpu(), scores[kept].cpu())
+        scores = (answer.pred_logits[0].sigmoid() * answer.presence_logits[0].sigmoid()).cpu()  # [Q]
+        kept = torch.from_numpy(ranked(scores.numpy(), threshold))
+        masks = to_masks(self._picture, answer.pred_masks[0, kept.to(self.embedding.device)]).cpu()
+        found = self._picture.to_boxes(answer.pred_boxes[0].cpu().numpy())
+        return Segmentation(masks, torch.from_numpy(found)[kept], scores[kept])
 
-    def _outline(self, points: Sequence[Point], labels: list[int], box: Box | None, candidates: bool) -> Segmentation:
-        if box is not None:
-            self._picture.check_inside(box, "box")
+    @torch.inference_mode()
+    def _outline(
+        self, points: Sequence[Point], labels: list[int], box: Box | None, candidates: bool
+    ) -> Segmentation[torch.Tensor]:
         if self._tracker_features is None:
             self._tracker_features = tracker_features(self._model.tracker, self.embedding)
         answer = ask_tracker(
@@ -233,31 +162,16 @@ class EncodedImage:
             labels,
             None if box is None else self._picture.to_input_points([box[:2], box[2:]]),
         )
-        scores = answer.iou_scores[0, 0]  # [3]
-        order = scores.argsort(descending=True, stable=True)[: None if candidates else 1]
-        masks = self._picture.to_masks(answer.pred_masks[0, 0, order]).cpu()
-        return Segmentation(masks, boxes_of_masks(masks), scores[order].clamp(0, 1).cpu())
+        scores = answer.iou_scores[0, 0].cpu()  # [3]
+        order = torch.from_numpy(ranked(scores.numpy()))[: None if candidates else 1]
+        masks = to_masks(self._picture, answer.pred_masks[0, 0, order.to(self.embedding.device)]).cpu()
+        return Segmentation(masks, torch.from_numpy(boxes_of_masks(masks.numpy())), scores[order].clamp(0, 1))
 
 
-def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
-    """Tight boxes (N, 4) xyxy of masks (N, H, W), in pixel edges; zeros for an empty mask."""
-    boxes = torch.zeros(len(masks), 4)
-    for index, mask in enumerate(masks):
-        rows, columns = torch.nonzero(mask.any(1)).flatten(), torch.nonzero(mask.any(0)).flatten()
-        if len(rows):
-            boxes[index] = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
-    return boxes
-
-
-def _to_pixels(picture: PictureLike) -> torch.Tensor:
-    if isinstance(picture, str | Path):
-        return read_rgb(Path(picture))
-    if isinstance(picture, Image.Image):
-        picture = np.asarray(picture.convert("RGB"))
-    pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1) if isinstance(picture, np.ndarray) else picture
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.dtype != torch.uint8:
-        raise UserError(
-            f"A picture of shape {tuple(pixels.shape)} and {pixels.dtype} is not RGB of 8 bits: give (3, H, W) uint8 "
-            "as a tensor or (H, W, 3) uint8 as an array."
-        )
-    return pixels
+def _to_tensor(picture: PictureLike) -> torch.Tensor:
+    """(3, H, W) uint8 RGB."""
+    if not isinstance(picture, torch.Tensor):
+        return torch.from_numpy(to_pixels(picture).copy()).permute(2, 0, 1)
+    if picture.ndim != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
+        raise not_rgb(picture)
+    return picture

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
-from efficientsam3.data.images import BrokenImageError, read_rgb
-from efficientsam3.deploy.outputs import Answer, Prompts, write_answers
-from efficientsam3.deploy.predict import EfficientSAM3
+from efficientsam3.data.images import BrokenImageError, read_pixels
+from efficientsam3.deploy.onnx.manifest import Variant, is_onnx_directory
+from efficientsam3.deploy.outputs import Answer, write_answers
+from efficientsam3.deploy.picture import Pixels
+from efficientsam3.deploy.prompting import Promptable, Prompts
 from efficientsam3.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -51,8 +54,19 @@ def predict_files(
     *,
     threshold: float = 0.5,
     device: str = "auto",
+    variant: Variant = "fp32",
 ) -> PredictReport:
     """Encode each picture once, answer all prompts, and write overlay, masks and JSON for it.
+
+    Args:
+        model_path: whatever `EfficientSAM3.from_pretrained` takes, or a directory that `export-onnx` wrote; then
+            PyTorch is not loaded.
+        pictures: see `find_pictures`.
+        prompts: asked of every picture.
+        output_dir: where to.
+        threshold: lowest score that the detector's answers need.
+        device: where PyTorch computes: auto, cpu, mps or cuda.
+        variant: of an ONNX directory's image encoder.
 
     Raises:
         UserError: no prompt, no model at the path, a box outside a picture, or no picture could be read.
@@ -63,12 +77,12 @@ def predict_files(
         raise UserError("Only negative points were given: add a --point on the object.")
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold {threshold} is no probability: give a number from 0 to 1.")
-    model = EfficientSAM3.from_pretrained(model_path, device)  # type: ignore[arg-type]
+    model = _open_model(model_path, device, variant)
     report = PredictReport()
     stems = Counter(picture.stem for picture in pictures)
     for picture in pictures:
         try:
-            pixels = read_rgb(picture)
+            pixels = read_pixels(picture)
         except BrokenImageError as error:
             logger.warning("%s", error)
             report.broken.append(str(picture))
@@ -87,3 +101,21 @@ def predict_files(
     if not report.written:
         raise UserError(f"None of the {len(pictures)} pictures could be read, such as {report.broken[0]}: check them.")
     return report
+
+
+class _Model(Protocol):
+    def encode(self, picture: Pixels) -> Promptable[Any]: ...
+
+
+def _open_model(path: Path, device: str, variant: Variant) -> _Model:
+    if is_onnx_directory(path):
+        from efficientsam3.deploy.onnx.predictor import OnnxSAM3
+
+        if device not in {"auto", "cpu"}:
+            raise UserError(f"--device {device}: ONNX graphs run on the CPU here, leave it out or give a merged model.")
+        return OnnxSAM3.from_pretrained(path, variant)
+    if variant != "fp32":
+        raise UserError(f"--variant {variant} is of a directory that export-onnx wrote, and {path} is none.")
+    from efficientsam3.deploy.predict import EfficientSAM3
+
+    return EfficientSAM3.from_pretrained(path, device)  # type: ignore[arg-type]

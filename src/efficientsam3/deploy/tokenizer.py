@@ -9,6 +9,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
+from efficientsam3.deploy.prompting import pad_phrase
 from efficientsam3.runtime.errors import UserError
 
 CONTEXT_LENGTH = 32  # of SAM3's text encoder
@@ -42,10 +43,5 @@ def tokenize(tokenizer: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         UserError: the phrase is empty, or longer than the text encoder takes.
     """
-    if not text.strip():
-        raise UserError("The text prompt is empty: name something, such as 'a dog'.")
-    count = len(tokenizer(text)["input_ids"])
-    if count > CONTEXT_LENGTH:
-        raise UserError(f"The text prompt {text!r} has {count} tokens, at most {CONTEXT_LENGTH} fit: shorten it.")
-    encoded = tokenizer(text, padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt")
-    return encoded["input_ids"], encoded["attention_mask"]
+    ids, mask = pad_phrase(text, tokenizer(text)["input_ids"], CONTEXT_LENGTH, tokenizer.pad_token_id)
+    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -11,7 +11,8 @@ import torch
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing
 from efficientsam3.deploy.build import build_models
 from efficientsam3.deploy.contents import read_contents
-from efficientsam3.deploy.encoded import Picture, ask_tracker, tracker_features
+from efficientsam3.deploy.encoded import ask_tracker, to_masks, tracker_features
+from efficientsam3.deploy.picture import Floats, Picture
 from efficientsam3.evaluate.prompts import Prompt
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
@@ -83,7 +84,7 @@ class OnnxDecoder:
                 _OUTPUTS,
                 {
                     "image_embeddings": array,
-                    "point_coords": points[None].numpy(),
+                    "point_coords": points[None],
                     "point_labels": np.array([labels], dtype=np.float32),
                     "mask_input": self._no_mask,
                     "has_mask_input": np.zeros(1, dtype=np.float32),
@@ -148,16 +149,16 @@ def load_decoder(path: Path, device: torch.device) -> Decoder:
     return OnnxDecoder(path) if path.suffix == ".onnx" else Sam3Decoder(path, device)
 
 
-def _onnx_prompt(prompt: Prompt, picture: Picture) -> tuple[torch.Tensor, list[int]]:
+def _onnx_prompt(prompt: Prompt, picture: Picture) -> tuple[Floats, list[int]]:
     if prompt.box is not None:
         return picture.to_input_points([prompt.box[:2], prompt.box[2:]]), [_TOP_LEFT, _BOTTOM_RIGHT]
     assert prompt.point is not None, "text is refused before work begins"
     # SAM's export wants a padding point where there is no box.
     point = picture.to_input_points([prompt.point])
-    return torch.cat([point, torch.zeros(1, 2)]), [_POSITIVE, _PADDING]
+    return np.concatenate([point, np.zeros((1, 2), np.float32)]), [_POSITIVE, _PADDING]
 
 
 def _best(logits: torch.Tensor, scores: torch.Tensor, picture: Picture) -> Answer:
     """Of several masks (M, h, w), the one with the highest predicted IoU (M,), and only that one is resized."""
     best = int(scores.argmax())
-    return Answer(picture.to_masks(logits[best : best + 1]).cpu(), scores[best : best + 1].float().cpu())
+    return Answer(to_masks(picture, logits[best : best + 1]).cpu(), scores[best : best + 1].float().cpu())

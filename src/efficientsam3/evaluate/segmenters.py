@@ -6,8 +6,8 @@ import torch
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.data.rle import Rle
-from efficientsam3.deploy.encoded import Picture
 from efficientsam3.deploy.outputs import encode_rle
+from efficientsam3.deploy.picture import Picture
 from efficientsam3.deploy.predict import EfficientSAM3
 from efficientsam3.evaluate.decoders import Answer, Ask, Decoder
 from efficientsam3.evaluate.encoders import Encoder
@@ -137,4 +137,4 @@ class Remembered:
 def to_rle(mask: torch.Tensor) -> Rle:
     """A mask (H, W) bool as run lengths."""
     height, width = mask.shape
-    return Rle(height, width, encode_rle(mask)["counts"])
+    return Rle(height, width, encode_rle(mask.numpy())["counts"])

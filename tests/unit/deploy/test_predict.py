@@ -16,10 +16,10 @@ import efficientsam3
 from efficientsam3.cli import main
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.deploy import encoded
-from efficientsam3.deploy.encoded import Picture
 from efficientsam3.deploy.merge import merge
 from efficientsam3.deploy.outputs import encode_rle
-from efficientsam3.deploy.predict import EfficientSAM3, boxes_of_masks
+from efficientsam3.deploy.picture import Picture, boxes_of_masks
+from efficientsam3.deploy.predict import EfficientSAM3
 from efficientsam3.deploy.predict_files import find_pictures
 from efficientsam3.deploy.tokenizer import build_tokenizer, tokenize
 from efficientsam3.runtime.errors import UserError
@@ -203,20 +203,30 @@ def test_coordinates_go_there_and_back(height: int, width: int, resize: str, x: 
     cx, cy, w, h = picture.to_unit_boxes([box])[0].tolist()
     assert 0 <= cx <= 1.0001
     assert 0 <= cy <= 1.0001
-    unit = torch.tensor([[cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]])
-    torch.testing.assert_close(picture.to_boxes(unit), torch.tensor([box]), atol=0.02, rtol=1e-4)
+    unit = np.array([[cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]], dtype=np.float32)
+    np.testing.assert_allclose(picture.to_boxes(unit), [box], atol=0.02, rtol=1e-4)
 
 
 def test_masks_of_padded_pictures_show_the_content_alone() -> None:
     picture = Picture((50, 100), (504, 1008), 1008)
     logits = torch.full((1, 288, 288), -1.0)
     logits[:, :144] = 1.0  # the upper half of the input is the picture
-    assert picture.to_masks(logits)[0, :48].all()
-    assert picture.to_masks(logits).shape == (1, 50, 100)
+    for masks in (picture.to_masks(logits.numpy()), encoded.to_masks(picture, logits)):
+        assert masks[0, :48].all()
+        assert masks.shape == (1, 50, 100)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["square", "pad"]), st.integers(0, 9))
+def test_masks_are_resized_alike_by_numpy_and_pytorch(height: int, width: int, resize: str, seed: int) -> None:
+    preprocessing = Preprocessing(image_size=40, resize=resize)  # type: ignore[arg-type]
+    picture = Picture((height, width), preprocessing.content_size(height, width), 40)
+    logits = torch.randn(2, 12, 12, generator=torch.Generator().manual_seed(seed))
+    expected, found = encoded.to_masks(picture, logits).numpy(), picture.to_masks(logits.numpy())
+    assert (expected != found).mean() <= 1 / 500 + 1 / expected.size  # a value of almost 0 may round to either side
 
 
 def test_boxes_of_masks() -> None:
-    masks = torch.zeros(2, 10, 20, dtype=torch.bool)
+    masks = np.zeros((2, 10, 20), dtype=np.bool_)
     masks[0, 2:5, 3:9] = True
     assert boxes_of_masks(masks).tolist() == [[3, 2, 9, 5], [0, 0, 0, 0]]
 
@@ -234,10 +244,10 @@ def test_the_tokenizer_agrees_with_open_clips() -> None:
 
 @given(st.integers(1, 12), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_rle_is_cocos(height: int, width: int, random: object) -> None:
-    mask = torch.rand(height, width, generator=torch.Generator().manual_seed(random.randint(0, 999))) > 0.5  # type: ignore[attr-defined]
+    mask = np.random.default_rng(random.randint(0, 999)).random((height, width)) > 0.5  # type: ignore[attr-defined]
     rle = encode_rle(mask)
     assert json.loads(json.dumps(rle)) == rle
-    assert (coco_mask.decode(rle) == mask.numpy()).all()
+    assert (coco_mask.decode(rle) == mask).all()
 
 
 def test_the_command_writes_overlay_masks_and_json(

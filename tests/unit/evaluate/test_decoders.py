@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.deploy.encoded import Picture
+from efficientsam3.deploy.picture import Picture
 from efficientsam3.deploy.predict import EfficientSAM3
 from efficientsam3.evaluate.decoders import OnnxDecoder, Sam3Decoder, load_decoder
 from efficientsam3.evaluate.prompts import Prompt

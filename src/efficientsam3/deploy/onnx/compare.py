@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from efficientsam3.deploy.encoded import PADDING_LABEL
 from efficientsam3.deploy.onnx.graphs import Graph
 from efficientsam3.deploy.onnx.manifest import GraphName
+from efficientsam3.deploy.prompting import PADDING_LABEL
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
 

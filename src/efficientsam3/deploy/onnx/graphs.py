@@ -13,8 +13,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from efficientsam3.deploy.build import Models
-from efficientsam3.deploy.encoded import PADDING_LABEL, grid_of, tracker_features
+from efficientsam3.deploy.encoded import grid_of, tracker_features
 from efficientsam3.deploy.onnx.manifest import DETECTOR_LEVELS, INTERACTIVE_LEVELS, GraphName
+from efficientsam3.deploy.prompting import PADDING_LABEL
 from efficientsam3.deploy.tokenizer import CONTEXT_LENGTH
 
 Tensors = tuple[torch.Tensor, ...]
