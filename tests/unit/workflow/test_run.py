@@ -1,4 +1,4 @@
-"""The steps in their order, each printed, left out once complete, and ended by signals and failures; none is really run."""
+"""The steps in their order, printed, left out once complete, ended by signals and failures; none is really run."""
 
 import signal
 import sys
