@@ -26,6 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is replaced",
     )
     flag(
+        "--variants",
+        nargs="+",
+        choices=("fp16", "int8"),
+        default=[],
+        help="the image encoder in these precisions too: fp16 for GPUs and phones, int8 for CPUs; what each costs in "
+        "accuracy is measured and printed",
+    )
+    flag(
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help="pictures like those it will see, up to a hundred, for int8's scales and fp16's limits",
+    )
+    flag(
         "--pictures",
         type=Path,
         metavar="DIR",
@@ -35,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, and print what was measured."""
-    manifest = export_onnx(args.model, args.out, pictures=args.pictures)
+    manifest = export_onnx(
+        args.model, args.out, variants=args.variants, calibrate=args.calibrate, pictures=args.pictures
+    )
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for graph in manifest.graphs.values():
+    for graph in (*manifest.graphs.values(), *manifest.variants.values()):
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.2g}" for name, value in graph.measured.items())
         console.print(f"{graph.bytes / 1e6:9.1f} MB  {args.out / graph.file}: {figures}")

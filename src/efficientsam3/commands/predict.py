@@ -66,9 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--device", choices=("auto", "cpu", "mps", "cuda"), default="auto", help="where to compute (default: auto)")
     flag(
         "--variant",
-        choices=("fp32", "fp16", "int8"),
-        default="fp32",
-        help="which image encoder of an ONNX directory to run (default: %(default)s)",
+        choices=("fp16", "int8"),
+        help="the image encoder of an ONNX directory in another precision, if it was exported with it",
     )
 
 

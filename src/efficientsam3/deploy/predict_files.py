@@ -54,7 +54,7 @@ def predict_files(
     *,
     threshold: float = 0.5,
     device: str = "auto",
-    variant: Variant = "fp32",
+    variant: Variant | None = None,
 ) -> PredictReport:
     """Encode each picture once, answer all prompts, and write overlay, masks and JSON for it.
 
@@ -66,7 +66,7 @@ def predict_files(
         output_dir: where to.
         threshold: lowest score that the detector's answers need.
         device: where PyTorch computes: auto, cpu, mps or cuda.
-        variant: of an ONNX directory's image encoder.
+        variant: of an ONNX directory's image encoder; None for float32.
 
     Raises:
         UserError: no prompt, no model at the path, a box outside a picture, or no picture could be read.
@@ -107,14 +107,14 @@ class _Model(Protocol):
     def encode(self, picture: Pixels) -> Promptable[Any]: ...
 
 
-def _open_model(path: Path, device: str, variant: Variant) -> _Model:
+def _open_model(path: Path, device: str, variant: Variant | None) -> _Model:
     if is_onnx_directory(path):
         from efficientsam3.deploy.onnx.predictor import OnnxSAM3
 
         if device not in {"auto", "cpu"}:
             raise UserError(f"--device {device}: ONNX graphs run on the CPU here, leave it out or give a merged model.")
         return OnnxSAM3.from_pretrained(path, variant)
-    if variant != "fp32":
+    if variant is not None:
         raise UserError(f"--variant {variant} is of a directory that export-onnx wrote, and {path} is none.")
     from efficientsam3.deploy.predict import EfficientSAM3
 

@@ -16,7 +16,7 @@ DETECTOR_LEVELS = ("detector_features_0", "detector_features_1", "detector_featu
 INTERACTIVE_LEVELS = ("interactive_features_0", "interactive_features_1", "interactive_features_2")
 
 GraphName = Literal["image_encoder", "text_encoder", "detector_neck", "detector", "interactive_neck", "interactive"]
-Variant = Literal["fp32", "fp16", "int8"]
+Variant = Literal["fp16", "int8"]  # of the image encoder
 
 
 class _Record(BaseModel):

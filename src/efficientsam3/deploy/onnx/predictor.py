@@ -30,13 +30,13 @@ _CORNER_LABELS = [2, 3]  # of a box's top left and bottom right, as in SAM's pro
 class OnnxSAM3:
     """What `export-onnx` wrote, ready to be prompted by ONNX Runtime on the CPU; a graph is opened when needed."""
 
-    def __init__(self, directory: Path, manifest: Manifest, variant: Variant = "fp32") -> None:
+    def __init__(self, directory: Path, manifest: Manifest, variant: Variant | None = None) -> None:
         """Take a directory and what its `model.json` says.
 
         Raises:
             UserError: the image encoder has no such variant.
         """
-        if variant != "fp32" and variant not in manifest.variants:
+        if variant is not None and variant not in manifest.variants:
             raise UserError(
                 f"{directory} has no {variant} image encoder: export it again with --variants {variant}, or leave "
                 "--variant out."
@@ -47,12 +47,12 @@ class OnnxSAM3:
         self._texts: dict[str, Arrays] = {}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, variant: Variant = "fp32") -> "OnnxSAM3":
+    def from_pretrained(cls, path: str | Path, variant: Variant | None = None) -> "OnnxSAM3":
         """Open a directory that `export-onnx` wrote.
 
         Args:
             path: the directory.
-            variant: of the image encoder: fp32, or what --variants of the export wrote.
+            variant: of the image encoder, as --variants of the export wrote it; None for float32.
 
         Raises:
             UserError: it is none, or has no such variant.
@@ -114,8 +114,8 @@ class OnnxSAM3:
             raise UserError(f"{self._directory} has no {part}: export a model that was merged with it.")
         graph = self._manifest.graphs[name]
         if name not in self._sessions:
-            variant = self._manifest.variants.get(self._variant) if name == "image_encoder" else None
-            path = self._directory / (variant or graph).file
+            file = self._manifest.variants[self._variant] if self._variant and name == "image_encoder" else graph
+            path = self._directory / file.file
             self._sessions[name] = open_onnx(path, "ONNX graph", "export the model again")
         outputs = [port.name for port in graph.outputs]
         return dict(zip(outputs, self._sessions[name].run(outputs, inputs), strict=True))

@@ -53,11 +53,22 @@ def write_graph(graph: Graph, path: Path) -> None:
     proto = onnx.load(path)
     _state_shapes(proto, ports(graph)[1])
     onnx.save(proto, path)
+    check_file(path, graph.name)
+
+
+def check_file(path: Path, name: str) -> None:
+    """Run onnx's checker, shapes included; `name` is for the error.
+
+    Raises:
+        UserError: it refuses the file.
+    """
+    import onnx
+
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise UserError(
-            f"The ONNX graph {graph.name} is refused by onnx {onnx.__version__}'s checker ({error}): export with the "
+            f"The ONNX graph {name} is refused by onnx {onnx.__version__}'s checker ({error}): export with the "
             "versions in requirements/pinned.txt."
         ) from error
 

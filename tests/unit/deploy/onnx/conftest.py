@@ -25,3 +25,15 @@ def exported(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "onnx"
     export_onnx(merged, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def with_variants(
+    tiny_sam3_path: Path, student_checkpoint: Make, photographs_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An ONNX directory without a detector, with the image encoder in float16 and int8 beside float32."""
+    folder = tmp_path_factory.mktemp("variants")
+    merge(student_checkpoint(), tiny_sam3_path, folder / "points.pt", keep=["tracker"])
+    pictures = photographs_path / "images" / "train"
+    export_onnx(folder / "points.pt", folder / "onnx", variants=["fp16", "int8"], calibrate=pictures, pictures=pictures)
+    return folder / "onnx"
