@@ -24,7 +24,7 @@ def open_onnx(path: Path, what: str, remedy: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"{what} {path} needs onnxruntime: pip install 'efficientsam3[stage1]'.") from error
+        raise UserError(f"{what} {path} needs onnxruntime: pip install 'efficientsam3[onnx]'.") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _threads()
     try:
