@@ -24,6 +24,7 @@ COMMANDS = {
     "fuse": "fuse a merged model for faster inference: BatchNorms into convolutions, branches into one",
     "export-onnx": "write a merged model as ONNX graphs that compute the same",
     "predict": "segment pictures by text, box and point prompts",
+    "serve": "prompt ONNX graphs in the browser, on a page served from this machine",
     "evaluate": "measure masks against ground truth, of several models in one table",
     "benchmark": "say where the time goes on this machine",
     "compare": "print how many parameters and multiply-accumulates the students save",
