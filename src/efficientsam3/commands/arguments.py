@@ -1,12 +1,15 @@
-"""Arguments that export and training share, and how they become a configuration."""
+"""Arguments that commands share, and how they become a configuration."""
 
 import argparse
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
 from efficientsam3.config.load import load_config
+
+if TYPE_CHECKING:
+    from efficientsam3.config.schema import TrainConfig
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -36,6 +39,34 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         const=1,
         metavar="PROCESSES",
         help="check the configuration and everything it names, for that many processes on this machine, then stop",
+    )
+
+
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that override how a training begins and takes its steps."""
+    flag = parser.add_argument
+    flag(
+        "--pretrained", metavar="WHAT", help="MODEL.PRETRAINED: true (timm's ImageNet weights), false, or a local file"
+    )
+    flag("--accumulation-steps", type=int, metavar="N", help="TRAIN.ACCUMULATION_STEPS: batches per optimiser step")
+    flag("--use-checkpoint", action="store_true", help="TRAIN.USE_CHECKPOINT: recompute activations to save memory")
+    flag("--use-sync-bn", action="store_true", help="TRAIN.USE_SYNC_BN: BatchNorm statistics over all GPUs")
+    flag("--compile", action="store_true", help="TRAIN.COMPILE: compile the student with torch.compile")
+
+
+def read_train_config(args: argparse.Namespace, **flags: Any) -> "TrainConfig":
+    """Load the training configuration of `args`, which has the flags of `add_step_arguments` too; see `read_config`."""
+    from efficientsam3.config.schema import TrainConfig
+
+    return read_config(
+        TrainConfig,
+        args,
+        MODEL__PRETRAINED=args.pretrained,
+        TRAIN__ACCUMULATION_STEPS=args.accumulation_steps,
+        TRAIN__USE_CHECKPOINT=args.use_checkpoint or None,
+        TRAIN__USE_SYNC_BN=args.use_sync_bn or None,
+        TRAIN__COMPILE=args.compile or None,
+        **flags,
     )
 
 

@@ -1,8 +1,13 @@
 """`efficientsam3 benchmark`: where the time goes on this machine."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from efficientsam3.commands.arguments import add_config_arguments, read_config
+from efficientsam3.commands.arguments import add_config_arguments, add_step_arguments, read_config, read_train_config
+
+if TYPE_CHECKING:
+    from efficientsam3.distill.data_profile import DataProfile
+    from efficientsam3.distill.step_profile import StepProfile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     data = subject("data", "time each stage of reading pictures and records, and the DataLoader, of a training")
     data.add_argument("--images", type=int, default=64, metavar="N", help="how many to read (default: %(default)s)")
+    train = subject("train", "time each stage of a training's step, without writing anything")
+    add_step_arguments(train)
+    train.add_argument("--steps", type=int, default=10, metavar="N", help="how many to measure (default: %(default)s)")
+    train.add_argument("--warm-up", type=int, default=3, metavar="N", help="steps before those (default: %(default)s)")
     _add_student_arguments(subject("student", "time a student's forward pass in several ways", configured=False))
 
 
@@ -38,16 +47,13 @@ def _add_student_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure one subject and print it."""
-    {"data": _data, "student": _student}[args.subject](args)
+    {"data": _data, "train": _train, "student": _student}[args.subject](args)
 
 
 def _data(args: argparse.Namespace) -> None:
     from efficientsam3.config.schema import TrainConfig
 
     config = read_config(TrainConfig, args)
-
-    from rich.console import Console
-    from rich.table import Table
 
     from efficientsam3.distill.data_profile import profile_data
     from efficientsam3.distill.plan import plan_training
@@ -58,7 +64,14 @@ def _data(args: argparse.Namespace) -> None:
         plan_training(config)
         return
     with process_group(config.DEVICE) as process:
-        profile = profile_data(config, process, args.images)
+        _print_data(profile_data(config, process, args.images))
+    print(describe_machine())
+
+
+def _print_data(profile: "DataProfile") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("stage", "ms an image", "share", title=f"{profile.images} images, median {profile.megapixels:.1f} MP")
     total = sum(profile.milliseconds.values())
     for stage, milliseconds in profile.milliseconds.items():
@@ -66,7 +79,43 @@ def _data(args: argparse.Namespace) -> None:
     Console().print(table)
     print(f"One core: {profile.core_rate:.1f} images/s. DataLoader, {profile.workers} workers: ", end="")
     print(f"{profile.loader_rate:.1f} images/s")
-    print(describe_machine())
+
+
+def _train(args: argparse.Namespace) -> None:
+    config = read_train_config(args)
+
+    from efficientsam3.distill.step_profile import profile_steps
+    from efficientsam3.distill.train import check_training
+    from efficientsam3.runtime.device import describe_machine
+    from efficientsam3.runtime.distributed import process_group
+
+    if args.dry_run is not None:
+        check_training(config, args.dry_run)
+        return
+    with process_group(config.DEVICE) as process:
+        profile = profile_steps(config, process, args.steps, args.warm_up)
+    if process.is_main:
+        _print_steps(profile)
+        print("What is done for the data meanwhile, by workers and threads:")
+        _print_data(profile.data)
+        print(f"{describe_machine()}, {process.world_size} processes on {process.device.type}")
+
+
+def _print_steps(profile: "StepProfile") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    whole = profile.step_milliseconds
+    title = f"{profile.steps} steps of {profile.images / profile.steps:g} images"
+    table = Table("stage", "ms a step", "share", title=title)
+    for stage, milliseconds in profile.milliseconds.items():
+        share = "beside the others" if stage in profile.overlapping else f"{100 * milliseconds / whole:.1f} %"
+        table.add_row(stage, f"{milliseconds:.1f}", share)
+    table.add_row("the rest", f"{profile.rest:.1f}", f"{100 * profile.rest / whole:.1f} %", end_section=True)
+    table.add_row("step", f"{whole:.1f}", "100 %")
+    Console().print(table)
+    peak = "" if profile.peak_memory is None else f", peak memory {profile.peak_memory / 1e9:.2f} GB"
+    print(f"{profile.rate:.2f} images/s{peak}")
 
 
 def _student(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from efficientsam3.commands.arguments import add_config_arguments, read_config
+from efficientsam3.commands.arguments import add_config_arguments, add_step_arguments, read_train_config
 
 if TYPE_CHECKING:
     from efficientsam3.runtime.signals import StopRequest
@@ -18,13 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(
         "--resume", type=Path, metavar="CKPT", help="MODEL.RESUME: ckpt_epoch_N.pth or ckpt_step_N.pth to continue from"
     )
-    flag(
-        "--pretrained", metavar="WHAT", help="MODEL.PRETRAINED: true (timm's ImageNet weights), false, or a local file"
-    )
-    flag("--accumulation-steps", type=int, metavar="N", help="TRAIN.ACCUMULATION_STEPS: batches per optimiser step")
-    flag("--use-checkpoint", action="store_true", help="TRAIN.USE_CHECKPOINT: recompute activations to save memory")
-    flag("--use-sync-bn", action="store_true", help="TRAIN.USE_SYNC_BN: BatchNorm statistics over all GPUs")
-    flag("--compile", action="store_true", help="TRAIN.COMPILE: compile the student with torch.compile")
+    add_step_arguments(parser)
     flag(
         "--allow-config-change",
         action="store_true",
@@ -42,19 +36,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, stop: "StopRequest") -> None:
-    from efficientsam3.config.schema import TrainConfig
-
     # Before PyTorch is imported, which takes seconds: a mistyped key is named at once.
-    config = read_config(
-        TrainConfig,
-        args,
-        MODEL__RESUME=args.resume,
-        MODEL__PRETRAINED=args.pretrained,
-        TRAIN__ACCUMULATION_STEPS=args.accumulation_steps,
-        TRAIN__USE_CHECKPOINT=args.use_checkpoint or None,
-        TRAIN__USE_SYNC_BN=args.use_sync_bn or None,
-        TRAIN__COMPILE=args.compile or None,
-    )
+    config = read_train_config(args, MODEL__RESUME=args.resume)
 
     from efficientsam3.distill.train import check_training, train
     from efficientsam3.evaluate.observers import training_observers

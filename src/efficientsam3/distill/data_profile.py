@@ -100,8 +100,9 @@ def _read(dataset: DistillDataset, item: int, store: EmbeddingStore, record: tor
     """What a training does for one image, in its workers and into a batch's `record`; returns its pixels."""
     index, row = dataset.place(item)
     path = dataset.listing.path(index)
-    with stage("read record"):
-        store.read_into(row, record)
+    if store.holds([row]):  # else the teacher computes it
+        with stage("read record"):
+            store.read_into(row, record)
     with stage("read picture"):
         data = path.read_bytes()
     with stage("decode"):

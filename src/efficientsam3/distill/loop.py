@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.profiler import record_function
 
 from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.data.preprocess import build_valid_mask, normalise
@@ -21,6 +22,7 @@ from efficientsam3.distill.losses import Loss, distillation_loss
 from efficientsam3.distill.optimizer import apply_if_finite
 from efficientsam3.distill.prefetch import on_device
 from efficientsam3.distill.records import DistillBatch, with_records
+from efficientsam3.distill.stages import Label
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.runtime.distributed import Process, broadcast_state, sum_over_processes
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -67,7 +69,8 @@ class Trainer:
 
     `step` counts optimiser steps, skipped ones too; `epoch` is the one under way, and `position` how many images of its
     order all processes together have taken. `report` is called now and then with the number of steps taken and figures
-    of the last one, `targets` gives a batch's embeddings, by default its decoded records.
+    of the last one, `targets` gives a batch's embeddings, by default its decoded records, and `stage` marks the stages
+    of a step, by default for PyTorch's profiler, which costs nearly nothing while there is none.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Trainer:
         self.targets: Callable[[DistillBatch, torch.Tensor], torch.Tensor] = lambda batch, pixels: store.decode(
             batch.records
         )[1]
+        self.stage: Label = record_function
         self._optimizer, self._rate_at, self._store = optimizer, rate_at, store
         self._process, self._settings = process, settings
         # float16 needs its gradients scaled; bfloat16 and float32 do not.
@@ -226,27 +230,39 @@ class Trainer:
     def _ready(self, batches: Iterable[PictureBatch]) -> Iterator[DistillBatch]:
         """The batches with their records, on the device."""
         device = self._process.device
-        return on_device(with_records(batches, self._store, device), device)
+        batches_of_records = self._waiting(with_records(batches, self._store, device))
+        return on_device(batches_of_records, device, self.stage)
+
+    def _waiting(self, batches: Iterator[DistillBatch]) -> Iterator[DistillBatch]:
+        while True:
+            with self.stage("wait for data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _take_step(self, group: tuple[DistillBatch, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the last batch's loss and the gradient's norm."""
         self._guard.keep()
         losses = list(self._accumulate(group))
-        norm = self._update(group)
+        with self.stage("optimiser"):
+            norm = self._update(group)
         for batch, loss in zip(group, losses, strict=True):
             self._add(self._sums, batch, loss)
             self.broken += batch.broken
         self.step += 1
         self.position = min(self._settings.images, self.position + len(group) * self._settings.batch)
         if self.ema is not None:
-            self.ema.update(self.student, self.step)
+            with self.stage("average"):
+                self.ema.update(self.student, self.step)
         return losses[-1].total, norm
 
     def _accumulate(self, group: tuple[DistillBatch, ...]) -> Iterator[Loss]:
         for index, batch in enumerate(group):
             with self._synchronised(index == len(group) - 1):
                 loss = self._loss(self.model, batch)
-                self._scaler.scale(loss.total / len(group)).backward()  # type: ignore[no-untyped-call]
+                with self.stage("backward"):
+                    self._scaler.scale(loss.total / len(group)).backward()  # type: ignore[no-untyped-call]
             yield Loss(loss.total.detach(), loss.mse.detach(), loss.cosine.detach())
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
@@ -272,18 +288,20 @@ class Trainer:
         return norm
 
     def _loss(self, model: nn.Module, batch: DistillBatch) -> Loss:
-        device, manifest = self._process.device, self._store.manifest
-        pixels = normalise(batch.pixels, batch.content_sizes, manifest.preprocessing)
-        if device.type == "cuda":
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        teacher = self.targets(batch, pixels)
-        dtype = self._settings.autocast
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        device, manifest, settings = self._process.device, self._store.manifest, self._settings
+        with self.stage("normalise"):
+            pixels = normalise(batch.pixels, batch.content_sizes, manifest.preprocessing)
+            if device.type == "cuda":
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with self.stage("targets"):
+            teacher = self.targets(batch, pixels)
+        dtype = settings.autocast
+        with self.stage("forward"), torch.autocast(device.type, dtype, enabled=dtype is not None):
             student = model(pixels)
-        valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
-        settings = self._settings
-        weights = (settings.pixel_wise, settings.cosine)
-        return distillation_loss(student, teacher, valid, batch.weights, *weights, self._normalisation)
+        with self.stage("loss"):
+            valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
+            weights = (settings.pixel_wise, settings.cosine)
+            return distillation_loss(student, teacher, valid, batch.weights, *weights, self._normalisation)
 
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(4, device=self._process.device)

@@ -5,16 +5,20 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from efficientsam3.distill.records import DistillBatch
+from efficientsam3.distill.stages import Label
 
 
-def on_device(batches: Iterable[DistillBatch], device: torch.device) -> Iterator[DistillBatch]:
+def on_device(batches: Iterable[DistillBatch], device: torch.device, stage: Label) -> Iterator[DistillBatch]:
     """The batches on `device`; on a GPU, the next one is copied while the device computes on the one before."""
     if device.type != "cuda":
-        yield from (batch.to(device) for batch in batches)
+        for batch in batches:
+            with stage("transfer"):
+                batch.to(device)
+            yield batch
         return
     copying, waiting = torch.cuda.Stream(device), None  # type: ignore[no-untyped-call]
     for batch in batches:
-        with torch.cuda.stream(copying):
+        with torch.cuda.stream(copying), stage("transfer"):
             batch.to(device)
         if waiting is not None:
             yield _arrived(waiting, copying, device)

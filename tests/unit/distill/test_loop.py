@@ -104,7 +104,7 @@ def test_float16_trains_with_scaled_gradients(
     """As on a GPU without bfloat16; where the scale is too large, the scaler leaves the step out and halves it."""
     plain = make_training("TAG", "plain")
     train(plain, one_process)
-    monkeypatch.setattr("efficientsam3.distill.train.autocast_dtype", lambda device: torch.float16)
+    monkeypatch.setattr("efficientsam3.distill.build.autocast_dtype", lambda device: torch.float16)
     config = make_training("TAG", "half")
     train(config, one_process)
     content = load_training_checkpoint(checkpoint_path(config.output_dir, 2))

@@ -1,0 +1,165 @@
+"""Where the time of a training's step goes."""
+
+import time
+from collections import defaultdict
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.distill.build import Training, build_training
+from efficientsam3.distill.data_profile import DataProfile, profile_data
+from efficientsam3.distill.online import online_teacher
+from efficientsam3.distill.plan import plan_training
+from efficientsam3.distill.stages import STAGES, Stage
+from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.memory import peak_of
+
+_Moment = float | torch.cuda.Event
+_Measured = tuple[int, float, dict[Stage, float]]
+_DATA_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """What a step costs, as a mean over the measured ones."""
+
+    steps: int  # that were measured
+    images: int  # that these took, over all processes
+    seconds: float  # that these took
+    milliseconds: dict[Stage, float]  # a step, by stage, in the order of `STAGES`
+    overlapping: frozenset[Stage]  # stages that a GPU does beside the others
+    peak_memory: int | None  # bytes, the model's included; None where the system does not tell
+    data: DataProfile  # what workers and threads do for the data meanwhile, image by image
+
+    @property
+    def rate(self) -> float:
+        """Images/s, over all processes."""
+        return self.images / self.seconds
+
+    @property
+    def step_milliseconds(self) -> float:
+        """A whole step."""
+        return 1000 * self.seconds / self.steps
+
+    @property
+    def rest(self) -> float:
+        """Milliseconds a step that no stage accounts for."""
+        one_by_one = (cost for stage, cost in self.milliseconds.items() if stage not in self.overlapping)
+        return self.step_milliseconds - sum(one_by_one)
+
+
+def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_up: int = 3) -> StepProfile:
+    """Take steps as a training would from its beginning, and time their stages; nothing is written.
+
+    Where an epoch is too short, the next one begins. With the teacher in the loop, its cache is left alone.
+
+    Args:
+        config: of the training.
+        process: this process among its peers, each of which has to call this.
+        steps: how many to measure.
+        warm_up: how many to take before.
+
+    Raises:
+        UserError: see `plan_training` and `build_student`; or the gradient is not finite ten times in a row.
+    """
+    distill = config.DISTILL.model_copy(update={"ONLINE_CACHE": None})
+    config = config.model_copy(update={"DISTILL": distill})
+    plan, measured = plan_training(config), list[_Measured]()
+
+    def work() -> None:
+        with online_teacher(config, plan.store, process) as online:
+            torch.manual_seed(config.SEED)
+            training = build_training(config, plan, process, None)
+            if online is not None:
+                training.trainer.targets = online
+            measured.append(_measure(training, process.device, steps, warm_up))
+
+    peak = peak_of(work, process.device)
+    [(images, seconds, totals)] = measured
+    return StepProfile(
+        steps,
+        images,
+        seconds,
+        {stage: totals[stage] / steps for stage in STAGES if stage in totals},
+        frozenset({"transfer"} if process.device.type == "cuda" else ()),
+        peak,
+        profile_data(config, process, _DATA_IMAGES),
+    )
+
+
+class StageClock:
+    """Times stages, on a GPU by events in its stream: nobody waits for it until all is over."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing measured yet."""
+        self._device = device
+        self._spans: list[tuple[Stage, _Moment, _Moment]] = []
+
+    @contextmanager
+    def __call__(self, stage: Stage) -> Iterator[None]:
+        """Add what is done within to a stage."""
+        start = self.now()
+        yield
+        self._spans.append((stage, start, self.now()))
+
+    def now(self) -> _Moment:
+        """A moment of the device."""
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            return event
+        if self._device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self._spans.clear()
+
+    def totals(self) -> dict[Stage, float]:
+        """Milliseconds of each stage that there was."""
+        totals: dict[Stage, float] = defaultdict(float)
+        for stage, start, end in self._spans:
+            totals[stage] += elapsed(start, end)
+        return totals
+
+
+def elapsed(start: _Moment, end: _Moment) -> float:
+    """Milliseconds between two moments of one device; waits for the second."""
+    if isinstance(start, float) or isinstance(end, float):
+        assert isinstance(start, float)
+        assert isinstance(end, float)
+        return 1000 * (end - start)
+    end.synchronize()
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds
+
+
+def _measure(training: Training, device: torch.device, steps: int, warm_up: int) -> _Measured:
+    """Returns images, seconds, and milliseconds of each stage, all of the measured steps together."""
+    clock = StageClock(device)
+    training.trainer.stage = clock
+    with closing(_steps(training)) as images:
+        for _ in range(warm_up):
+            next(images)
+        clock.reset()
+        start = clock.now()
+        count = sum(next(images) for _ in range(steps))
+        seconds = elapsed(start, clock.now()) / 1000
+    return count, seconds, clock.totals()
+
+
+def _steps(training: Training) -> Generator[int, None, None]:
+    """Steps without end; yields how many images each took."""
+    trainer, epoch = training.trainer, 0
+    while True:
+        training.sampler.set_epoch(epoch)
+        trainer.begin_epoch(epoch)
+        seen = 0
+        for _ in trainer.train(training.train_loader, len(training.train_loader)):
+            yield trainer.position - seen
+            seen = trainer.position
+        epoch += 1
