@@ -3,7 +3,7 @@
     python benchmarks/store_throughput.py [--records 128] [--scratch DIR]
 
 Records are of codec float16 at SAM3's size. Before each reading, the files leave the page cache (posix_fadvise), so all
-of them start cold; the rounds alternate, and the medians are printed. Linux only.
+of them start cold; that is not timed. The rounds alternate, and the medians are printed. Linux only.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
+from efficientsam3.distill.dataset import PictureBatch
+from efficientsam3.distill.records import with_records
 from efficientsam3.embeddings.manifest import Manifest, write_manifest
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.embeddings.shards import Shard
@@ -30,7 +32,7 @@ from efficientsam3.runtime.device import describe_machine
 
 MANIFEST = Manifest(embed_dim=1024, embed_size=72, preprocessing=SAM3_PREPROCESSING)
 SIZE = MANIFEST.record_size
-ROUNDS = 3
+ROUNDS, BATCH = 5, 4
 
 
 def drop_cache(directory: Path) -> None:
@@ -57,7 +59,7 @@ def write_dd(source: Path, directory: Path, count: int) -> None:
 
 
 def read_store(directory: Path, order: list[int], checksums: bool) -> None:
-    """As training reads, in a random order, into one buffer."""
+    """In a random order, into one buffer."""
     store, buffer = EmbeddingStore(directory, checksums=checksums), torch.empty(SIZE, dtype=torch.uint8)
     for row in order:
         store.read_into(row, buffer)
@@ -71,11 +73,24 @@ def read_plain(directory: Path, order: list[int]) -> None:
     os.close(descriptor)
 
 
-def median_rates(ways: dict[str, Callable[[], None]], size: int) -> dict[str, float]:
-    """MB/s of each way, the rounds taking turns."""
+def read_batches(directory: Path, order: list[int]) -> None:
+    """As training reads: by threads, into batches."""
+    store = EmbeddingStore(directory, checksums=False)
+    batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
+    pixels = torch.empty(0)
+    pictures = (PictureBatch([""] * len(rows), pixels, pixels, rows, []) for rows in batches)
+    for _ in with_records(pictures, store, torch.device("cpu")):
+        pass
+
+
+def median_rates(
+    ways: dict[str, Callable[[], None]], size: int, prepare: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """MB/s of each way, the rounds taking turns; `prepare` comes before each, and is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
+            prepare()
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
@@ -117,24 +132,18 @@ def run(scratch: Path, source: Path, records: list[np.ndarray], order: list[int]
         shutil.rmtree(store, ignore_errors=True)
         write_store(store, records, count)
 
-    def cold(read: Callable[[], None]) -> Callable[[], None]:
-        def way() -> None:
-            read()
-            drop_cache(store)
-
-        return way
-
     writing = median_rates(
         {"write, dd conv=fsync": lambda: write_dd(source, plain, count), "write, store": fresh_store}, count * SIZE
     )
-    drop_cache(store)
     reading = median_rates(
         {
-            "read, os.pread": cold(lambda: read_plain(store, order)),
-            "read, store without checksums": cold(lambda: read_store(store, order, False)),
-            "read, store": cold(lambda: read_store(store, order, True)),
+            "read, os.pread": lambda: read_plain(store, order),
+            "read, store without checksums": lambda: read_store(store, order, False),
+            "read, store": lambda: read_store(store, order, True),
+            "read, batches as training, without checksums": lambda: read_batches(store, order),
         },
         count * SIZE,
+        lambda: drop_cache(store),
     )
     return writing, reading
 

@@ -1,8 +1,10 @@
 """The stored embeddings of batches of pictures, read in the training's process while it computes on earlier batches."""
 
+import mmap
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -66,7 +68,7 @@ class _Reading:
         self._batch, self._pinned = batch, pinned
         whole = store.holds([row for row in batch.rows if row != STAND_IN])
         width = store.manifest.record_size if whole else 0
-        self._records = torch.empty((len(batch.rows), width), dtype=torch.uint8, pin_memory=pinned)
+        self._records = _allocate(len(batch.rows), width, pinned)
         places = zip(batch.rows, self._records, strict=True) if whole else ()
         self._reads: list[Future[str | None]] = [pool.submit(_read, store, *place) for place in places]
 
@@ -81,6 +83,20 @@ class _Reading:
         return DistillBatch(
             batch.image_ids, batch.pixels, batch.content_sizes, batch.rows, broken, self._records, weights
         )
+
+
+def _allocate(count: int, width: int, pinned: bool) -> torch.Tensor:
+    """Memory for records, (count, width) uint8, of any content.
+
+    Pinned memory is used again and again by PyTorch's allocator. Other memory comes as fresh pages, which cost several
+    times what reading into them does unless they are huge, see docs/training.md.
+    """
+    if pinned or not count * width or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty((count, width), dtype=torch.uint8, pin_memory=pinned)
+    memory = mmap.mmap(-1, count * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8).reshape(count, width)
 
 
 def _read(store: EmbeddingStore, row: int, record: torch.Tensor) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.listing import list_images
 from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.distill import records
 from efficientsam3.distill.dataset import STAND_IN, DistillDataset, PictureBatch
 from efficientsam3.distill.losses import distillation_loss
 from efficientsam3.distill.records import DistillBatch, with_records
@@ -118,7 +119,10 @@ def test_a_damaged_record_comes_as_zeros_without_weight_and_by_name(store: Embed
     assert [f"image {store.ids[4].decode()!r}" in sentence for sentence in batch.broken[1:]] == [True]
 
 
-def test_a_stand_in_has_no_weight_and_nothing_is_read_for_it(store: EmbeddingStore) -> None:
+def test_a_stand_in_has_no_weight_and_nothing_is_read_for_it(
+    store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_allocate", lambda *shape: torch.full(shape[:2], 255, dtype=torch.uint8))
     [batch] = with_records([pictures([STAND_IN])], store, CPU)
     assert batch.weights.tolist() == [0]
     assert batch.records.shape == (1, SIZE)
