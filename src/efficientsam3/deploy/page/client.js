@@ -17,7 +17,8 @@ export class Client {
     this.#last = Promise.resolve();
     this.#worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.#worker.onmessage = ({ data }) => (data.progress ? this.say(data.progress) : this.#settle?.(data));
-    this.#worker.onerror = ({ message }) => this.#settle?.({ error: message || "The page's worker could not be started." });
+    this.#worker.onerror = ({ message }) =>
+      this.#settle?.({ error: message || "The page's worker could not be started." });
     return this.ask("open", { provider, variant });
   }
 

@@ -33,7 +33,8 @@ function paintMask({ data, width, height }, mask, [red, green, blue]) {
   for (let pixel = 0; pixel < mask.length; pixel++) {
     if (!mask[pixel]) continue;
     const x = pixel % width;
-    const inside = x > 0 && x < width - 1 && mask[pixel - 1] && mask[pixel + 1] && mask[pixel - width] && mask[pixel + width];
+    const inside =
+      x > 0 && x < width - 1 && mask[pixel - 1] && mask[pixel + 1] && mask[pixel - width] && mask[pixel + width];
     data[4 * pixel] = red;
     data[4 * pixel + 1] = green;
     data[4 * pixel + 2] = blue;
@@ -49,7 +50,7 @@ function paintMask({ data, width, height }, mask, [red, green, blue]) {
  */
 export function draw(canvas, { bitmap, layer, points, labels, boxes, cursor }) {
   const context = canvas.getContext("2d", { alpha: false });
-  const unit = Math.max(1, canvas.width / Math.max(1, canvas.clientWidth)); // a pixel of the screen
+  const unit = canvas.width / Math.max(1, canvas.clientWidth); // a pixel of the screen
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   if (layer) context.drawImage(layer, 0, 0);
   for (const { box, label } of boxes) drawBox(context, box, label, unit);
@@ -59,7 +60,10 @@ export function draw(canvas, { bitmap, layer, points, labels, boxes, cursor }) {
 
 /** Negative ones are dashed, so that colour is not all that tells. */
 function drawBox(context, [x0, y0, x1, y1], label, unit) {
-  for (const [style, width] of [["#ffffff", 4], [label ? POSITIVE : NEGATIVE, 2]]) {
+  for (const [style, width] of [
+    ["#ffffff", 4],
+    [label ? POSITIVE : NEGATIVE, 2],
+  ]) {
     context.setLineDash(label ? [] : [8 * unit, 5 * unit]);
     context.strokeStyle = style;
     context.lineWidth = width * unit;
@@ -81,7 +85,10 @@ function drawPoint(context, [x, y], label, unit) {
 }
 
 function drawCursor(context, [x, y], unit) {
-  for (const [style, width] of [["#ffffff", 4], ["#000000", 1.5]]) {
+  for (const [style, width] of [
+    ["#ffffff", 4],
+    ["#000000", 1.5],
+  ]) {
     context.strokeStyle = style;
     context.lineWidth = width * unit;
     cross(context, x, y, 12 * unit, true);

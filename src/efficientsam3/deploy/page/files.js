@@ -16,10 +16,11 @@ export async function get(url) {
 export async function download(url, bytes, progress) {
   const content = new Uint8Array(bytes);
   const reader = (await get(url)).body.getReader();
-  for (let at = 0; ; ) {
+  for (let at = 0; ;) {
     const { done, value } = await reader.read();
     const expected = at + (value?.length ?? 0);
-    if (expected > bytes || (done && at < bytes)) throw new Error(`${url} is not what model.json says: export it again.`);
+    if (expected > bytes || (done && at < bytes))
+      throw new Error(`${url} is not what model.json says: export it again.`);
     if (done) return content;
     content.set(value, at);
     at = expected;

@@ -40,8 +40,8 @@ export class Model {
 
   /**
    * Everything that fits a phrase and examples.
-   * @param {{phrase: string|null, boxes: number[][], labels: number[], threshold: number}} prompt boxes xyxy in pixels of
-   *     the picture, labels 1 (like this) or 0 (not like this)
+   * @param {{phrase: string|null, boxes: number[][], labels: number[], threshold: number}} prompt boxes xyxy in pixels
+   *     of the picture, labels 1 (like this) or 0 (not like this)
    * @returns {Promise<{score: number, box: number[], mask: Uint8Array}[]>} best first
    */
   async detect({ phrase, boxes, labels, threshold }) {
@@ -51,7 +51,10 @@ export class Model {
       const levels = await this.#levels("detector_neck");
       const asked = boxes.length ? boxes.flatMap((box) => this.#unitBox(box)) : [0, 0, 0, 0];
       const marks = boxes.length ? labels : [PADDING_LABEL];
-      const given = { boxes: this.#floats(asked, [1, marks.length, 4]), box_labels: this.#longs(marks, [1, marks.length]) };
+      const given = {
+        boxes: this.#floats(asked, [1, marks.length, 4]),
+        box_labels: this.#longs(marks, [1, marks.length]),
+      };
       this.#answer = { prompt, values: await this.#run("detector", { ...levels, ...text, ...given }) };
     }
     const { scores, pred_boxes: found, mask_logits: logits } = this.#answer.values;
@@ -62,14 +65,17 @@ export class Model {
     }));
   }
 
-  /** The one object of points and a box (or null), in pixels of the picture: the best of the predictor's three masks. */
+  /** The one object of points and a box (or null), in pixels of the picture: the best of the three masks. */
   async outline({ points, labels, box }) {
     const levels = await this.#levels("interactive_neck");
     const given = box ? [...points, box.slice(0, 2), box.slice(2)] : points;
     const marks = box ? [...labels, ...CORNER_LABELS] : labels;
     const { iou_scores: scores, mask_logits: logits } = await this.#run("interactive", {
       ...levels,
-      points: this.#floats(given.flatMap((point) => this.#inputPoint(point)), [1, given.length, 2]),
+      points: this.#floats(
+        given.flatMap((point) => this.#inputPoint(point)),
+        [1, given.length, 2],
+      ),
       labels: this.#longs(marks, [1, marks.length]),
     });
     const [best] = ranked(scores.data);
@@ -100,14 +106,24 @@ export class Model {
     if (!tokenizer) {
       if (phrase !== VISUAL_PROMPT || !visual) throw new Error("This model has no text encoder: give example boxes.");
       const features = this.#floats(visual.flat(), [1, visual.length, visual[0].length]);
-      return { text_features: features, text_mask: this.#longs(visual.map(() => 1), [1, visual.length]) };
+      return {
+        text_features: features,
+        text_mask: this.#longs(
+          visual.map(() => 1),
+          [1, visual.length],
+        ),
+      };
     }
     this.tokenizer ??= new Tokenizer(await (await get(this.folder + tokenizer.file)).json());
     const length = tokenizer.context_length;
     const ids = this.tokenizer.encode(phrase);
-    if (ids.length > length) throw new Error(`The words have ${ids.length} tokens, at most ${length} fit: shorten them.`);
+    if (ids.length > length)
+      throw new Error(`The words have ${ids.length} tokens, at most ${length} fit: shorten them.`);
     const padded = Array.from({ length }, (_, index) => ids[index] ?? tokenizer.pad_id);
-    const mask = this.#longs(padded.map((_, index) => Number(index < ids.length)), [1, length]);
+    const mask = this.#longs(
+      padded.map((_, index) => Number(index < ids.length)),
+      [1, length],
+    );
     const answer = await this.#run("text_encoder", { input_ids: this.#longs(padded, [1, length]), text_mask: mask });
     return { ...answer, text_mask: mask };
   }
@@ -129,7 +145,9 @@ export class Model {
       const variant = name === "image_encoder" && this.how.variant !== "fp32" ? this.manifest.variants : {};
       const { file, bytes } = variant[this.how.variant] ?? this.#graph(name);
       const label = name.replace("_", " ");
-      const content = await download(this.folder + file, bytes, (share) => this.how.say(`Loading the ${label}: ${share} %`));
+      const content = await download(this.folder + file, bytes, (share) =>
+        this.how.say(`Loading the ${label}: ${share} %`),
+      );
       this.how.say(`Preparing the ${label}`);
       const options = { executionProviders: [this.how.provider] };
       this.#sessions.set(name, await this.ort.InferenceSession.create(content, options));
@@ -145,7 +163,9 @@ export class Model {
   /** xyxy in pixels of the picture to cxcywh in [0, 1] of the input. */
   #unitBox(box) {
     const { side } = this.#picture;
-    const [x0, y0, x1, y1] = [...this.#inputPoint(box.slice(0, 2)), ...this.#inputPoint(box.slice(2))].map((v) => v / side);
+    const [x0, y0, x1, y1] = [...this.#inputPoint(box.slice(0, 2)), ...this.#inputPoint(box.slice(2))].map(
+      (v) => v / side,
+    );
     return [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0];
   }
 

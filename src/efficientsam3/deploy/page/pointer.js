@@ -7,7 +7,7 @@ const STEPS = 60; // key presses from side to side
  * @param {HTMLCanvasElement} canvas
  * @param {{point: (at: number[], other: boolean) => void, box: (box: number[], other: boolean) => void,
  *     show: (box: number[]|null, cursor: number[]|null, other: boolean) => void, clear: () => void}} on
- *     `other`: with Shift or the right button, the other sign than chosen; `show`: a box under way and the keyboard's mark
+ *     `other`: with Shift or the right button, the other sign than chosen; `show`: a box under way, the keyboard's mark
  */
 export function listen(canvas, on) {
   listenToPointer(canvas, on);
@@ -21,7 +21,12 @@ function listenToPointer(canvas, on) {
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 && event.button !== 2) return;
     canvas.setPointerCapture(event.pointerId);
-    start = { x: event.clientX, y: event.clientY, at: place(canvas, event), other: event.shiftKey || event.button === 2 };
+    start = {
+      x: event.clientX,
+      y: event.clientY,
+      at: place(canvas, event),
+      other: event.shiftKey || event.button === 2,
+    };
   });
   canvas.addEventListener("pointermove", (event) => {
     if (start && !isClick(event)) on.show(boxOf(start.at, place(canvas, event)), null, start.other);
@@ -63,7 +68,10 @@ function listenToKeys(canvas, on) {
     cursor = within(canvas, cursor ?? [canvas.width / 2, canvas.height / 2]);
     if (key in moves) {
       const step = event.ctrlKey ? 1 : Math.max(canvas.width, canvas.height) / STEPS;
-      cursor = within(canvas, moves[key].map((sign, axis) => cursor[axis] + sign * step));
+      cursor = within(
+        canvas,
+        moves[key].map((sign, axis) => cursor[axis] + sign * step),
+      );
     } else actions[key](event.shiftKey);
     show(event.shiftKey);
   });

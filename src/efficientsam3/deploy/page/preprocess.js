@@ -1,9 +1,9 @@
-// From a picture to the encoder's input: what `Preprocessing` of model.json says, computed as Pillow computes it, so that
-// a picture becomes the same numbers here as for `efficientsam3 predict`.
+// From a picture to the encoder's input: what `Preprocessing` of model.json says, computed as Pillow computes it, so
+// that a picture becomes the same numbers here as for `efficientsam3 predict`.
 
 const PRECISION = 22; // bits of Pillow's fixed-point weights (Resample.c)
 
-/** Height and width in pixels that a picture covers in the square input, at its top left: `Preprocessing.content_size`. */
+/** [height, width] that a picture covers in the square input, at its top left: `Preprocessing.content_size`. */
 export function contentSize(height, width, { image_size: side, resize }) {
   if (resize === "square") return [side, side];
   const scale = side / Math.max(height, width);
@@ -79,7 +79,9 @@ function resizeRows({ data, width, height }, target) {
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < target; x++) {
       const { first, weights } = columns[x];
-      let red = 1 << (PRECISION - 1), green = red, blue = red; // a half, for rounding
+      let red = 1 << (PRECISION - 1),
+        green = red,
+        blue = red; // a half, for rounding
       for (let tap = 0, at = (y * width + first) * 3; tap < weights.length; tap++, at += 3) {
         red += data[at] * weights[tap];
         green += data[at + 1] * weights[tap];

@@ -1,7 +1,7 @@
 // CLIP's byte-pair encoding out of a tokenizer.json of Hugging Face's `tokenizers`, for phrases.
 
-// What the file's pre-tokenizer splits into, and GPT-2's pattern, by which its ByteLevel splits once more. JavaScript's \s
-// knows U+FEFF and not U+0085; the property is what the file's regular expressions mean.
+// What the file's pre-tokenizer splits into, and GPT-2's pattern, by which its ByteLevel splits once more. JavaScript's
+// \s knows U+FEFF and not U+0085; the property is what the file's regular expressions mean.
 const WORDS = /<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\p{White_Space}\p{L}\p{N}]+/gu;
 const PIECES = /'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}+|[^\p{White_Space}\p{L}\p{N}]+/gu;
 
@@ -33,7 +33,7 @@ export class Tokenizer {
     return pieces.flatMap((piece) => this.#merge(piece).map((symbol) => this.vocabulary.get(symbol)));
   }
 
-  /** Join the neighbours that were joined first when the vocabulary was made, the leftmost of equals, until none is left. */
+  /** Join the neighbours that the vocabulary joined first, the leftmost of equals, until it joined none of them. */
   #merge(piece) {
     const symbols = Array.from(new TextEncoder().encode(piece), (byte) => SYMBOLS[byte]);
     symbols[symbols.length - 1] += "</w>";

@@ -1,4 +1,4 @@
-// The model in a thread of its own, so that the page stays alive while it computes. One request at a time: see client.js.
+// The model in a thread of its own, so that the page stays alive while it computes. One request at a time: client.js.
 
 import { get } from "./files.js";
 import { Model } from "./model.js";
@@ -42,6 +42,8 @@ self.onmessage = async ({ data: { action, argument } }) => {
 
 /** Errors of the runtime are of many lines, or numbers. */
 function sentence(error) {
-  const text = String(error?.message ?? error).split("\n")[0].trim();
+  const text = String(error?.message ?? error)
+    .split("\n")[0]
+    .trim();
   return /^\d*$/.test(text) ? "The graph could not be run: the browser has too little memory for it." : text;
 }
