@@ -57,7 +57,7 @@ def compare(
         for graph in graphs:
             for prompt in _prompts(graph, phrases, pixels.shape[-1]):
                 given = {name: (values | prompt)[name] for name in graph.inputs}
-                expected = run_module(graph, given)
+                expected = graph.run(given)
                 found[graph.name].append(figures(expected, run_graph(sessions[graph.name], given)))
                 values |= given | expected
     measured = {name: worst(rows) for name, rows in found.items()}
@@ -80,13 +80,6 @@ def _prompts(graph: Graph, phrases: Sequence[Values], side: int) -> list[Values]
 def open_graph(path: Path) -> Any:
     """A session for one of the graphs."""
     return open_onnx(path, "ONNX graph", "export the model again")
-
-
-@torch.inference_mode()
-def run_module(graph: Graph, inputs: Values) -> Values:
-    """A graph's outputs by PyTorch."""
-    answer = graph.module(*inputs.values())
-    return dict(zip(graph.outputs, (answer,) if isinstance(answer, torch.Tensor) else answer, strict=True))
 
 
 def run_graph(session: Any, inputs: Values) -> list[Array]:

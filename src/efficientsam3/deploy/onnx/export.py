@@ -56,10 +56,10 @@ def export_onnx(
     calibrated_on = Pictures(calibrate, contents.preprocessing, _MOST_CALIBRATED) if calibrate else measured_on
     with atomic_directory(output, MANIFEST, "directory of ONNX graphs") as folder:
         models = build_models(contents)
+        phrases = _phrases(models, contents)
         graphs = build_graphs(models, contents.preprocessing.image_size)
         for graph in graphs:
             write_graph(graph, folder / f"{graph.name}.onnx")
-        phrases = _phrases(models, contents)
         measured = compare(graphs, folder, measured_on, phrases)
         manifest = Manifest(
             source=model.name,

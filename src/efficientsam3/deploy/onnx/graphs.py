@@ -5,6 +5,7 @@ so each neck is a graph between them: it runs once per picture, and for the prom
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from efficientsam3.deploy.build import Models
 from efficientsam3.deploy.encoded import grid_of, tracker_features
-from efficientsam3.deploy.onnx.manifest import DETECTOR_LEVELS, INTERACTIVE_LEVELS, GraphName
+from efficientsam3.deploy.onnx.manifest import DETECTOR_LEVELS, INTERACTIVE_LEVELS, GraphName, Port
 from efficientsam3.deploy.prompting import PADDING_LABEL
 from efficientsam3.deploy.tokenizer import CONTEXT_LENGTH
 
 Tensors = tuple[torch.Tensor, ...]
 _BATCH = {0: "batch"}
+_DTYPES = {torch.float32: "float", torch.int64: "int64"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,25 @@ class Graph:
     inputs: dict[str, torch.Tensor]  # examples, two long where the length is free
     outputs: dict[str, dict[int, str]]  # name -> axis -> name of its length, where that is free
     axes: dict[str, dict[int, str]]  # the same of the inputs
+
+    @torch.inference_mode()
+    def run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Outputs by PyTorch."""
+        answer = self.module(*inputs.values())
+        return dict(zip(self.outputs, (answer,) if isinstance(answer, torch.Tensor) else answer, strict=True))
+
+    @cached_property
+    def ports(self) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+        """Inputs and outputs with the shapes that the examples have."""
+        return (
+            tuple(_port(name, value, self.axes.get(name, {})) for name, value in self.inputs.items()),
+            tuple(_port(name, value, self.outputs[name]) for name, value in self.run(self.inputs).items()),
+        )
+
+
+def _port(name: str, value: torch.Tensor, axes: dict[int, str]) -> Port:
+    shape = tuple(axes.get(axis, length) for axis, length in enumerate(value.shape))
+    return Port(name=name, dtype=_DTYPES[value.dtype], shape=shape)
 
 
 def build_graphs(models: Models, image_size: int) -> list[Graph]:

@@ -113,6 +113,8 @@ def write_int8(source: Path, target: Path, pictures: Iterable[torch.Tensor]) -> 
             activation_type=QuantType.QUInt8,
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=kept,
+            # The mean of the pictures' ranges: one picture's outlier does not coarsen the scale for all.
+            extra_options={"CalibMovingAverage": True},
         )
     return tuple(kept)
 

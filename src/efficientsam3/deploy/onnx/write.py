@@ -13,7 +13,6 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file
 
 OPSET = 17  # the first with LayerNormalization; onnxruntime-web has all of its operators
-_NAMES = {torch.float32: "float", torch.int64: "int64"}
 
 
 def require_packages() -> None:
@@ -51,7 +50,7 @@ def write_graph(graph: Graph, path: Path) -> None:
             dynamo=False,
         )
     proto = onnx.load(path)
-    _state_shapes(proto, ports(graph)[1])
+    _state_shapes(proto, graph.ports[1])
     onnx.save(proto, path)
     check_file(path, graph.name)
 
@@ -82,25 +81,9 @@ def _state_shapes(proto: Any, outputs: tuple[Port, ...]) -> None:
             setattr(dimension, "dim_value" if isinstance(length, int) else "dim_param", length)
 
 
-@torch.inference_mode()
-def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Inputs and outputs with their shapes, as the examples have them."""
-    answer = graph.module(*graph.inputs.values())
-    outputs = dict(zip(graph.outputs, (answer,) if isinstance(answer, torch.Tensor) else answer, strict=True))
-    return (
-        tuple(_port(name, value, graph.axes.get(name, {})) for name, value in graph.inputs.items()),
-        tuple(_port(name, value, graph.outputs[name]) for name, value in outputs.items()),
-    )
-
-
-def _port(name: str, value: torch.Tensor, axes: dict[int, str]) -> Port:
-    shape = tuple(axes.get(axis, length) for axis, length in enumerate(value.shape))
-    return Port(name=name, dtype=_NAMES[value.dtype], shape=shape)
-
-
 def describe_file(graph: Graph, path: Path, measured: dict[str, float], fp32_nodes: tuple[str, ...] = ()) -> GraphFile:
     """What `model.json` says of a file."""
-    inputs, outputs = ports(graph)
+    inputs, outputs = graph.ports
     return GraphFile(
         file=path.name,
         bytes=path.stat().st_size,

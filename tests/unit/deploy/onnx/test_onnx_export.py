@@ -14,7 +14,7 @@ from efficientsam3.deploy.build import build_models
 from efficientsam3.deploy.contents import read_contents
 from efficientsam3.deploy.merge import merge
 from efficientsam3.deploy.onnx import compare as compare_module
-from efficientsam3.deploy.onnx.compare import figures, open_graph, run_graph, run_module
+from efficientsam3.deploy.onnx.compare import figures, open_graph, run_graph
 from efficientsam3.deploy.onnx.export import export_onnx
 from efficientsam3.deploy.onnx.graphs import Graph, build_graphs
 from efficientsam3.deploy.onnx.manifest import MANIFEST, read_manifest
@@ -60,19 +60,21 @@ def longer(graph: Graph, value: torch.Tensor, name: str) -> torch.Tensor:
 def test_free_lengths_are_free(name: str, graphs: dict[str, Graph], exported: Path) -> None:
     graph = graphs[name]
     given = {key: longer(graph, value, key) for key, value in graph.inputs.items()}
-    found = figures(run_module(graph, given), run_graph(open_graph(exported / f"{name}.onnx"), given))
+    found = figures(graph.run(given), run_graph(open_graph(exported / f"{name}.onnx"), given))
     assert found.get("relative_error", 0) <= 1e-5
     assert found.get("score_error", 0) <= 1e-5
     assert found.get("mask_iou", 1) >= 0.999
 
 
-@pytest.mark.parametrize("backbone", ["tiny_vit_5m", "repvit_m0_9", None])
-def test_other_trunks(backbone: str | None, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    """TinyViT's windows, RepViT's branches, and SAM3's own trunk."""
+@pytest.mark.parametrize(("backbone", "fuse"), [("tiny_vit_5m", False), ("repvit_m0_9", True), (None, False)])
+def test_other_trunks(
+    backbone: str | None, fuse: bool, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
+    """TinyViT's windows, RepViT with its branches fused, and SAM3's own trunk."""
     model = tiny_sam3_path
     if backbone is not None:
         model = tmp_path / "model.pt"
-        merge(student_checkpoint(backbone), tiny_sam3_path, model, keep=["tracker"])
+        merge(student_checkpoint(backbone), tiny_sam3_path, model, keep=["tracker"], fuse=fuse)
     assert export_onnx(model, tmp_path / "out").graphs["image_encoder"].measured["relative_error"] <= 1e-4
 
 
