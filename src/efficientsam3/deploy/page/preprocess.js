@@ -32,12 +32,14 @@ export function toInput(picture, preprocessing) {
 }
 
 /**
- * `Image.resize(..., BILINEAR)` of Pillow: a triangle as wide as the shrinking needs, columns first, 8 bits in between.
+ * `Image.resize(..., BILINEAR)` of Pillow: a triangle as wide as the shrinking needs, 8 bits between the two passes, of
+ * which the one that leaves less comes first (Pillow before 13 began with rows, at most one grey level away).
  * @param {{data: Uint8ClampedArray, width: number, height: number}} picture RGB
  */
 export function resizeBilinear(picture, width, height) {
-  const across = picture.width === width ? picture : resizeRows(picture, width);
-  return across.height === height ? across : transpose(resizeRows(transpose(across), height));
+  const across = (given) => (given.width === width ? given : resizeRows(given, width));
+  const down = (given) => (given.height === height ? given : transpose(resizeRows(transpose(given), height)));
+  return width * picture.height <= height * picture.width ? down(across(picture)) : across(down(picture));
 }
 
 /** What each of the 256 grey levels becomes, in 32-bit arithmetic. */
