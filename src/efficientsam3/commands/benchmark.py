@@ -72,10 +72,11 @@ def _print_data(profile: "DataProfile") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("stage", "ms an image", "share", title=f"{profile.images} images, median {profile.megapixels:.1f} MP")
-    total = sum(profile.milliseconds.values())
-    for stage, milliseconds in profile.milliseconds.items():
-        table.add_row(stage, f"{milliseconds:.2f}", f"{100 * milliseconds / total:.0f} %")
+    title = f"{profile.images} images, median {profile.megapixels:.1f} MP"
+    table = Table("stage", "ms an image", "CPU ms", "share", title=title)
+    total = sum(profile.cpu_milliseconds.values())
+    for stage, cpu in profile.cpu_milliseconds.items():
+        table.add_row(stage, f"{profile.milliseconds[stage]:.2f}", f"{cpu:.2f}", f"{100 * cpu / total:.0f} %")
     Console().print(table)
     print(f"One core: {profile.core_rate:.1f} images/s. DataLoader, {profile.workers} workers: ", end="")
     print(f"{profile.loader_rate:.1f} images/s")
@@ -107,12 +108,13 @@ def _print_steps(profile: "StepProfile") -> None:
 
     whole = profile.step_milliseconds
     title = f"{profile.steps} steps of {profile.images / profile.steps:g} images"
-    table = Table("stage", "ms a step", "share", title=title)
-    for stage, milliseconds in profile.milliseconds.items():
-        share = "beside the others" if stage in profile.overlapping else f"{100 * milliseconds / whole:.1f} %"
-        table.add_row(stage, f"{milliseconds:.1f}", share)
-    table.add_row("the rest", f"{profile.rest:.1f}", f"{100 * profile.rest / whole:.1f} %", end_section=True)
-    table.add_row("step", f"{whole:.1f}", "100 %")
+    table = Table("stage", "ms a step", "share", "CPU ms", title=title)
+    for stage, cost in profile.stages.items():
+        beside = stage in profile.overlapping
+        share = "beside the others" if beside else f"{100 * cost.milliseconds / whole:.1f} %"
+        table.add_row(stage, f"{cost.milliseconds:.1f}", share, f"{cost.cpu_milliseconds:.1f}")
+    table.add_row("the rest", f"{profile.rest:.1f}", f"{100 * profile.rest / whole:.1f} %", "", end_section=True)
+    table.add_row("step", f"{whole:.1f}", "100 %", f"{profile.cpu_milliseconds:.1f}")
     Console().print(table)
     peak = "" if profile.peak_memory is None else f", peak memory {profile.peak_memory / 1e9:.2f} GB"
     print(f"{profile.rate:.2f} images/s{peak}")

@@ -30,13 +30,14 @@ class DataProfile:
     images: int  # that were measured
     megapixels: float  # of the median picture
     milliseconds: dict[str, float]  # median of an image, by stage, on one thread
+    cpu_milliseconds: dict[str, float]  # the same in CPU time: waiting for a disk or for a core does not count
     loader_rate: float  # images/s of the DataLoader with the threads that read records, as training uses them
     workers: int  # its processes; 0: the training's own
 
     @property
     def core_rate(self) -> float:
-        """Images/s of one core that does everything."""
-        return 1000 / sum(self.milliseconds.values())
+        """Images/s of one core that does everything, and nothing else."""
+        return 1000 / sum(self.cpu_milliseconds.values())
 
 
 def profile_data(config: TrainConfig, process: Process, images: int = 64) -> DataProfile:
@@ -79,8 +80,14 @@ def profile_data(config: TrainConfig, process: Process, images: int = 64) -> Dat
         process.device,
     )
     seconds = _epoch_seconds(loader, plan.store, process.device)
-    medians = {stage: 1000 * statistics.median(seconds) for stage, seconds in stages.seconds.items()}
-    return DataProfile(len(pixels), statistics.median(pixels) / 1e6, medians, count / seconds, config.DATA.NUM_WORKERS)
+    return DataProfile(
+        len(pixels),
+        statistics.median(pixels) / 1e6,
+        _medians(stages.seconds),
+        _medians(stages.cpu_seconds),
+        count / seconds,
+        config.DATA.NUM_WORKERS,
+    )
 
 
 class _Stages:
@@ -88,12 +95,18 @@ class _Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.cpu_seconds: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.thread_time()
         yield
         self.seconds[stage].append(time.perf_counter() - start)
+        self.cpu_seconds[stage].append(time.thread_time() - cpu_start)
+
+
+def _medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {stage: 1000 * statistics.median(values) for stage, values in seconds.items()}
 
 
 def _read(dataset: DistillDataset, item: int, store: EmbeddingStore, record: torch.Tensor, stage: _Stages) -> int:

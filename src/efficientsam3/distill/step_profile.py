@@ -1,10 +1,10 @@
 """Where the time of a training's step goes."""
 
 import time
-from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -17,9 +17,14 @@ from efficientsam3.distill.stages import STAGES, Stage
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.memory import peak_of
 
-_Moment = float | torch.cuda.Event
-_Measured = tuple[int, float, dict[Stage, float]]
 _DATA_IMAGES = 16
+
+
+class Cost(NamedTuple):
+    """Of a stage, or of a step."""
+
+    milliseconds: float  # as they passed; on a GPU, for it
+    cpu_milliseconds: float  # of this process, its threads added up; waiting for a core does not count
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class StepProfile:
     steps: int  # that were measured
     images: int  # that these took, over all processes
     seconds: float  # that these took
-    milliseconds: dict[Stage, float]  # a step, by stage, in the order of `STAGES`
+    stages: dict[Stage, Cost]  # a step, in the order of `STAGES`
+    cpu_milliseconds: float  # a step
     overlapping: frozenset[Stage]  # stages that a GPU does beside the others
     peak_memory: int | None  # bytes, the model's included; None where the system does not tell
     data: DataProfile  # what workers and threads do for the data meanwhile, image by image
@@ -47,7 +53,7 @@ class StepProfile:
     @property
     def rest(self) -> float:
         """Milliseconds a step that no stage accounts for."""
-        one_by_one = (cost for stage, cost in self.milliseconds.items() if stage not in self.overlapping)
+        one_by_one = (cost.milliseconds for stage, cost in self.stages.items() if stage not in self.overlapping)
         return self.step_milliseconds - sum(one_by_one)
 
 
@@ -67,7 +73,7 @@ def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_u
     """
     distill = config.DISTILL.model_copy(update={"ONLINE_CACHE": None})
     config = config.model_copy(update={"DISTILL": distill})
-    plan, measured = plan_training(config), list[_Measured]()
+    plan, measured = plan_training(config), list[tuple[int, Cost, dict[Stage, Cost]]]()
 
     def work() -> None:
         with online_teacher(config, plan.store, process) as online:
@@ -78,16 +84,24 @@ def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_u
             measured.append(_measure(training, process.device, steps, warm_up))
 
     peak = peak_of(work, process.device)
-    [(images, seconds, totals)] = measured
+    [(images, whole, totals)] = measured
     return StepProfile(
         steps,
         images,
-        seconds,
-        {stage: totals[stage] / steps for stage in STAGES if stage in totals},
+        whole.milliseconds / 1000,
+        {stage: _mean(totals[stage], steps) for stage in STAGES if stage in totals},
+        whole.cpu_milliseconds / steps,
         frozenset({"transfer"} if process.device.type == "cuda" else ()),
         peak,
         profile_data(config, process, _DATA_IMAGES),
     )
+
+
+class Moment(NamedTuple):
+    """A moment of a device, and the CPU time that this process had taken by then."""
+
+    device: float | torch.cuda.Event  # a GPU's event, else seconds
+    cpu: float  # seconds
 
 
 class StageClock:
@@ -96,7 +110,7 @@ class StageClock:
     def __init__(self, device: torch.device) -> None:
         """Nothing measured yet."""
         self._device = device
-        self._spans: list[tuple[Stage, _Moment, _Moment]] = []
+        self._spans: list[tuple[Stage, Moment, Moment]] = []
 
     @contextmanager
     def __call__(self, stage: Stage) -> Iterator[None]:
@@ -105,8 +119,11 @@ class StageClock:
         yield
         self._spans.append((stage, start, self.now()))
 
-    def now(self) -> _Moment:
-        """A moment of the device."""
+    def now(self) -> Moment:
+        """This moment."""
+        return Moment(self._of_device(), time.process_time())
+
+    def _of_device(self) -> float | torch.cuda.Event:
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -119,27 +136,32 @@ class StageClock:
         """Forget what was measured."""
         self._spans.clear()
 
-    def totals(self) -> dict[Stage, float]:
-        """Milliseconds of each stage that there was."""
-        totals: dict[Stage, float] = defaultdict(float)
+    def totals(self) -> dict[Stage, Cost]:
+        """Of each stage that there was."""
+        totals: dict[Stage, Cost] = {}
         for stage, start, end in self._spans:
-            totals[stage] += elapsed(start, end)
+            before, cost = totals.get(stage, Cost(0.0, 0.0)), elapsed(start, end)
+            totals[stage] = Cost(*map(sum, zip(before, cost, strict=True)))
         return totals
 
 
-def elapsed(start: _Moment, end: _Moment) -> float:
-    """Milliseconds between two moments of one device; waits for the second."""
-    if isinstance(start, float) or isinstance(end, float):
-        assert isinstance(start, float)
-        assert isinstance(end, float)
-        return 1000 * (end - start)
-    end.synchronize()
-    milliseconds: float = start.elapsed_time(end)
-    return milliseconds
+def elapsed(start: Moment, end: Moment) -> Cost:
+    """What passed between two moments of one clock; waits for the device to reach the second."""
+    cpu = 1000 * (end.cpu - start.cpu)
+    if isinstance(start.device, float) or isinstance(end.device, float):
+        assert isinstance(start.device, float)
+        assert isinstance(end.device, float)
+        return Cost(1000 * (end.device - start.device), cpu)
+    end.device.synchronize()
+    return Cost(start.device.elapsed_time(end.device), cpu)
 
 
-def _measure(training: Training, device: torch.device, steps: int, warm_up: int) -> _Measured:
-    """Returns images, seconds, and milliseconds of each stage, all of the measured steps together."""
+def _mean(total: Cost, count: int) -> Cost:
+    return Cost(total.milliseconds / count, total.cpu_milliseconds / count)
+
+
+def _measure(training: Training, device: torch.device, steps: int, warm_up: int) -> tuple[int, Cost, dict[Stage, Cost]]:
+    """Returns the measured steps' images, and what they and their stages cost, all together."""
     clock = StageClock(device)
     training.trainer.stage = clock
     with closing(_steps(training)) as images:
@@ -148,8 +170,8 @@ def _measure(training: Training, device: torch.device, steps: int, warm_up: int)
         clock.reset()
         start = clock.now()
         count = sum(next(images) for _ in range(steps))
-        seconds = elapsed(start, clock.now()) / 1000
-    return count, seconds, clock.totals()
+        whole = elapsed(start, clock.now())
+    return count, whole, clock.totals()
 
 
 def _steps(training: Training) -> Generator[int, None, None]:

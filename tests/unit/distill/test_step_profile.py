@@ -23,14 +23,15 @@ def test_the_stages_are_all_there_and_are_nearly_the_whole_step(
 ) -> None:
     config = make_training("TRAIN.EMA", "0.9", "TRAIN.ACCUMULATION_STEPS", str(accumulation))
     profile = profile_steps(config, one_process, steps=4, warm_up=1)
-    assert tuple(profile.milliseconds) == STAGES
-    assert min(profile.milliseconds.values()) > 0
+    assert tuple(profile.stages) == STAGES
+    assert min(cost.milliseconds for cost in profile.stages.values()) > 0
     # Six images an epoch: steps of 2 images, or of 4 and then of the 2 that are left.
     assert (profile.steps, profile.images) == (4, 8 if accumulation == 1 else 2 + 4 + 2 + 4)
     assert profile.rate == pytest.approx(profile.images / profile.seconds)
-    whole = sum(profile.milliseconds.values())
+    whole = sum(cost.milliseconds for cost in profile.stages.values())
     assert profile.rest == pytest.approx(profile.step_milliseconds - whole)
     assert 0.5 * profile.step_milliseconds < whole <= profile.step_milliseconds
+    assert 0 < sum(cost.cpu_milliseconds for cost in profile.stages.values()) <= profile.cpu_milliseconds
     assert profile.data.images == 6
     assert not (tmp_path / "student").exists()
 
@@ -63,7 +64,7 @@ def test_the_teacher_in_the_loop_is_a_stage_and_its_cache_is_left_alone(
     online = ["DISTILL.ONLINE", "true", "TEACHER.RESUME", str(tiny_sam3_path), "DISTILL.ONLINE_CACHE", str(cache)]
     config = make_training(*online, store=Path("/absent"))
     profile = profile_steps(config, one_process, steps=1, warm_up=0)
-    assert profile.milliseconds["targets"] > 0
+    assert profile.stages["targets"].milliseconds > 0
     assert "read record" not in profile.data.milliseconds
     assert not cache.exists()
 
