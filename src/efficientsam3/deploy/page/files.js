@@ -4,7 +4,7 @@
 export async function get(url) {
   const answer = await fetch(url).catch(() => null);
   if (!answer) throw new Error("The server does not answer: is efficientsam3 serve still running?");
-  if (!answer.ok) throw new Error(`${url} is not served (${answer.status}): look at what efficientsam3 serve says.`);
+  if (!answer.ok) throw new Error(`${url} is not served (${answer.status}): start efficientsam3 serve with it in place.`);
   return answer;
 }
 
