@@ -122,7 +122,10 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
         "DISTILL": shape | {"CODEC": request.codec},
         "OUTPUT": str(request.teacher_dir),
     }
-    source: dict[str, Any] = {"TEACHER_EMBED_PATH": str(request.teacher_dir / "embeddings")}
+    source: dict[str, Any] = {
+        "TEACHER_EMBED_PATH": str(request.teacher_dir / "embeddings"),
+        "NORMALIZE": "channel",  # docs/experiments.md: in short trainings, what makes the difference
+    }
     train = common | {
         "MODEL": {
             "NAME": request.student,

@@ -23,6 +23,7 @@ def test_the_shape_is_the_teachers(request_for: DistillRequest) -> None:
     for config in (export, train):
         assert (config.DATA.IMG_SIZE, config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE) == (224, 64, 16)
     assert export.output_dir / "embeddings" == train.DISTILL.TEACHER_EMBED_PATH
+    assert train.DISTILL.NORMALIZE == "channel"
     assert train.MODEL.BACKBONE == "efficientvit_b0"
     assert request_for.sam3 == train.PROBE.DECODER
 
