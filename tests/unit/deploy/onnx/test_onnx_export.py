@@ -48,6 +48,13 @@ def test_the_directory_holds_what_its_json_says(exported: Path) -> None:
     assert manifest.graphs["detector"].measured["mask_iou"] >= 0.999
 
 
+def test_no_constant_is_written_twice(exported: Path) -> None:
+    graph = onnx.load(exported / "detector.onnx").graph
+    constants = [node.attribute[0].SerializeToString() for node in graph.node if node.op_type == "Constant"]
+    assert constants
+    assert len(set(constants)) == len(constants)
+
+
 def longer(graph: Graph, value: torch.Tensor, name: str) -> torch.Tensor:
     """Three instead of two or so, along every free axis."""
     for axis, what in graph.axes.get(name, {}).items():
