@@ -137,6 +137,7 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
         "TRAIN": {
             "EPOCHS": request.epochs,
             "WARMUP_EPOCHS": min(_LONGEST_WARMUP, _WARMUP_SHARE * request.epochs),
+            "LR_SCALING": "none",  # docs/experiments.md: at small batches, the square root rule's rates are far too low
         },
         "OUTPUT": str(request.student_dir),
     }
