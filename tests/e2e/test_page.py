@@ -26,6 +26,13 @@ from efficientsam3.deploy.merge import merge
 from efficientsam3.deploy.onnx.export import export_onnx
 from unit.deploy.conftest import training_checkpoint
 
+CHROMIUM = os.environ.get("EFFICIENTSAM3_CHROMIUM", "")
+RUNTIME = os.environ.get("EFFICIENTSAM3_ORT_WEB", "")
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="EFFICIENTSAM3_CHROMIUM does not name a Chromium executable"),
+    pytest.mark.skipif(not RUNTIME, reason="EFFICIENTSAM3_ORT_WEB does not name the dist folder of onnxruntime-web"),
+]
+
 POINT = (60.0, 45.0)  # in pixels of the picture
 BOX = (20.0, 30.0, 90.0, 80.0)
 WORD = "a yellow dog"
@@ -41,13 +48,6 @@ ANSWER = """(async () => {
   const list = [...document.querySelectorAll("#objects .score")].map((score) => score.textContent);
   return JSON.stringify({ width, height, objects, list });
 })()"""
-
-
-def _given(variable: str, what: str) -> str:
-    path = os.environ.get(variable)
-    if not path:
-        pytest.skip(f"{variable} does not name {what}")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,7 @@ def picture(photographs_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def browser(onnx: Path, picture: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     """A browser with the page, and the picture open on it."""
-    chromium = _given("EFFICIENTSAM3_CHROMIUM", "a Chromium executable")
-    runtime = _given("EFFICIENTSAM3_ORT_WEB", "the dist folder of npm's onnxruntime-web")
-    command = ["efficientsam3", "serve", onnx, "--onnxruntime-web", runtime, "--pictures", picture.parent, "--port", 0]
+    command = ["efficientsam3", "serve", onnx, "--onnxruntime-web", RUNTIME, "--pictures", picture.parent, "--port", 0]
     server = subprocess.Popen(
         [str(part) for part in command], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
     )
@@ -82,7 +80,7 @@ def browser(onnx: Path, picture: Path, tmp_path_factory: pytest.TempPathFactory)
         assert server.stdout is not None
         address = re.search(r"http://\S+", server.stdout.readline())
         assert address is not None
-        with Chromium(chromium, tmp_path_factory.mktemp("profile")) as found:
+        with Chromium(CHROMIUM, tmp_path_factory.mktemp("profile")) as found:
             found.send("Emulation.setDeviceMetricsOverride", width=1280, height=860, deviceScaleFactor=1, mobile=False)
             found.send("Page.navigate", url=f"{address[0]}?picture=a%20%26%20b.jpg")
             found.wait("Boolean(document.getElementById('status'))", lambda: found.messages)
@@ -99,10 +97,8 @@ def browser(onnx: Path, picture: Path, tmp_path_factory: pytest.TempPathFactory)
 def _ready(browser: Chromium) -> None:
     """Wait until the page has answered; its error is the test's."""
     browser.wait(READY, lambda: (browser.evaluate("document.getElementById('status').textContent"), browser.messages))
-    assert (
-        browser.evaluate("document.getElementById('error').hidden || document.getElementById('error').textContent")
-        is True
-    )
+    error = browser.evaluate("(({ hidden, textContent }) => hidden || textContent)(document.getElementById('error'))")
+    assert error is True
 
 
 def _answer(browser: Chromium) -> tuple[list[Any], list[np.ndarray[Any, Any]]]:

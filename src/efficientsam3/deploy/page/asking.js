@@ -73,7 +73,7 @@ function lowestScore() {
   const text = element.threshold.value;
   const threshold = Number(text);
   if (text === "" || !(threshold >= 0 && threshold <= 1)) {
-    throw new Error(`The lowest score is no number from 0 to 1: change it.`);
+    throw new Error("The lowest score is no number from 0 to 1: change it.");
   }
   return threshold;
 }
