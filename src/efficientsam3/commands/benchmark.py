@@ -85,13 +85,13 @@ def _print_data(profile: "DataProfile") -> None:
 def _train(args: argparse.Namespace) -> None:
     config = read_train_config(args)
 
+    from efficientsam3.distill.plan import plan_training
     from efficientsam3.distill.step_profile import profile_steps
-    from efficientsam3.distill.train import check_training
     from efficientsam3.runtime.device import describe_machine
     from efficientsam3.runtime.distributed import process_group
 
     if args.dry_run is not None:
-        check_training(config, args.dry_run)
+        plan_training(config)  # no checkpoint is looked for: the steps are those of a beginning
         return
     with process_group(config.DEVICE) as process:
         profile = profile_steps(config, process, args.steps, args.warm_up)

@@ -15,6 +15,7 @@ from efficientsam3.distill.online import online_teacher
 from efficientsam3.distill.plan import plan_training
 from efficientsam3.distill.stages import STAGES, Stage
 from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import peak_of
 
 _DATA_IMAGES = 16
@@ -69,8 +70,10 @@ def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_u
         warm_up: how many to take before.
 
     Raises:
-        UserError: see `plan_training` and `build_student`; or the gradient is not finite ten times in a row.
+        UserError: see `plan_training` and `build_student`; there are no steps to measure; or the gradient is not finite ten times in a row.
     """
+    if steps < 1 or warm_up < 0:
+        raise UserError(f"{steps} steps after {warm_up} to warm up cannot be measured: give at least 1 and 0.")
     distill = config.DISTILL.model_copy(update={"ONLINE_CACHE": None})
     config = config.model_copy(update={"DISTILL": distill})
     plan, measured = plan_training(config), list[tuple[int, Cost, dict[Stage, Cost]]]()

@@ -13,6 +13,7 @@ from efficientsam3.distill.stages import STAGES
 from efficientsam3.distill.step_profile import profile_steps
 from efficientsam3.distill.train import train
 from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
 
 MakeTraining = Callable[..., TrainConfig]
 
@@ -67,6 +68,11 @@ def test_the_teacher_in_the_loop_is_a_stage_and_its_cache_is_left_alone(
     assert profile.stages["targets"].milliseconds > 0
     assert "read record" not in profile.data.milliseconds
     assert not cache.exists()
+
+
+def test_no_steps_are_refused(make_training: MakeTraining, one_process: Process) -> None:
+    with pytest.raises(UserError, match="0 steps after 3"):
+        profile_steps(make_training(), one_process, steps=0)
 
 
 def test_pytorchs_profiler_knows_the_stages(make_training: MakeTraining, one_process: Process) -> None:
