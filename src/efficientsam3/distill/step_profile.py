@@ -70,7 +70,8 @@ def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_u
         warm_up: how many to take before.
 
     Raises:
-        UserError: see `plan_training` and `build_student`; there are no steps to measure; or the gradient is not finite ten times in a row.
+        UserError: see `plan_training` and `build_student`; there are no steps to measure; or the gradient is not finite
+            ten times in a row.
     """
     if steps < 1 or warm_up < 0:
         raise UserError(f"{steps} steps after {warm_up} to warm up cannot be measured: give at least 1 and 0.")
