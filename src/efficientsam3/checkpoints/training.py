@@ -25,6 +25,18 @@ _NEEDED = frozenset(
 )
 
 
+def is_training_checkpoint(path: Path) -> bool:
+    """Whether a file says which student it holds, as those of a training do; False of what is no such file at all.
+
+    Raises:
+        UserError: it has the name of one, and cannot be read.
+    """
+    if path.suffix not in (".pth", ".pt") or not path.is_file():
+        return False
+    content = load_pickled(path)
+    return isinstance(content, dict) and isinstance(content.get("architecture"), dict)
+
+
 def checkpoint_path(output_dir: Path, epoch: int) -> Path:
     """Where the checkpoint of the end of a 0-based epoch lies."""
     return output_dir / f"ckpt_epoch_{epoch}.pth"

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="+",
         metavar="[NAME=]MODEL",
-        help="a merged EfficientSAM3 or SAM3 (.pt or Hugging Face directory); with --decoder also ckpt_epoch_N.pth, an "
+        help="a merged EfficientSAM3 or SAM3 (.pt, Hugging Face directory, or what export-onnx wrote, as DIR:int8 with "
+        "that image encoder); with --decoder also ckpt_epoch_N.pth, an "
         "embedding store, an .onnx image encoder, or `random` (noise); the others' agreement is with the first",
     )
     flag(

@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         type=Path,
         metavar="MODEL",
-        help="a merged .pt file, a Hugging Face directory, or plain SAM3; parts left out of it are left out here",
+        help="a merged .pt file, a Hugging Face directory, or plain SAM3; parts left out of it are left out here; of a "
+        "training's ckpt_epoch_N.pth the image encoder alone",
     )
     flag(
         "--out",

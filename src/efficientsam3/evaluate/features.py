@@ -3,42 +3,21 @@
 import logging
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from efficientsam3.checkpoints.students import read_student
 from efficientsam3.data.dataset import ImageSample, read_sample
 from efficientsam3.data.images import read_rgb
 from efficientsam3.data.listing import ImageListing
-from efficientsam3.data.preprocess import Preprocessing, build_valid_mask, normalise
+from efficientsam3.data.preprocess import build_valid_mask, normalise
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.evaluate.pictures import Array, FeaturePair
-from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.student import Student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
-
-
-def load_trained_student(checkpoint: Path) -> Student:
-    """The student of a training checkpoint, in eval mode on the CPU; errors as for `load_student_and_preprocessing`."""
-    return load_student_and_preprocessing(checkpoint)[0]
-
-
-def load_student_and_preprocessing(checkpoint: Path) -> tuple[Student, Preprocessing]:
-    """The student of a training checkpoint, in eval mode on the CPU, and what it was trained to be fed.
-
-    Raises:
-        UserError: the file holds no student, or does not say for which embedding and pixels it was trained.
-    """
-    content = read_student(checkpoint)
-    if content.architecture is None or content.preprocessing is None:
-        raise UserError(f"{checkpoint} does not say what it was trained for: give a ckpt_epoch_N.pth of a training.")
-    student = Student(StudentArchitecture(**content.architecture))
-    student.load_state_dict(content.state)
-    return student.eval(), Preprocessing(**content.preprocessing)
 
 
 def feature_pairs(student: Student, store: EmbeddingStore, listing: ImageListing, count: int) -> list[FeaturePair]:

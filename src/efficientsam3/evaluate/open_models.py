@@ -4,20 +4,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from efficientsam3.checkpoints.reading import load_pickled
+from efficientsam3.checkpoints.training import is_training_checkpoint
 from efficientsam3.data.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
+from efficientsam3.deploy.onnx.manifest import Variant, is_onnx_directory, read_manifest
+from efficientsam3.deploy.onnx.predictor import OnnxSAM3
 from efficientsam3.deploy.predict import EfficientSAM3
 from efficientsam3.embeddings.manifest import MANIFEST_NAME
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.evaluate.decoders import Decoder, load_decoder
 from efficientsam3.evaluate.encoders import Encoder, ModuleEncoder, RandomEncoder, StoreEncoder
-from efficientsam3.evaluate.features import load_student_and_preprocessing
 from efficientsam3.evaluate.segmenters import EncoderWithDecoder, Segmenter, WholeModel
 from efficientsam3.models.teacher import build_teacher, is_onnx
+from efficientsam3.models.trained import load_student_and_preprocessing
 from efficientsam3.runtime.errors import UserError
 
 RANDOM = "random"
@@ -50,9 +52,10 @@ def open_models(
     """Open everything that is measured.
 
     Args:
-        models: each a merged EfficientSAM3 or a SAM3 (file or Hugging Face directory), or, with a decoder, a training
-            checkpoint, an embedding store, an ONNX image encoder, or noise: `random`, or `random:STD` for another
-            standard deviation than 0.1; optionally as NAME=MODEL.
+        models: each a merged EfficientSAM3 or a SAM3 (file or Hugging Face directory), or an ONNX directory of one
+            (`DIR:int8` for a variant of its image encoder); or, with a decoder, a training checkpoint, an embedding
+            store, an ONNX image encoder, or noise: `random`, or `random:STD` for another standard deviation than 0.1;
+            optionally as NAME=MODEL.
         decoder: decodes the embeddings of models that have no decoder of their own: SAM's as .onnx, or a SAM3.
         fed: what the encoders are fed.
         device: where PyTorch computes.
@@ -62,7 +65,7 @@ def open_models(
         UserError: a model is missing or none of these, needs a decoder, or does not fit it; or two have one name.
     """
     named = named_models(models)
-    missing = [model for model in named.values() if _noise(model) is None and not Path(model).exists()]
+    missing = [model for model in named.values() if not (_is_named_without_file(model) or Path(model).exists())]
     if missing:
         raise UserError(f"Model {missing[0]} does not exist: give a SAM3, an encoder, a store, or the word {RANDOM}.")
     whole = {name for name, model in named.items() if _is_whole(model)}
@@ -75,13 +78,29 @@ def open_models(
     segmenters: list[Segmenter] = []
     for name, model in named.items():
         if name in whole:
-            sam3 = EfficientSAM3.from_pretrained(model, device.type)  # type: ignore[arg-type]
+            sam3 = _whole(model, device)
             sam3.preprocessing = fed.apply(sam3.preprocessing)
             segmenters.append(WholeModel(name, sam3))
         else:
             assert loaded is not None
             segmenters.append(EncoderWithDecoder(name, _encoder(model, loaded, fed, device, seed), loaded))
     return segmenters
+
+
+def _whole(model: str, device: torch.device) -> EfficientSAM3 | OnnxSAM3:
+    path, variant = _onnx_directory(model)
+    if path is not None:
+        return OnnxSAM3.from_pretrained(path, variant)
+    return EfficientSAM3.from_pretrained(model, device.type)  # type: ignore[arg-type]
+
+
+def _onnx_directory(model: str) -> tuple[Path | None, Variant | None]:
+    """The directory and the variant of its image encoder that `DIR` or `DIR:int8` stands for; None of anything else."""
+    for variant in (None, *get_args(Variant)):
+        path = Path(model if variant is None else model.removesuffix(f":{variant}"))
+        if is_onnx_directory(path):
+            return path, variant
+    return None, None
 
 
 def named_models(models: Sequence[str]) -> dict[str, str]:
@@ -101,9 +120,13 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def _is_named_without_file(model: str) -> bool:
+    return _noise(model) is not None or _onnx_directory(model)[0] is not None
+
+
 def _is_whole(model: str) -> bool:
     path = Path(model)
-    return not (_noise(model) is not None or is_onnx(path) or _is_store(path) or _is_training_checkpoint(path))
+    return not (_noise(model) is not None or is_onnx(path) or _is_store(path) or is_training_checkpoint(path))
 
 
 def _noise(model: str) -> float | None:
@@ -124,19 +147,16 @@ def _is_store(path: Path) -> bool:
     return (path / MANIFEST_NAME).is_file() or any(path.glob("rank*-keys.txt"))
 
 
-def _is_training_checkpoint(path: Path) -> bool:
-    if path.is_dir() or path.suffix not in (".pth", ".pt"):
-        return False
-    content = load_pickled(path)
-    return isinstance(content, dict) and isinstance(content.get("architecture"), dict)
-
-
 def _encoder(model: str, decoder: Decoder, fed: FedPixels, device: torch.device, seed: int) -> Encoder:
     path = Path(model)
     if (std := _noise(model)) is not None:
         return RandomEncoder((decoder.embed_dim, decoder.embed_size), decoder.preprocessing, std, seed)
     if is_onnx(path):
-        own = fed.apply(decoder.preprocessing)
+        own = decoder.preprocessing
+        if is_onnx_directory(path.parent):  # of an EfficientSAM3 or a student, which may be fed in another way
+            own = read_manifest(path.parent).preprocessing
+            check_fits(model, (decoder.embed_dim, decoder.embed_size), own, decoder)
+        own = fed.apply(own)
         teacher = build_teacher(path, own, decoder.embed_dim, decoder.embed_size, device)
         return ModuleEncoder(teacher, teacher.preprocessing, device)
     if _is_store(path):

@@ -1,14 +1,16 @@
 """What is measured: a whole SAM3, or an encoder with a decoder that is not its own."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.data.rle import Rle
+from efficientsam3.deploy.onnx.predictor import OnnxEncodedImage, OnnxSAM3
 from efficientsam3.deploy.outputs import encode_rle
 from efficientsam3.deploy.picture import Picture
-from efficientsam3.deploy.predict import EfficientSAM3
+from efficientsam3.deploy.predict import EfficientSAM3, EncodedImage
+from efficientsam3.deploy.prompting import Segmentation
 from efficientsam3.evaluate.decoders import Answer, Ask, Decoder
 from efficientsam3.evaluate.encoders import Encoder
 from efficientsam3.evaluate.prompts import Prompt
@@ -34,39 +36,48 @@ class Segmenter(Protocol):
 
 
 class WholeModel:
-    """SAM3 or EfficientSAM3, by its own decoders."""
+    """SAM3 or EfficientSAM3, by its own decoders, in PyTorch or ONNX Runtime."""
 
-    def __init__(self, name: str, model: EfficientSAM3) -> None:
+    def __init__(self, name: str, model: EfficientSAM3 | OnnxSAM3) -> None:
         """Take a loaded model."""
         self.name, self._model, self.preprocessing = name, model, model.preprocessing
 
+    def _encode(self, pixels: torch.Tensor) -> EncodedImage | OnnxEncodedImage:
+        if isinstance(self._model, OnnxSAM3):
+            return self._model.encode(pixels.permute(1, 2, 0).numpy())
+        return self._model.encode(pixels)
+
     def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
         """See `Segmenter`."""
-        return self._model.encode(pixels).embedding
+        return torch.as_tensor(self._encode(pixels).embedding)
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """See `Segmenter`."""
-        image = self._model.encode(pixels)
+        image = self._encode(pixels)
         texts: dict[str, Answer] = {}  # objects of one category ask for it over and over
 
         def ask(prompt: Prompt) -> Answer:
             if prompt.text is not None:
                 if prompt.text not in texts:
                     named = image.segment(prompt.text)
-                    texts[prompt.text] = Answer(named.masks, named.scores)
+                    texts[prompt.text] = _answer(named)
                 return texts[prompt.text]
             if prompt.box is not None:
                 found = image.segment(object_box=prompt.box)
             else:
                 assert prompt.point is not None
                 found = image.segment(points=[prompt.point])
-            return Answer(found.masks, found.scores)
+            return _answer(found)
 
         return ask
 
     def has(self, image_id: str) -> bool:
         """True of every picture."""
         return True
+
+
+def _answer(found: Segmentation[Any]) -> Answer:
+    return Answer(torch.as_tensor(found.masks), torch.as_tensor(found.scores))
 
 
 class EncoderWithDecoder:

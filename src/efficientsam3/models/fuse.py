@@ -1,7 +1,7 @@
 """Fusing a student for inference: no BatchNorm that a convolution could carry, no branches that one could replace."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from timm.utils.model import reparameterize_model
@@ -12,7 +12,7 @@ from efficientsam3.models.tracing import trace
 
 
 @torch.no_grad()
-def fuse_modules(model: nn.Module, input_shape: tuple[int, int, int, int]) -> nn.Module:
+def fuse_modules(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """A copy of `model` in which convolutions have taken in what follows them linearly.
 
     First timm's re-parameterisation (RepViT's parallel branches become one convolution each), then every BatchNorm
@@ -37,7 +37,7 @@ def fuse_modules(model: nn.Module, input_shape: tuple[int, int, int, int]) -> nn
     return fused.eval()
 
 
-def _linear_pairs(model: nn.Module, input_shape: tuple[int, int, int, int]) -> list[tuple[str, str]]:
+def _linear_pairs(model: nn.Module, input_shape: Sequence[int]) -> list[tuple[str, str]]:
     """Names of convolutions and of the BatchNorm that alone takes each one's output."""
     outputs: dict[int, tuple[str, torch.Tensor]] = {}  # the tensors are kept, or their ids would be given again
     pairs: list[tuple[str, str]] = []

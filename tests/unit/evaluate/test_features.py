@@ -11,8 +11,9 @@ from efficientsam3.data.listing import ImageListing, list_images
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.embeddings.manifest import Manifest
 from efficientsam3.embeddings.reader import EmbeddingStore
-from efficientsam3.evaluate.features import feature_pairs, load_trained_student
+from efficientsam3.evaluate.features import feature_pairs
 from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.trained import load_trained_student
 from efficientsam3.runtime.errors import UserError
 
 ARCHITECTURE = StudentArchitecture("efficientvit_b0", embed_dim=8, embed_size=4, image_size=64)
@@ -109,9 +110,3 @@ def test_another_store_is_refused(tmp_path: Path, checkpoint: Path, listing: Ima
         feature_pairs(student, write_store(tmp_path / "other", ["sa_0"], "square", embed_dim=16), listing, 1)
     with pytest.raises(UserError, match="none of the pictures"):
         feature_pairs(student, write_store(tmp_path / "strange", ["sa_9"], "square"), listing, 1)
-
-
-def test_weights_alone_do_not_say_what_they_were_trained_for(tmp_path: Path) -> None:
-    torch.save(Student(ARCHITECTURE).state_dict(), tmp_path / "bare.pt")
-    with pytest.raises(UserError, match="does not say what it was trained for"):
-        load_trained_student(tmp_path / "bare.pt")

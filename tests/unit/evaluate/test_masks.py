@@ -6,6 +6,8 @@ import torch
 
 from efficientsam3.cli import main
 from efficientsam3.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from efficientsam3.deploy.onnx.export import export_onnx
+from efficientsam3.evaluate.decoders import load_decoder
 from efficientsam3.evaluate.ground_truth import Selection
 from efficientsam3.evaluate.masks import EvaluationRequest, evaluate_masks
 from efficientsam3.evaluate.open_models import FedPixels, open_models
@@ -132,6 +134,35 @@ def test_text_needs_a_whole_model_and_finds_by_category(
     assert [(row.prompt, row.objects) for row in evaluation.summaries] == [("text", 4), ("box", 4)]
     with pytest.raises(UserError, match="every model brings its own"):
         evaluate_masks(EvaluationRequest([str(tiny_sam3_path)], coco, ["box"], decoder=box_decoder), tmp_path / "out")
+
+
+def test_graphs_are_measured_as_the_model_they_come_from(
+    tmp_path: Path, write_coco, two_images, tiny_sam3_path
+) -> None:
+    folder = write_coco(tmp_path / "coco", two_images)
+    graphs = tmp_path / "onnx"
+    export_onnx(tiny_sam3_path, graphs, variants=["int8"], calibrate=folder / "val2017")
+    models = [str(tiny_sam3_path), f"graphs={graphs}", f"coarse={graphs}:int8"]
+    request = EvaluationRequest(models, folder, ["box", "text"], device="cpu")
+    by_box = evaluate_masks(request, tmp_path / "out").summaries[:3]
+    assert [row.model for row in by_box][1:] == ["graphs", "coarse"]
+    assert by_box[1].agreement > 0.99 > by_box[2].agreement > 0
+    with pytest.raises(UserError, match="has no fp16 image encoder"):
+        open_models([f"{graphs}:fp16"], None, FedPixels(), torch.device("cpu"))
+
+
+def test_an_exported_encoder_is_fed_as_its_student_was(tmp_path: Path, student_path, box_decoder) -> None:
+    export_onnx(student_path, tmp_path / "out")
+    exported = tmp_path / "out" / "image_encoder.onnx"
+    bare = tmp_path / "bare.onnx"
+    bare.write_bytes(exported.read_bytes())
+    own, graph, unknown = open_models(
+        [str(student_path), str(exported), str(bare)], box_decoder, FedPixels(), torch.device("cpu")
+    )
+    assert graph.preprocessing == own.preprocessing
+    assert unknown.preprocessing == load_decoder(box_decoder, torch.device("cpu")).preprocessing != own.preprocessing
+    pixels = torch.randint(0, 256, (3, 20, 60), dtype=torch.uint8)
+    assert torch.allclose(own.embed("sa_1", pixels), graph.embed("sa_1", pixels), atol=1e-4)
 
 
 def test_the_command_prints_one_table(tmp_path: Path, data, box_decoder, capsys) -> None:

@@ -6,9 +6,9 @@ import torch
 from efficientsam3.embeddings.reader import EmbeddingStore
 from efficientsam3.evaluate.decoders import load_decoder
 from efficientsam3.evaluate.encoders import StoreEncoder
-from efficientsam3.evaluate.features import load_trained_student
 from efficientsam3.evaluate.ground_truth import Selection, open_ground_truth
 from efficientsam3.evaluate.probe import MaskProbe
+from efficientsam3.models.trained import load_trained_student
 from efficientsam3.runtime.errors import UserError
 
 CPU = torch.device("cpu")

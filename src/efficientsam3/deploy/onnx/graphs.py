@@ -18,6 +18,7 @@ from efficientsam3.deploy.encoded import grid_of, tracker_features
 from efficientsam3.deploy.onnx.manifest import DETECTOR_LEVELS, INTERACTIVE_LEVELS, GraphName, Port
 from efficientsam3.deploy.prompting import PADDING_LABEL
 from efficientsam3.deploy.tokenizer import CONTEXT_LENGTH
+from efficientsam3.models.student import Student
 
 Tensors = tuple[torch.Tensor, ...]
 _BATCH = {0: "batch"}
@@ -69,6 +70,12 @@ def build_graphs(models: Models, image_size: int) -> list[Graph]:
         neck = _graph("interactive_neck", InteractiveNeck(models.tracker), {"embedding": embedding}, INTERACTIVE_LEVELS)
         graphs += [neck, _interactive(models.tracker, neck)]
     return graphs
+
+
+def student_graph(student: Student) -> Graph:
+    """The image encoder that a student is, on the CPU and in eval mode."""
+    side = student.architecture.image_size
+    return _graph("image_encoder", student, {"pixels": _noise(2, 3, side, side)}, ["embedding"])
 
 
 class ImageEncoder(nn.Module):

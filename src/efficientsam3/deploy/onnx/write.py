@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from efficientsam3.deploy.onnx.graphs import Graph
 from efficientsam3.deploy.onnx.manifest import GraphFile, Port
+from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file
 
@@ -27,7 +29,7 @@ def require_packages() -> None:
 
 
 def write_graph(graph: Graph, path: Path) -> None:
-    """Export a graph into one file and check it with onnx's checker, shapes included.
+    """Export a graph into one file, fused where it has BatchNorms, and check it with onnx's checker, shapes included.
 
     By tracing, PyTorch's older exporter, since the newer one gives no free lengths with PyTorch 2.6 (it falls back to
     another strategy, in silence) and takes twenty times as long.
@@ -40,7 +42,7 @@ def write_graph(graph: Graph, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of every Python branch that is traced; the result is compared instead
         torch.onnx.export(
-            graph.module.eval(),
+            _fused(graph),
             tuple(graph.inputs.values()),
             str(path),
             input_names=list(graph.inputs),
@@ -54,6 +56,14 @@ def write_graph(graph: Graph, path: Path) -> None:
     _share_constants(proto.graph)
     onnx.save(proto, path)
     check_file(path, graph.name)
+
+
+def _fused(graph: Graph) -> nn.Module:
+    """ONNX Runtime folds BatchNorms into convolutions by itself, but makes no one convolution of RepViT's branches."""
+    module = graph.module.eval()
+    if graph.name != "image_encoder" or not any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
+        return module
+    return fuse_modules(module, graph.inputs["pixels"].shape)
 
 
 def check_file(path: Path, name: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,10 +15,12 @@ from efficientsam3.deploy.build import build_models
 from efficientsam3.deploy.contents import read_contents
 from efficientsam3.deploy.merge import merge
 from efficientsam3.deploy.onnx import compare as compare_module
-from efficientsam3.deploy.onnx.compare import figures, open_graph, run_graph
+from efficientsam3.deploy.onnx.compare import figures, open_graph, relative_error, run_graph
 from efficientsam3.deploy.onnx.export import export_onnx
 from efficientsam3.deploy.onnx.graphs import Graph, build_graphs
 from efficientsam3.deploy.onnx.manifest import MANIFEST, read_manifest
+from efficientsam3.deploy.onnx.predictor import OnnxSAM3
+from efficientsam3.models.trained import load_student_and_preprocessing
 from efficientsam3.runtime.errors import UserError
 
 Make = Callable[..., Path]
@@ -83,6 +86,33 @@ def test_other_trunks(
         model = tmp_path / "model.pt"
         merge(student_checkpoint(backbone), tiny_sam3_path, model, keep=["tracker"], fuse=fuse)
     assert export_onnx(model, tmp_path / "out").graphs["image_encoder"].measured["relative_error"] <= 1e-4
+
+
+def test_what_is_written_is_fused(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+    """RepViT's branches are one convolution each, whether the model was merged with --fuse or not."""
+    convolutions = []
+    for fuse in (False, True):
+        model, out = tmp_path / f"{fuse}.pt", tmp_path / f"{fuse}"
+        merge(student_checkpoint("repvit_m0_9"), tiny_sam3_path, model, keep=["tracker"], fuse=fuse)
+        export_onnx(model, out)
+        nodes = onnx.load(out / "image_encoder.onnx").graph.node
+        assert not [node for node in nodes if node.op_type == "BatchNormalization"]
+        convolutions.append(len([node for node in nodes if node.op_type == "Conv"]))
+    assert convolutions[0] == convolutions[1] > 0
+
+
+def test_a_checkpoint_of_a_training_is_an_encoder(student_checkpoint: Make, tmp_path: Path) -> None:
+    checkpoint = student_checkpoint("efficientvit_b0", "fpn")
+    manifest = export_onnx(checkpoint, tmp_path / "out")
+    assert list(manifest.graphs) == ["image_encoder"]
+    student, preprocessing = load_student_and_preprocessing(checkpoint)
+    assert manifest.preprocessing == preprocessing
+    pixels = torch.rand(1, 3, preprocessing.image_size, preprocessing.image_size)
+    [embedding] = run_graph(open_graph(tmp_path / "out" / "image_encoder.onnx"), {"pixels": pixels})
+    with torch.no_grad():
+        assert relative_error(student(pixels).numpy(), embedding) <= 1e-4
+    with pytest.raises(UserError, match="has no interactive predictor"):
+        OnnxSAM3.from_pretrained(tmp_path / "out").encode(np.zeros((8, 8, 3), np.uint8)).segment(points=[(1, 1)])
 
 
 def test_parts_left_out_have_no_graph(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
