@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from efficientsam3.distill.data_profile import DataProfile
     from efficientsam3.distill.step_profile import StepProfile
 
+_WAYS = (
+    *("eager", "channels_last", "fused", "fused channels_last", "compiled", "fused compiled"),
+    *("onnx", "onnx int8"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subjects and their arguments."""
@@ -36,9 +41,10 @@ def _add_student_arguments(parser: argparse.ArgumentParser) -> None:
     flag(
         "--way",
         nargs="+",
-        choices=("eager", "channels_last", "fused", "fused channels_last", "compiled"),
-        default=["eager", "channels_last", "fused", "fused channels_last"],
-        help="default: all but compiled, which takes minutes to compile on a CPU",
+        choices=_WAYS,
+        default=[way for way in _WAYS if not ("compiled" in way or "onnx" in way)],
+        help="default: all of PyTorch's but the compiled ones, which take minutes to compile; onnx and onnx int8 (CPU "
+        "alone) are what export-onnx writes",
     )
     flag("--rounds", type=int, default=5, metavar="N", help="each way once a round (default: %(default)s)")
     flag("--threads", type=int, default=0, metavar="N", help="of PyTorch; 0: as many as it takes (the default)")

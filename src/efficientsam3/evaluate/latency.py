@@ -9,17 +9,28 @@ from functools import partial
 
 import torch
 
+from efficientsam3.evaluate.latency_onnx import onnx_forwards
 from efficientsam3.evaluate.parameters import StudentSize, measure_student, select_students
 from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.heads import Head
 from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
+from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import peak_of
 from efficientsam3.runtime.progress import progress_bar
 
 Forward = Callable[[], object]
 EAGER = "eager"
 # In the order of the table; `eager` is the baseline.
-WAYS = (EAGER, "channels_last", "fused", "fused channels_last", "compiled")
+WAYS = (
+    EAGER,
+    "channels_last",
+    "fused",
+    "fused channels_last",
+    "compiled",
+    "fused compiled",
+    "onnx",
+    "onnx int8",
+)
 
 
 @dataclass(frozen=True)
@@ -67,28 +78,33 @@ def measure_latency(
 
 @torch.inference_mode()
 def build_ways(architecture: StudentArchitecture, ways: set[str], device: torch.device) -> dict[str, Forward]:
-    """A forward pass for each way, all of one student, in the order of `WAYS`."""
+    """A forward pass for each way, all of one student, in the order of `WAYS`.
+
+    Raises:
+        UserError: ONNX Runtime is asked for on another device than the CPU, or not installed.
+    """
     size = architecture.image_size
-    student = Student(architecture).eval().to(device)
-    pixels = torch.randn(1, 3, size, size, device=device)
-    models: dict[str, torch.nn.Module] = {EAGER: student}
-    if any(way.startswith("fused") for way in ways):
-        models["fused"] = fuse_modules(student, (1, 3, size, size))
-    for way in ("channels_last", "fused channels_last"):
-        if way in ways:
-            base = models["fused" if way.startswith("fused") else EAGER]
-            models[way] = _channels_last(base)
-    if "compiled" in ways:
-        models["compiled"] = torch.compile(student)  # type: ignore[assignment]
-    rows = pixels.to(memory_format=torch.channels_last)
-    return {way: _forward(models[way], rows if "channels_last" in way else pixels) for way in WAYS if way in ways}
+    student = Student(architecture).eval()
+    pixels = torch.randn(1, 3, size, size)
+    forwards: dict[str, Forward] = {}
+    if any(way.startswith("onnx") for way in ways):
+        if device.type != "cpu":
+            raise UserError(f"ONNX Runtime is timed on the CPU: leave out --way onnx on {device.type}.")
+        forwards |= onnx_forwards(student, pixels, "onnx int8" in ways)
+    student, pixels = student.to(device), pixels.to(device)
+    models: dict[str, torch.nn.Module] = {EAGER: student, "fused": fuse_modules(student, pixels.shape)}
+    for way in ways & set(WAYS) - forwards.keys():
+        model = models["fused" if way.startswith("fused") else EAGER]
+        forwards[way] = _forward(model, way, pixels)
+    return {way: forwards[way] for way in WAYS if way in ways}
 
 
-def _channels_last(model: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(model).to(memory_format=torch.channels_last)
-
-
-def _forward(model: torch.nn.Module, pixels: torch.Tensor) -> Forward:
+def _forward(model: torch.nn.Module, way: str, pixels: torch.Tensor) -> Forward:
+    if "channels_last" in way:
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        pixels = pixels.to(memory_format=torch.channels_last)
+    if "compiled" in way:
+        model = torch.compile(model)  # type: ignore[assignment]
     return lambda: model(pixels)
 
 
