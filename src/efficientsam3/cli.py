@@ -23,6 +23,7 @@ COMMANDS = {
     "merge": "put a trained student in the place of SAM3's image trunk",
     "fuse": "fuse a merged model for faster inference: BatchNorms into convolutions, branches into one",
     "export-onnx": "write a merged model as ONNX graphs that compute the same",
+    "export-coreml": "write a merged model's image encoder as a CoreML package for Apple's devices",
     "predict": "segment pictures by text, box and point prompts",
     "serve": "prompt ONNX graphs in the browser, on a page served from this machine",
     "evaluate": "measure masks against ground truth, of several models in one table",
