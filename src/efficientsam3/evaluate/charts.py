@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from efficientsam3.evaluate.pictures import Metrics
 
 _WIDTH, _HEIGHT = 320, 180
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 20  # around the drawing, in the SVG's units
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 20  # around the drawing, in the SVG's units
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The most telling objects of an evaluation, kept while everything else streams by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,6 @@ from efficientsam3.evaluate.ground_truth import TrueImage
 from efficientsam3.evaluate.prompts import Prompt, PromptKind, TrueObject
 from efficientsam3.evaluate.scores import ObjectScore
 from efficientsam3.evaluate.segmenters import to_rle
-
-Scores = Sequence[ObjectScore]  # one for each model
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,14 @@ class Example:
     scores: tuple[ObjectScore, ...]
 
 
-# Group's title to rank, by the IoU with the true mask: the higher, the more an object belongs.
-_ALONE: dict[str, Callable[[Scores], float]] = {
-    "Best of {last}": lambda scores: scores[-1].iou,
-    "Worst of {last}": lambda scores: -scores[-1].iou,
+# Group's title to rank, by the first model's score and that of the one shown: the higher, the more an object belongs.
+_ALONE: dict[str, Callable[[ObjectScore, ObjectScore], float]] = {
+    "Best of {shown}": lambda first, shown: shown.iou,
+    "Worst of {shown}": lambda first, shown: -shown.iou,
 }
-_COMPARED: dict[str, Callable[[Scores], float]] = {
+_COMPARED: dict[str, Callable[[ObjectScore, ObjectScore], float]] = {
     **_ALONE,
-    "{last} furthest behind {first}": lambda scores: scores[0].iou - scores[-1].iou,
+    "{shown} furthest behind {first}": lambda first, shown: first.iou - shown.iou,
 }
 # Of equals, the larger object comes first: it shows more.
 Rank = tuple[float, int]
@@ -43,9 +41,9 @@ Rank = tuple[float, int]
 class Gallery:
     """Keeps, for each prompt and group, the objects of highest rank, one of an image at most."""
 
-    def __init__(self, size: int = 4) -> None:
-        """Keep `size` objects in each group."""
-        self._size = size
+    def __init__(self, size: int = 4, shown: int = -1) -> None:
+        """Keep `size` objects in each group, by the masks of the model at place `shown`."""
+        self._size, self._shown = size, shown
         self.first_images: dict[str, TrueImage] = {}  # by id, the first `size`
         self._kept: dict[tuple[PromptKind, str], dict[str, tuple[Rank, Example]]] = {}
 
@@ -56,9 +54,10 @@ class Gallery:
         if len(self.first_images) < self._size:
             self.first_images[image.image_id] = image
         kind = scores[0].prompt
-        for pattern, value in (_COMPARED if len(scores) > 1 else _ALONE).items():
-            title = pattern.format(first=scores[0].model, last=scores[-1].model)
-            kept, rank = self._kept.setdefault((kind, title), {}), (value(scores), thing.rle.area)
+        first, shown = scores[0], scores[self._shown]
+        for pattern, value in (_ALONE if shown is first else _COMPARED).items():
+            title = pattern.format(first=first.model, shown=shown.model)
+            kept, rank = self._kept.setdefault((kind, title), {}), (value(first, shown), thing.rle.area)
             if not self._belongs(kept, image.image_id, rank):
                 continue
             rles = tuple(to_rle(mask) for mask in masks)

@@ -14,7 +14,7 @@ from efficientsam3.evaluate.gallery import Gallery
 from efficientsam3.evaluate.ground_truth import Selection, open_ground_truth
 from efficientsam3.evaluate.measure import Measurement, measure
 from efficientsam3.evaluate.metrics import read_metrics
-from efficientsam3.evaluate.open_models import FedPixels, named_models, open_models
+from efficientsam3.evaluate.open_models import FedPixels, last_that_sees, named_models, open_models
 from efficientsam3.evaluate.prompts import PromptKind
 from efficientsam3.evaluate.report import REPORT_NAME, ReportContent, write_report
 from efficientsam3.evaluate.scores import Summary, summarise
@@ -70,7 +70,7 @@ def evaluate_masks(request: EvaluationRequest, output_dir: Path) -> Evaluation:
     if "text" in request.prompts:
         _check_text(segmenters)
     runs = _training_curves(request)
-    gallery = Gallery()
+    gallery = Gallery(shown=last_that_sees(request.models))
     measurement = measure(segmenters, truth, request.prompts, request.selection, gallery)
     summaries = [
         summarise(measurement.scores, segmenter.name, prompt) for prompt in request.prompts for segmenter in segmenters
@@ -100,16 +100,16 @@ def _training_curves(request: EvaluationRequest) -> dict[str, list[dict[str, flo
 def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, str]:
     selection, fed = request.selection, request.fed
     chosen = {
-        "at least pixels": selection.min_area,
-        "at most images": selection.max_images,
-        "at most objects an image": selection.max_objects,
-        "seed": selection.seed,
+        "of at least {} pixels": selection.min_area,
+        "of at most {} images": selection.max_images,
+        "at most {} an image": selection.max_objects,
     }
+    limits = [text.format(value) for text, value in chosen.items() if value]
     facts = dict(named_models(request.models))
     facts |= {} if request.decoder is None else {"decoder": os.fspath(request.decoder)}
     facts |= {
         "ground truth": f"{request.data}, {request.split}",
-        "objects": ", ".join(f"{name} {value}" for name, value in chosen.items() if value or name == "seed"),
+        "objects": ", ".join([*(limits or ["all"]), f"seed {selection.seed}"]),
         "fed": f"resize {fed.resize}, mean and deviation {fed.mean}",
     }
     if measurement.broken or measurement.lacking:

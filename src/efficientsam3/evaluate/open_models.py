@@ -120,6 +120,13 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def last_that_sees(models: Sequence[str]) -> int:
+    """The place of the last model that is no noise; of the last where all are."""
+    return max(
+        (place for place, model in enumerate(named_models(models).values()) if _noise(model) is None), default=-1
+    )
+
+
 def _is_named_without_file(model: str) -> bool:
     return _noise(model) is not None or _onnx_directory(model)[0] is not None
 

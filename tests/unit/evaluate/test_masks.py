@@ -10,7 +10,7 @@ from efficientsam3.deploy.onnx.export import export_onnx
 from efficientsam3.evaluate.decoders import load_decoder
 from efficientsam3.evaluate.ground_truth import Selection
 from efficientsam3.evaluate.masks import EvaluationRequest, evaluate_masks
-from efficientsam3.evaluate.open_models import FedPixels, open_models
+from efficientsam3.evaluate.open_models import FedPixels, last_that_sees, open_models
 from efficientsam3.runtime.errors import UserError
 
 
@@ -134,6 +134,15 @@ def test_text_needs_a_whole_model_and_finds_by_category(
     assert [(row.prompt, row.objects) for row in evaluation.summaries] == [("text", 4), ("box", 4)]
     with pytest.raises(UserError, match="every model brings its own"):
         evaluate_masks(EvaluationRequest([str(tiny_sam3_path)], coco, ["box"], decoder=box_decoder), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("models", "place"),
+    [(["a.pt", "random"], 0), (["a.pt", "b.pt", "noise=random:2", "random"], 1), (["random", "a.pt"], 1)],
+)
+def test_examples_are_of_the_last_model_that_sees_the_pictures(models: list[str], place: int) -> None:
+    assert last_that_sees(models) == place
+    assert last_that_sees(["random"]) == -1
 
 
 def test_graphs_are_measured_as_the_model_they_come_from(

@@ -124,6 +124,14 @@ def test_the_gallery_keeps_the_best_the_worst_and_the_furthest_behind() -> None:
     assert list(gallery.first_images) == ["a", "b"]
 
 
+def test_the_gallery_is_about_the_model_shown() -> None:
+    gallery = Gallery(size=1, shown=1)
+    offer(gallery, "a", 0, 0.9, 0.1, 0.5)
+    offer(gallery, "b", 0, 0.9, 0.8, 0.4)
+    found = {title: examples[0].image_id for (_, title), examples in gallery.groups().items()}
+    assert found == {"Best of m1": "b", "Worst of m1": "a", "m1 furthest behind m0": "a"}
+
+
 def test_of_equals_the_larger_object_is_shown_and_one_model_has_nobody_to_be_behind() -> None:
     gallery = Gallery(size=1)
     for number, area in enumerate([3, 20, 5]):
