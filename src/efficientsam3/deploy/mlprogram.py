@@ -63,13 +63,13 @@ def import_coremltools() -> Any:
 def convert_encoder(encoder: nn.Module, image_size: int, *, half: bool, pictures: Iterable[torch.Tensor]) -> Program:
     """Convert an encoder of one picture, (1, 3, S, S) to (1, D, G, G), both float32.
 
-    By tracing: the program keeps the names of the modules, by which float32 is chosen. For iOS 16 and macOS 13, the
-    first whose bilinear resizing says where the pixels' centres are; earlier ones imply it.
+    By tracing: the program keeps the names of the modules, by which float32 is chosen. For iOS 15 and macOS 12, the
+    first that run ML programs: no operation of the encoders needs later ones.
 
     Args:
         encoder: in eval mode, on the CPU.
         image_size: S.
-        half: compute in float16, but for linear attention and for modules whose output comes near float16's limit.
+        half: compute in float16, but for linear attention and modules that take or give values near float16's limit.
         pictures: (1, 3, S, S) that this limit is watched on.
 
     Raises:
@@ -92,7 +92,7 @@ def convert_encoder(encoder: nn.Module, image_size: int, *, half: bool, pictures
                 outputs=[ct.TensorType(OUTPUT, dtype=np.float32)],
                 convert_to="mlprogram",
                 compute_precision=precision,
-                minimum_deployment_target=ct.target.iOS16,
+                minimum_deployment_target=ct.target.iOS15,
                 skip_model_load=True,
             )
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -138,11 +138,12 @@ def _may_be_half(large: frozenset[str], kept: Counter[str], operation: Any) -> b
 
 @torch.no_grad()
 def _large_modules(encoder: nn.Module, pictures: Iterable[torch.Tensor]) -> frozenset[str]:
-    """Names, as tracing gives them, of the modules whose output comes near float16's limit."""
+    """Names, as tracing gives them, of the modules that take or give values near float16's limit."""
     found: set[str] = set()
 
-    def watch(name: str, _: nn.Module, __: object, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and not bool((output.abs() <= _LARGEST).all()):
+    def watch(name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        values = [value for value in (*inputs, output) if isinstance(value, torch.Tensor)]
+        if not all(bool((value.abs() <= _LARGEST).all()) for value in values):
             found.add(name)
 
     handles = [
