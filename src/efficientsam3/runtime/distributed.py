@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from efficientsam3.runtime.device import DeviceName, select_device
+from efficientsam3.runtime.memory import keep_freed_memory
 
 T = TypeVar("T")
 # Ranks may wait this long for each other: a straggler may have thousands of images more to read.
@@ -49,6 +50,8 @@ def process_group(device_name: DeviceName) -> Iterator[Process]:
     device = select_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     process = Process(rank, world_size, device, launcher)
     if world_size == 1:

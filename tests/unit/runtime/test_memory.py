@@ -1,0 +1,39 @@
+"""Freed memory is kept for the next tensor, unless the user said what glibc shall do."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, torch
+from efficientsam3.runtime.memory import keep_freed_memory
+kept = keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 26, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for _ in range(10):  # the first few do not fit into each other's place
+    faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is of glibc")
+def test_a_tensor_takes_the_pages_of_the_one_before() -> None:
+    """A page fault for each 4 kB, or each 2 MB, of 64 MB is what a system's fresh memory costs."""
+
+    def count(**variables: str) -> tuple[str, int]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+        command = [sys.executable, "-c", COUNT]
+        done = subprocess.run(command, env=inherited | variables, capture_output=True, text=True, check=True)
+        kept, faults = done.stdout.split()
+        return kept, int(faults)
+
+    assert count()[0] == "True"
+    assert count()[1] < 5
+    kept, faults = count(MALLOC_MMAP_THRESHOLD_="131072")
+    assert kept == "False"
+    assert faults >= 32
