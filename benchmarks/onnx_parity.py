@@ -1,0 +1,108 @@
+"""What each form of a student's embedding differs by from PyTorch's, on pictures, at SAM3's size.
+
+    python benchmarks/onnx_parity.py --pictures DIR --calibrate DIR [--student es_rv_s ...] [--head fpn]
+
+Weights are random, BatchNorm's statistics those of the first eight calibration pictures: the figures are of the
+arithmetic, not of what a trained student loses.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from efficientsam3.data.preprocess import SAM3_PREPROCESSING
+from efficientsam3.deploy.onnx.compare import relative_error
+from efficientsam3.deploy.onnx.export import export_onnx
+from efficientsam3.deploy.onnx.manifest import GraphFile, Manifest
+from efficientsam3.deploy.onnx.pictures import Pictures
+from efficientsam3.evaluate.parameters import select_students
+from efficientsam3.models.fuse import fuse_modules
+from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
+from efficientsam3.runtime.device import describe_machine
+
+_COLUMNS = (
+    *("student", "fused", "fp32", "MB", "fp16", "cosine", "MB", "in fp32", "int8", "cosine", "MB", "in fp32"),
+    *("s",),
+)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, required=True, help="the first ten are compared on")
+    parser.add_argument("--calibrate", type=Path, required=True, help="the first hundred set the ranges")
+    parser.add_argument("--student", nargs="+", default=["all"])
+    parser.add_argument("--head", choices=("published", "fpn"), default="published")
+    args = parser.parse_args()
+    console = Console(width=150)
+    table = Table(title=f"Relative error of the embedding, worst of the pictures; {args.head} head")
+    for column in _COLUMNS:
+        table.add_column(column, no_wrap=True, justify="left" if column == "student" else "right")
+    for name in select_students(args.student):
+        row = measure(name, args.head, args.pictures, args.calibrate)
+        table.add_row(name, *row)
+        console.print(name, *row)  # a table of nine takes its time
+    console.print(table)
+    print(f"{describe_machine()}, {torch.get_num_threads()} threads")
+
+
+def measure(name: str, head: str, pictures: Path, calibrate: Path) -> list[str]:
+    """One student's row."""
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    student = Student(StudentArchitecture(STUDENTS[name], head=head))
+    settle(student, Pictures(calibrate, SAM3_PREPROCESSING, 8))
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(scratch, "student.pth")
+        described = {"architecture": asdict(student.architecture), "preprocessing": SAM3_PREPROCESSING.model_dump()}
+        torch.save({"model": student.state_dict(), **described}, checkpoint)
+        manifest = export_onnx(
+            checkpoint, Path(scratch, "onnx"), variants=["fp16", "int8"], calibrate=calibrate, pictures=pictures
+        )
+    fused = fused_error(student, Pictures(pictures, SAM3_PREPROCESSING, 10))
+    return [f"{fused:.1e}", *cells(manifest), f"{time.perf_counter() - start:.0f}"]
+
+
+@torch.no_grad()
+def settle(student: Student, pictures: Pictures) -> None:
+    """Give BatchNorms the statistics of pictures; without, random weights' values vanish or explode."""
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of this batch alone, so that evaluation sees what training did
+    student.train()
+    student(torch.cat(list(pictures)))
+    student.eval()
+
+
+@torch.inference_mode()
+def fused_error(student: Student, pictures: Pictures) -> float:
+    """Of the fused student in PyTorch."""
+    side = student.architecture.image_size
+    fused = fuse_modules(student, (1, 3, side, side))
+    return max(relative_error(student(pixels).numpy(), fused(pixels).numpy()) for pixels in pictures)
+
+
+def cells(manifest: Manifest) -> list[str]:
+    """Of the graphs: errors, cosines, sizes, and how many nodes stay in float32."""
+    plain = manifest.graphs["image_encoder"]
+    row = [f"{plain.measured['relative_error']:.1e}", megabytes(plain)]
+    for variant in ("fp16", "int8"):
+        file = manifest.variants[variant]  # type: ignore[index]
+        row += [f"{file.measured['relative_error']:.1e}", f"{file.measured['cosine']:.4f}", megabytes(file)]
+        row.append(str(len(file.fp32_nodes)))
+    return row
+
+
+def megabytes(file: GraphFile) -> str:
+    """A graph's size."""
+    return f"{file.bytes / 1e6:.1f}"
+
+
+if __name__ == "__main__":
+    main()
