@@ -11,7 +11,12 @@ from efficientsam3.deploy.coreml import export_coreml
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     flag = parser.add_argument
-    flag("model", type=Path, metavar="MODEL", help="a merged .pt file, a Hugging Face directory, or plain SAM3")
+    flag(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a merged .pt file, a Hugging Face directory, plain SAM3, or a training's ckpt_epoch_N.pth",
+    )
     flag(
         "--out",
         type=Path,

@@ -14,12 +14,13 @@ import torch
 
 import efficientsam3
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.deploy.build import build_models
-from efficientsam3.deploy.contents import METADATA_KEY, read_contents
+from efficientsam3.deploy.contents import METADATA_KEY
 from efficientsam3.deploy.mlprogram import INPUT, OUTPUT, Program, check_package, convert_encoder, import_coremltools
 from efficientsam3.deploy.onnx.compare import FEATURE_LIMIT, relative_error
-from efficientsam3.deploy.onnx.graphs import ImageEncoder
+from efficientsam3.deploy.onnx.graphs import Graph
 from efficientsam3.deploy.onnx.pictures import Pictures
+from efficientsam3.deploy.onnx.source import read_source
+from efficientsam3.deploy.onnx.write import fused_module
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_directory, atomic_path
 
@@ -53,7 +54,7 @@ def export_coreml(
     float32. What feeds it is in the package's metadata, under "efficientsam3", as JSON.
 
     Args:
-        model: a merged native file, a Hugging Face directory, or plain SAM3.
+        model: a merged native file, a Hugging Face directory, plain SAM3, or a training's checkpoint.
         output: the package, `*.mlpackage`; one that an earlier export wrote is replaced.
         precision: fp16, but for the operations whose values would overflow, or fp32.
         pictures: folder whose first ten pictures it is compared on, and float16's limit watched on; None for two
@@ -64,22 +65,18 @@ def export_coreml(
             package is not what was asked for; then nothing is left behind.
     """
     import_coremltools()
-    if not model.exists():
-        raise UserError(f"Model {model} does not exist: give a merged .pt file, sam3.pt, or a Hugging Face directory.")
     _check_place(output)
-    contents = read_contents(model)
-    watched = Pictures(pictures, contents.preprocessing, _MOST_PICTURES)
+    source = read_source(model)
+    graph, preprocessing = source.graphs[0], source.preprocessing
+    watched = Pictures(pictures, preprocessing, _MOST_PICTURES)
     with atomic_directory(output, _SPEC, "CoreML package") as folder:
-        encoder = ImageEncoder(build_models(contents).encoder).eval()
-        side = contents.preprocessing.image_size
-        program = convert_encoder(encoder, side, half=precision == "fp16", pictures=watched)
-        compared = _compare(program, folder.parent, encoder, watched, precision)
-        _describe(program, model.name, contents.preprocessing, precision, compared, watched.names)
+        encoder = fused_module(graph)
+        program = convert_encoder(encoder, preprocessing.image_size, half=precision == "fp16", pictures=watched)
+        compared = _compare(program, folder.parent, graph, watched, precision)
+        _describe(program, model.name, preprocessing, precision, compared, watched.names)
         package = folder.parent / f"written{SUFFIX}"
         program.model.save(str(package))
-        with torch.no_grad():
-            shape = tuple(encoder(torch.zeros(1, 3, side, side)).shape)
-        check_package(package, side, shape, program)
+        check_package(package, graph.ports, program)
         _publish(package, folder)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     return CoremlReport(size, len(program.operations), program.kept_names, compared)
@@ -103,9 +100,7 @@ def _check_place(output: Path) -> None:
         raise UserError(f"The output {output} is a CoreML package of something else: choose another path.")
 
 
-def _compare(
-    program: Program, scratch: Path, encoder: torch.nn.Module, pictures: Pictures, precision: Precision
-) -> str:
+def _compare(program: Program, scratch: Path, graph: Graph, pictures: Pictures, precision: Precision) -> str:
     """The worst relative error of the embedding against PyTorch, in words.
 
     Raises:
@@ -118,8 +113,7 @@ def _compare(
     run = open_package(package)
     errors = []
     for pixels in pictures:
-        with torch.no_grad():
-            expected = encoder(pixels).numpy()
+        expected = graph.run({INPUT: pixels})[OUTPUT].numpy()
         errors.append(relative_error(expected, run(pixels.numpy())))
     worst, limit = float(np.max(errors)), _LIMITS[precision]
     if not worst <= limit:  # NaN is not good either

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from efficientsam3.deploy.float16 import large_modules
+from efficientsam3.deploy.onnx.manifest import Port
 from efficientsam3.runtime.errors import UserError
 
 INPUT, OUTPUT = "pixels", "embedding"
 # As in `deploy/onnx/variants.py`: the sums over all cells of EfficientViT's linear attention overflow float16.
 _LINEAR_ATTENTION = "LiteMLA"  # timm's class
 _SUMS = frozenset({"matmul", "add", "slice_by_index", "real_div"})
-_LARGEST = 65504 / 4  # of a module's values in float16, with a margin for pictures not seen
 _NOT_COMPUTED = frozenset({"const", "cast"})
 
 
@@ -80,7 +81,7 @@ def convert_encoder(encoder: nn.Module, image_size: int, *, half: bool, pictures
     kept: Counter[str] = Counter()
     precision = ct.precision.FLOAT32
     if half:
-        large = _large_modules(encoder, pictures)
+        large = large_modules(encoder, pictures)
         precision = ct.transform.FP16ComputePrecision(op_selector=partial(_may_be_half, large, kept))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of every Python branch that is traced, and every small number rounded to 0
@@ -95,9 +96,10 @@ def convert_encoder(encoder: nn.Module, image_size: int, *, half: bool, pictures
                 minimum_deployment_target=ct.target.iOS15,
                 skip_model_load=True,
             )
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"coremltools {ct.__version__} cannot convert this image encoder ({error}): export one of the nine "
+                f"coremltools {ct.__version__} cannot convert this image encoder ({reason}): export one of the nine "
                 "students, or to ONNX."
             ) from error
     attentions = sum(type(module).__name__ == _LINEAR_ATTENTION for module in encoder.modules())
@@ -136,46 +138,12 @@ def _may_be_half(large: frozenset[str], kept: Counter[str], operation: Any) -> b
     return False
 
 
-@torch.no_grad()
-def _large_modules(encoder: nn.Module, pictures: Iterable[torch.Tensor]) -> frozenset[str]:
-    """Names, as tracing gives them, of the modules that take or give values near float16's limit."""
-    found: set[str] = set()
-
-    def watch(name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        values = [value for value in (*inputs, output) if isinstance(value, torch.Tensor)]
-        if not all(bool((value.abs() <= _LARGEST).all()) for value in values):
-            found.add(name)
-
-    handles = [
-        module.register_forward_hook(partial(watch, _traced_name(encoder, name)))
-        for name, module in encoder.named_modules()
-    ]
-    try:
-        for pixels in pictures:
-            encoder(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return frozenset(found)
-
-
-def _traced_name(encoder: nn.Module, name: str) -> str:
-    """Tracing knows modules that are called alone, which lists are not."""
-    parts = name.split(".")
-    return ".".join(
-        part
-        for index, part in enumerate(parts)
-        if not isinstance(encoder.get_submodule(".".join(parts[: index + 1])), nn.ModuleList)
-    )
-
-
-def check_package(package: Path, image_size: int, embedding: tuple[int, ...], program: Program) -> None:
+def check_package(package: Path, ports: tuple[tuple[Port, ...], tuple[Port, ...]], program: Program) -> None:
     """Read a written package back and compare what it declares with what was asked for.
 
     Args:
         package: the `.mlpackage`.
-        image_size: side of the input.
-        embedding: shape of the output.
+        ports: inputs and outputs of the graph that it stands for; its batch is 1.
         program: what was written.
 
     Raises:
@@ -183,8 +151,7 @@ def check_package(package: Path, image_size: int, embedding: tuple[int, ...], pr
     """
     ct = import_coremltools()
     spec = ct.utils.load_spec(str(package))
-    float32 = ct.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32
-    expected = [(INPUT, (1, 3, image_size, image_size), float32), (OUTPUT, embedding, float32)]
+    expected = [(port.name, (1, *port.shape[1:]), port.dtype) for each in ports for port in each]
     found = [_port(port) for port in (*spec.description.input, *spec.description.output)]
     operations = _operations(spec)
     in_float32 = Counter(operation.kind for operation in operations if operation.float32)
@@ -208,6 +175,9 @@ def _operations(spec: Any) -> tuple[Operation, ...]:
     )
 
 
-def _port(port: Any) -> tuple[str, tuple[int, ...], int]:
+def _port(port: Any) -> tuple[str, tuple[int, ...], str]:
+    from coremltools.proto.FeatureTypes_pb2 import ArrayFeatureType
+
     array = port.type.multiArrayType
-    return port.name, tuple(array.shape), array.dataType
+    is_float32 = array.dataType == ArrayFeatureType.FLOAT32
+    return port.name, tuple(array.shape), "float" if is_float32 else ArrayFeatureType.ArrayDataType.Name(array.dataType)

@@ -17,11 +17,11 @@ from torch import nn
 
 from efficientsam3.cli import main
 from efficientsam3.deploy import coreml, mlprogram
-from efficientsam3.deploy.build import build_models
 from efficientsam3.deploy.contents import read_contents
 from efficientsam3.deploy.coreml import NOT_COMPARED, CoremlReport, export_coreml
 from efficientsam3.deploy.merge import merge
-from efficientsam3.deploy.onnx.graphs import ImageEncoder
+from efficientsam3.deploy.onnx.graphs import Graph
+from efficientsam3.deploy.onnx.source import read_source
 from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.student import TIMM_NAMES, Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
@@ -50,8 +50,15 @@ def model(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="module")
-def encoder(model: Path) -> nn.Module:
-    return ImageEncoder(build_models(read_contents(model)).encoder).eval()
+def graph(model: Path) -> Graph:
+    """What is converted."""
+    return read_source(model).graphs[0]
+
+
+@pytest.fixture(scope="module")
+def encoder(graph: Graph) -> nn.Module:
+    """It, as PyTorch computes it."""
+    return graph.module.eval()
 
 
 @pytest.fixture(scope="module")
@@ -197,22 +204,22 @@ def test_what_a_mac_finds_different_does_not_stay(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_program_other_than_asked_for_is_refused(
-    exported: tuple[Path, CoremlReport],
-) -> None:
+def test_a_program_other_than_asked_for_is_refused(exported: tuple[Path, CoremlReport], graph: Graph) -> None:
     package, _ = exported
     found = tuple(operations(package))
     kept = mlprogram.Counter(operation.kind for operation in found if operation.float32)
     program = mlprogram.Program(None, found, kept)
-    mlprogram.check_package(package, SIDE, (1, 64, 16, 16), program)
-    for side, shape, other in (
-        (448, (1, 64, 16, 16), program),
-        (SIDE, (1, 64, 16, 15), program),
-        (SIDE, (1, 64, 16, 16), mlprogram.Program(None, found[:-1], kept)),
-        (SIDE, (1, 64, 16, 16), mlprogram.Program(None, found, kept + kept)),
+    mlprogram.check_package(package, graph.ports, program)
+    (pixels,), (embedding,) = graph.ports
+    for ports, other in (
+        (((pixels.model_copy(update={"name": "image"}),), (embedding,)), program),
+        (((pixels.model_copy(update={"shape": ("batch", 3, 448, 448)}),), (embedding,)), program),
+        (((pixels,), (embedding.model_copy(update={"dtype": "int64"}),)), program),
+        (graph.ports, mlprogram.Program(None, found[:-1], kept)),
+        (graph.ports, mlprogram.Program(None, found, kept + kept)),
     ):
         with pytest.raises(UserError, match="does not declare what was asked for"):
-            mlprogram.check_package(package, side, shape, other)
+            mlprogram.check_package(package, ports, other)
 
 
 def test_linear_attention_that_is_not_found_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

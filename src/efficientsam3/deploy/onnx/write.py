@@ -42,7 +42,7 @@ def write_graph(graph: Graph, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of every Python branch that is traced; the result is compared instead
         torch.onnx.export(
-            _fused(graph),
+            fused_module(graph),
             tuple(graph.inputs.values()),
             str(path),
             input_names=list(graph.inputs),
@@ -58,8 +58,11 @@ def write_graph(graph: Graph, path: Path) -> None:
     check_file(path, graph.name)
 
 
-def _fused(graph: Graph) -> nn.Module:
-    """ONNX Runtime folds BatchNorms into convolutions by itself, but makes no one convolution of RepViT's branches."""
+def fused_module(graph: Graph) -> nn.Module:
+    """A graph's module, an image encoder's fused.
+
+    Runtimes fold BatchNorms into convolutions by themselves, but make no one convolution of RepViT's branches.
+    """
     module = graph.module.eval()
     if graph.name != "image_encoder" or not any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
         return module
