@@ -138,5 +138,5 @@ def _student(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     latencies = measure_students(args.student, args.head, args.way, device, args.rounds)
-    Console(width=160).print(latency_table(latencies, args.rounds))
+    Console(width=180).print(latency_table(latencies, args.rounds))
     print(f"{describe_machine()}, {device}, {torch.get_num_threads()} threads")

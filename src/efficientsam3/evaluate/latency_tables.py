@@ -13,7 +13,15 @@ def latency_table(latencies: Sequence[Latency], rounds: int) -> Table:
     ways = [way for way in WAYS if any(way in each.milliseconds for each in latencies)]
     table = plain_table(
         "One picture: ms (times faster than eager)",
-        ["student", "head", "parameters", "GMACs", *ways, "peak MB, eager", "peak MB, fused"],
+        [
+            "student",
+            "head",
+            "parameters",
+            "GMACs",
+            *(way.replace(" ", "\n") for way in ways),
+            "peak MB,\neager",
+            "peak MB,\nfused",
+        ],
         f"Medians of {rounds} rounds, each of which ran every way once. Peak: beyond what was taken before.",
     )
     for each in latencies:
