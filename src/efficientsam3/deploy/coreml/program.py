@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from efficientsam3.deploy.float16 import large_modules
+from efficientsam3.deploy.coreml.float16 import large_modules
 from efficientsam3.deploy.onnx.manifest import Port
 from efficientsam3.runtime.errors import UserError
 

@@ -15,7 +15,14 @@ import torch
 import efficientsam3
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.deploy.contents import METADATA_KEY
-from efficientsam3.deploy.mlprogram import INPUT, OUTPUT, Program, check_package, convert_encoder, import_coremltools
+from efficientsam3.deploy.coreml.program import (
+    INPUT,
+    OUTPUT,
+    Program,
+    check_package,
+    convert_encoder,
+    import_coremltools,
+)
 from efficientsam3.deploy.onnx.compare import FEATURE_LIMIT, relative_error
 from efficientsam3.deploy.onnx.graphs import Graph
 from efficientsam3.deploy.onnx.pictures import Pictures

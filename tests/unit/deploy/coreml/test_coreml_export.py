@@ -16,16 +16,17 @@ from timm.models.efficientvit_mit import LiteMLA
 from torch import nn
 
 from efficientsam3.cli import main
-from efficientsam3.deploy import coreml, mlprogram
 from efficientsam3.deploy.contents import read_contents
-from efficientsam3.deploy.coreml import NOT_COMPARED, CoremlReport, export_coreml
+from efficientsam3.deploy.coreml import export as coreml
+from efficientsam3.deploy.coreml import program as mlprogram
+from efficientsam3.deploy.coreml.export import NOT_COMPARED, CoremlReport, export_coreml
 from efficientsam3.deploy.merge import merge
 from efficientsam3.deploy.onnx.graphs import Graph
 from efficientsam3.deploy.onnx.source import read_source
 from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.student import TIMM_NAMES, Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
-from unit.deploy.mil_by_torch import run_package
+from unit.deploy.coreml.mil_by_torch import run_package
 
 Make = Callable[..., Path]
 SIDE = 224

@@ -1,0 +1,1 @@
+"""The image encoder as a CoreML package."""
