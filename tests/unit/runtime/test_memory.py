@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next tensor, unless the user said what glibc shall do."""
+"""What work takes at its peak; freed memory is kept for the next tensor, unless the user said what glibc shall do."""
 
 import os
 import platform
@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from efficientsam3.runtime.memory import peak_of
 
 COUNT = """
 import resource, torch
@@ -37,3 +40,28 @@ def test_a_tensor_takes_the_pages_of_the_one_before() -> None:
     kept, faults = count(MALLOC_MMAP_THRESHOLD_="131072")
     assert kept == "False"
     assert faults >= 32
+
+
+def test_memory_is_that_of_the_work() -> None:
+    size = 1 << 26
+
+    def work() -> None:
+        torch.ones(size, dtype=torch.uint8)
+
+    peak = peak_of(work, torch.device("cpu"))
+    if peak is not None:
+        assert 0.9 * size < peak < 1.5 * size
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is of glibc")
+def test_what_was_kept_from_before_counts() -> None:
+    """20 MB in blocks that are small enough for glibc to keep."""
+
+    def work() -> None:
+        blocks = [torch.ones(1 << 16, dtype=torch.uint8) for _ in range(320)]
+        del blocks
+
+    work()
+    peak = peak_of(work, torch.device("cpu"))
+    assert peak is not None
+    assert peak > 16e6
