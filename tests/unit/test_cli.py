@@ -22,7 +22,8 @@ def test_the_table_of_commands_is_shown_and_needs_no_pytorch() -> None:
         "print(build_parser().format_help()); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(f"    {command} " in done.stdout for command in COMMANDS)
+    rows = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("    ") and line.strip()}
+    assert rows >= set(COMMANDS)
     assert done.stdout.splitlines()[-1] == "False"
 
 

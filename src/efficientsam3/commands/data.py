@@ -1,7 +1,6 @@
 """`efficientsam3 data check`: what a dataset holds, and what is wrong with it."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from efficientsam3.data.check import PROBLEMS_FILE, QUARANTINE, CheckReport, check_dataset
+from efficientsam3.runtime.cores import usable_cores
 
 _BAR_WIDTH = 40
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--workers",
         type=int,
-        default=min(os.cpu_count() or 1, 8),
+        default=min(usable_cores(), 8),
         metavar="N",
         help="processes (default: one per core up to 8, here %(default)s)",
     )

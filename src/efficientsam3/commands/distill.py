@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from efficientsam3.runtime.cores import usable_cores
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
@@ -56,7 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="true: ImageNet weights, which timm downloads; false: from scratch; or a local file (default: true)",
     )
-    flag("--workers", type=int, default=2, metavar="N", help="picture-reading processes a process (default: 2)")
+    flag(
+        "--workers",
+        type=int,
+        default=min(2, usable_cores()),
+        metavar="N",
+        help="picture-reading processes a process (default: 2, or 1 on one core)",
+    )
     flag("--seed", type=int, default=0, metavar="N", help="of the whole run (default: %(default)s)")
     flag("--device", choices=("auto", "cpu", "mps", "cuda"), default="auto", help="where to compute (default: auto)")
     store = parser.add_mutually_exclusive_group()

@@ -95,6 +95,10 @@ def run(args: argparse.Namespace) -> None:
     )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for path, count in report.written.items():
-        console.print(f"{count:4d} objects  {path}")
+        console.print(f"{count:4d} object{'s' if count != 1 else ' '}  {path}")
+    if prompts.detections and 0 in report.written.values():
+        console.print(
+            f"Where there are none, nothing scored {args.threshold:g} or more: ask otherwise, or lower --threshold."
+        )
     for broken in report.broken:
         console.print(f"     skipped  {broken}, which cannot be read")

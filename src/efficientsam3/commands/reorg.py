@@ -1,13 +1,13 @@
 """`efficientsam3 reorg`: make a dataset out of Meta's tars or extracted folders."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from efficientsam3.data.placing import Mode
 from efficientsam3.data.reorganise import SKIPPED_FILE, reorganise
 from efficientsam3.data.split import DEFAULT_VAL_RATIO
+from efficientsam3.runtime.cores import usable_cores
 
 _DEFAULT_OUTPUT = Path("data/sa-1b")
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=min(os.cpu_count() or 1, 8),
+        default=min(usable_cores(), 8),
         metavar="N",
         help="processes, each with a tar at a time (default: one per core up to 8, here %(default)s)",
     )

@@ -21,7 +21,7 @@ logger = logging.getLogger(LOGGER_NAME)
 # Keys that leave the result as it is, but for rounding where the device computes differently. Batch size and
 # accumulation are compared as images a step.
 _WITHOUT_EFFECT = frozenset(
-    {"TAG", "OUTPUT", "DEVICE", "PRINT_FREQ", "SAVE_FREQ", "MODEL.NAME", "MODEL.RESUME", "MODEL.PRETRAINED"}
+    {"TAG", "OUTPUT", "DEVICE", "PRINT_FREQ", "SAVE_FREQ", "MODEL.NAME", "MODEL.RESUME"}
     | {"DATA.NUM_WORKERS", "DATA.BATCH_SIZE", "DISTILL.ONLINE_CACHE"}
     | {f"TRAIN.{key}" for key in ("SAVE_STEPS", "KEEP_STEPS", "KEEP_EPOCHS", "AUTO_RESUME", "COMPILE")}
     | {f"TRAIN.{key}" for key in ("ACCUMULATION_STEPS", "USE_CHECKPOINT")}
@@ -102,7 +102,11 @@ def seed_process(seed: int, step: int, process: Process) -> None:
 def _changes(content: Mapping[str, Any], config: TrainConfig, plan: TrainPlan, world_size: int) -> Iterator[str]:
     old, new = dict(_flat(content["config"])), dict(_flat(config.model_dump(mode="json")))
     for key in sorted(old.keys() | new.keys()):
-        if key not in _WITHOUT_EFFECT and not key.startswith("PROBE.") and old.get(key) != new.get(key):
+        # Nothing is loaded to go on, so that it may be switched off, as on a machine without the file.
+        needless = key == "MODEL.PRETRAINED" and new.get(key) is False
+        if key in _WITHOUT_EFFECT or needless or key.startswith("PROBE."):
+            continue
+        if old.get(key) != new.get(key):
             yield f"{key}: {old.get(key)} -> {new.get(key)}"
     for what, was, now in (
         ("images a step", content["images_per_step"], images_per_step(config, world_size)),

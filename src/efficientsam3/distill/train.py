@@ -176,7 +176,7 @@ def _validate(run: _Run) -> Averages | None:
 def _announce(config: TrainConfig, plan: TrainPlan, process: Process, trainer: Trainer) -> None:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     logger.info(
-        "%s: %.2fM parameters, %d training and %d validation images, %d processes on %s, epochs %d to %d",
+        "%s: %.2fM parameters, %d training and %d validation images, %d process(es) on %s, %d of %d epochs done",
         config.MODEL.BACKBONE,
         parameters / 1e6,
         len(plan.train),
@@ -184,8 +184,10 @@ def _announce(config: TrainConfig, plan: TrainPlan, process: Process, trainer: T
         process.world_size,
         process.device.type,
         trainer.epoch,
-        config.TRAIN.EPOCHS - 1,
+        config.TRAIN.EPOCHS,
     )
+    if trainer.epoch >= config.TRAIN.EPOCHS:
+        logger.info("all %d epochs are trained already", config.TRAIN.EPOCHS)
     if plan.without_embedding:
         logger.warning(
             "%d images have no embedding in %s and are left out; run the export again to add them",

@@ -39,8 +39,8 @@ def build_student(
             raise
         raise UserError(
             f"MODEL.PRETRAINED true: timm cannot get ImageNet weights for {architecture.backbone!r} "
-            f"({type(error).__name__}); go online once, or give a local file as MODEL.PRETRAINED, or train from "
-            "scratch with --opts MODEL.PRETRAINED false."
+            f"({type(error).__name__}); go online once, or give a local file (--pretrained FILE), or train from "
+            "scratch (--pretrained false)."
         ) from error
     origin = "timm's ImageNet weights in the backbone, random ones in the head" if pretrained else "random weights"
     logger.info("student %s starts from %s", architecture.backbone, origin)

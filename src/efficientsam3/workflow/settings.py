@@ -1,9 +1,11 @@
 """What `efficientsam3 distill` is asked for, and the configurations that it writes for the single commands."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import timm
 import yaml
 
 from efficientsam3.config.load import load_config
@@ -12,7 +14,14 @@ from efficientsam3.data.coco import instances_path
 from efficientsam3.data.listing import DatasetName, list_images
 from efficientsam3.data.split import SPLITS
 from efficientsam3.deploy.contents import read_contents
-from efficientsam3.models.student import STUDENTS, StudentArchitecture, check_student_grid
+from efficientsam3.models.build import build_student
+from efficientsam3.models.student import (
+    STUDENTS,
+    TIMM_NAMES,
+    TIMM_PREFIX,
+    StudentArchitecture,
+    check_student_grid,
+)
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 
@@ -42,8 +51,22 @@ class DistillRequest:
 
     @property
     def backbone(self) -> str:
-        """The student's backbone."""
-        return STUDENTS.get(self.student, self.student)
+        """The student's backbone.
+
+        Raises:
+            UserError: there is no such student, nor such a model of timm's.
+        """
+        if self.student in STUDENTS or self.student in TIMM_NAMES:
+            return STUDENTS.get(self.student, self.student)
+        name = self.student.removeprefix(TIMM_PREFIX)
+        if self.student.startswith(TIMM_PREFIX) and timm.is_model(name):
+            return self.student
+        known = [*STUDENTS, *(TIMM_PREFIX + model for model in timm.list_models())]
+        close = get_close_matches(self.student, known, n=1)
+        meant = f"did you mean {close[0]}? Else " if close else ""
+        raise UserError(
+            f"--student {self.student} is not known: {meant}give one of {', '.join(STUDENTS)}, or timm/<name>."
+        )
 
     @property
     def export_config(self) -> Path:
@@ -98,15 +121,20 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     """Check the request and write both configurations.
 
     Raises:
-        UserError: there are no pictures, the checkpoint is no SAM3, the student is unknown, or a value is wrong.
+        UserError: there are no pictures, the checkpoint is no SAM3, the student is unknown, the weights that it is to
+            start from cannot be had, or a value is wrong.
     """
     if not any(len(list_images(request.images, split, dataset)) for split in SPLITS):
         raise UserError(f"--images {request.images} has no pictures (.jpg .jpeg .png .webp): give another folder.")
     trunk: Any = read_contents(request.sam3).config.detector_config.vision_config.backbone_config
     if trunk.model_type != "sam3_vit_model":
         raise UserError(f"--sam3 {request.sam3} is an EfficientSAM3 already: give SAM3's own sam3.pt or directory.")
+    pretrained = yaml.safe_load(request.pretrained)
     size, width, grid = trunk.image_size, trunk.hidden_size, trunk.image_size // trunk.patch_size
-    check_student_grid(StudentArchitecture(request.backbone, width, grid, size, request.head))
+    architecture = StudentArchitecture(request.backbone, width, grid, size, request.head)
+    check_student_grid(architecture)
+    if not any(request.student_dir.glob("ckpt_*.pth")):  # now, not after days of exporting
+        build_student(architecture, Path(pretrained) if isinstance(pretrained, str) else bool(pretrained))
     data = {
         "DATA_PATH": str(request.images),
         "DATASET": dataset,
@@ -131,7 +159,7 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
             "NAME": request.student,
             "BACKBONE": request.backbone,
             "HEAD": request.head,
-            "PRETRAINED": yaml.safe_load(request.pretrained),
+            "PRETRAINED": pretrained,
         },
         "DISTILL": shape | ({"ONLINE": True} if request.online else source),
         "TRAIN": {

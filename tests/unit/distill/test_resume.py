@@ -1,6 +1,7 @@
 """Trainings that are interrupted anywhere and go on."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def test_the_highest_step_counts_and_damaged_checkpoints_are_passed_over(
     ("opts", "named"),
     [
         (["TRAIN.EPOCHS", "4"], r"TRAIN\.EPOCHS: 3 -> 4"),
+        (["MODEL.PRETRAINED", str(Path(__file__))], r"MODEL\.PRETRAINED: False -> .*test_resume\.py"),
         (["TRAIN.BASE_LR", "0.5", "SEED", "7"], r"SEED: 0 -> 7; TRAIN\.BASE_LR: 0\.001 -> 0\.5"),
         (["DATA.BATCH_SIZE", "1"], "images a step: 2 -> 1"),
         (["DATA.NUM_SAMPLES", "4"], r"DATA\.NUM_SAMPLES: 0 -> 4; training images: 6 -> 4"),
@@ -148,6 +150,18 @@ def test_a_changed_configuration_is_named_and_refused(
     check_training(changed, allow_config_change=True)
     train(changed, one_process, allow_config_change=True)
     check_training(changed)
+
+
+def test_weights_to_start_from_are_needless_to_go_on(make_training: MakeTraining, one_process: Process) -> None:
+    """A run that began from a file goes on where that file is not."""
+    started = make_training()
+    train(started, one_process, StopAfter(1))
+    weights = started.output_dir.parent / "weights.pth"
+    shutil.copy(latest_checkpoint(started.output_dir) or "", weights)
+    begun = make_training("MODEL.PRETRAINED", str(weights), "TAG", "begun")
+    train(begun, one_process, StopAfter(1))
+    weights.unlink()
+    check_training(make_training("TAG", "begun"))
 
 
 def test_the_average_of_the_weights_is_what_is_validated(make_training: MakeTraining, one_process: Process) -> None:

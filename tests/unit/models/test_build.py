@@ -25,5 +25,5 @@ def test_a_student_of_another_backbone_is_refused(tmp_path: Path) -> None:
 
 
 def test_imagenet_weights_offline_are_an_error_with_the_remedy() -> None:
-    with pytest.raises(UserError, match=r"MODEL\.PRETRAINED true.*--opts MODEL\.PRETRAINED false"):
+    with pytest.raises(UserError, match=r"MODEL\.PRETRAINED true.*\(--pretrained false\)"):
         build_student(ARCHITECTURE, pretrained=True)

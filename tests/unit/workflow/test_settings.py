@@ -40,7 +40,10 @@ def test_without_a_store_the_training_has_the_teacher(request_for: DistillReques
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"student": "es_xx_s"}, "is not known"),
+        ({"student": "es_ev_x"}, r"--student es_ev_x is not known: did you mean es_ev_s\? .*es_rv_l"),
+        ({"student": "timm/resnet81"}, r"did you mean timm/resnet18\?"),
+        ({"pretrained": "true"}, r"--pretrained false"),
+        ({"pretrained": "absent.safetensors"}, r"absent\.safetensors"),
         ({"codec": "int3"}, "CODEC"),
         ({"images": Path("/nowhere")}, "nowhere"),
         ({"sam3": Path("/nowhere.pt")}, "nowhere.pt"),
@@ -49,6 +52,12 @@ def test_without_a_store_the_training_has_the_teacher(request_for: DistillReques
 def test_what_cannot_work_is_refused(request_for: DistillRequest, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_configs(replace(request_for, **changes), "images", annotated=False)
+
+
+def test_a_training_that_has_begun_needs_no_weights_to_start_from(request_for: DistillRequest) -> None:
+    request_for.student_dir.mkdir(parents=True)
+    (request_for.student_dir / "ckpt_step_3.pth").touch()
+    write_configs(replace(request_for, pretrained="true"), "images", annotated=False)
 
 
 def test_an_empty_folder_is_refused(request_for: DistillRequest, tmp_path: Path) -> None:
