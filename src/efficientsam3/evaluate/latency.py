@@ -92,7 +92,9 @@ def build_ways(architecture: StudentArchitecture, ways: set[str], device: torch.
             raise UserError(f"ONNX Runtime is timed on the CPU: leave out --way onnx on {device.type}.")
         forwards |= onnx_forwards(student, pixels, "onnx int8" in ways)
     student, pixels = student.to(device), pixels.to(device)
-    models: dict[str, torch.nn.Module] = {EAGER: student, "fused": fuse_modules(student, pixels.shape)}
+    models: dict[str, torch.nn.Module] = {EAGER: student}
+    if any(way.startswith("fused") for way in ways):
+        models["fused"] = fuse_modules(student, pixels.shape)
     for way in ways & set(WAYS) - forwards.keys():
         model = models["fused" if way.startswith("fused") else EAGER]
         forwards[way] = _forward(model, way, pixels)

@@ -54,21 +54,24 @@ class StudentArchitecture:
     fused: bool = False  # for inference alone, see `models.fuse`
 
 
+def is_known_backbone(backbone: str) -> bool:
+    """Whether it is one of the nine, or `timm/<name>` with a name that timm knows."""
+    name = backbone.removeprefix(TIMM_PREFIX)
+    return backbone in TIMM_NAMES or (backbone.startswith(TIMM_PREFIX) and timm.is_model(name))
+
+
 def timm_name(backbone: str) -> str:
     """The timm model behind a backbone name.
 
     Raises:
         UserError: neither one of the nine, nor `timm/<name>` with a name that timm knows.
     """
-    if backbone in TIMM_NAMES:
-        return TIMM_NAMES[backbone]
-    name = backbone.removeprefix(TIMM_PREFIX)
-    if not backbone.startswith(TIMM_PREFIX) or not timm.is_model(name):
+    if not is_known_backbone(backbone):
         raise UserError(
             f"MODEL.BACKBONE {backbone!r} is not known: use one of {', '.join(TIMM_NAMES)}, "
             "or timm/<name> with a name from timm.list_models()."
         )
-    return name
+    return TIMM_NAMES.get(backbone, backbone.removeprefix(TIMM_PREFIX))
 
 
 def build_backbone(

@@ -17,10 +17,10 @@ from efficientsam3.deploy.contents import read_contents
 from efficientsam3.models.build import build_student
 from efficientsam3.models.student import (
     STUDENTS,
-    TIMM_NAMES,
     TIMM_PREFIX,
     StudentArchitecture,
     check_student_grid,
+    is_known_backbone,
 )
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
@@ -56,11 +56,9 @@ class DistillRequest:
         Raises:
             UserError: there is no such student, nor such a model of timm's.
         """
-        if self.student in STUDENTS or self.student in TIMM_NAMES:
-            return STUDENTS.get(self.student, self.student)
-        name = self.student.removeprefix(TIMM_PREFIX)
-        if self.student.startswith(TIMM_PREFIX) and timm.is_model(name):
-            return self.student
+        backbone = STUDENTS.get(self.student, self.student)
+        if is_known_backbone(backbone):
+            return backbone
         known = [*STUDENTS, *(TIMM_PREFIX + model for model in timm.list_models())]
         close = get_close_matches(self.student, known, n=1)
         meant = f"did you mean {close[0]}? Else " if close else ""
@@ -133,8 +131,8 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     size, width, grid = trunk.image_size, trunk.hidden_size, trunk.image_size // trunk.patch_size
     architecture = StudentArchitecture(request.backbone, width, grid, size, request.head)
     check_student_grid(architecture)
-    if not any(request.student_dir.glob("ckpt_*.pth")):  # now, not after days of exporting
-        build_student(architecture, Path(pretrained) if isinstance(pretrained, str) else bool(pretrained))
+    if pretrained and not any(request.student_dir.glob("ckpt_*.pth")):  # now, not after days of exporting
+        build_student(architecture, Path(pretrained) if isinstance(pretrained, str) else True)
     data = {
         "DATA_PATH": str(request.images),
         "DATASET": dataset,

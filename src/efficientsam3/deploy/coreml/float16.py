@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_LARGEST = 65504 / 4  # with a margin for pictures not seen
+from efficientsam3.deploy.onnx.variants import LARGEST
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def large_modules(encoder: nn.Module, pictures: Iterable[torch.Tensor]) -> froze
 
     def watch(name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         values = [value for value in (*inputs, output) if isinstance(value, torch.Tensor)]
-        if not all(bool((value.abs() <= _LARGEST).all()) for value in values):
+        if not all(bool((value.abs() <= LARGEST).all()) for value in values):
             found.add(name)
 
     handles = [

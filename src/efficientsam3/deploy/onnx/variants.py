@@ -16,7 +16,7 @@ from efficientsam3.runtime.errors import UserError
 # overflow float16.
 _LINEAR_ATTENTION = "/context_module/main"
 _SUMS = ("MatMul", "Add", "Slice", "Div")
-_LARGEST = 65504 / 4  # of a node's values in float16, with a margin for pictures not seen
+LARGEST = 65504 / 4  # of a node's values in float16, with a margin for pictures not seen
 _INPUT = "pixels"
 
 
@@ -45,7 +45,7 @@ def write_fp16(source: Path, target: Path, pictures: Iterable[torch.Tensor]) -> 
 
 def _overflows(node: Any, largest: dict[str, float]) -> bool:
     values = [largest[name] for name in (*node.input, *node.output) if name in largest]
-    return bool(values) and (_is_linear_attention(node) or max(values) > _LARGEST)
+    return bool(values) and (_is_linear_attention(node) or max(values) > LARGEST)
 
 
 def _is_linear_attention(node: Any) -> bool:
