@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from efficientsam3.benchmark.parameters import select_students
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
-from efficientsam3.deploy.onnx.compare import relative_error
-from efficientsam3.deploy.onnx.export import export_onnx
-from efficientsam3.deploy.onnx.manifest import GraphFile, Manifest
-from efficientsam3.deploy.onnx.pictures import Pictures
-from efficientsam3.evaluate.parameters import select_students
+from efficientsam3.export.calibration import Pictures
+from efficientsam3.export.onnx.manifest import GraphFile, Manifest
+from efficientsam3.export.onnx.run import export_onnx
+from efficientsam3.export.parity import relative_error
 from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
 from efficientsam3.runtime.device import describe_machine

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam3.data.reorganise import reorganise
+from efficientsam3.data.sa1b.reorganise import reorganise
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam3.embeddings.advise import measure_codecs
+from efficientsam3.store.advise import measure_codecs
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.embeddings.manifest import Manifest, write_manifest
-from efficientsam3.embeddings.reader import EmbeddingStore
-from efficientsam3.embeddings.shards import Shard
 from efficientsam3.runtime.device import describe_machine
+from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.shards import Shard
 
 MANIFEST = Manifest(embed_dim=1, embed_size=1, preprocessing=Preprocessing(image_size=14))
 

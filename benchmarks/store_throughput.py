@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
-from efficientsam3.distill.dataset import PictureBatch
-from efficientsam3.distill.records import with_records
-from efficientsam3.embeddings.manifest import Manifest, write_manifest
-from efficientsam3.embeddings.reader import EmbeddingStore
-from efficientsam3.embeddings.shards import Shard
-from efficientsam3.embeddings.writer import BackgroundWriter
 from efficientsam3.runtime.device import describe_machine
+from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.shards import Shard
+from efficientsam3.store.writer import BackgroundWriter
+from efficientsam3.train.dataset import PictureBatch
+from efficientsam3.train.records import with_records
 
 MANIFEST = Manifest(embed_dim=1024, embed_size=72, preprocessing=SAM3_PREPROCESSING)
 SIZE = MANIFEST.record_size

@@ -11,8 +11,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from efficientsam3.checkpoints.training import METRICS_NAME
-from efficientsam3.evaluate.metrics import read_metrics
-from efficientsam3.evaluate.pictures import write_picture
+from efficientsam3.evaluate.report.figures import write_picture
+from efficientsam3.train.metrics import read_metrics
 
 PANELS = {
     "error": {"val/relative_mse": "relative MSE", "val/cosine": "1 - cosine"},

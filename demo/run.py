@@ -22,13 +22,13 @@ from rich.table import Table
 
 from efficientsam3.checkpoints.training import METRICS_NAME, checkpoint_path
 from efficientsam3.data.listing import list_images
-from efficientsam3.embeddings.reader import EmbeddingStore
-from efficientsam3.evaluate.features import feature_pairs
-from efficientsam3.evaluate.metrics import read_metrics
-from efficientsam3.evaluate.pictures import feature_figure, loss_figure, write_picture
+from efficientsam3.evaluate.report.features import feature_pairs
+from efficientsam3.evaluate.report.figures import feature_figure, loss_figure, write_picture
 from efficientsam3.models.trained import load_trained_student
+from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.testing.photographs import write_photographs
 from efficientsam3.testing.tiny_sam3 import TinySam3, write_tiny_sam3
+from efficientsam3.train.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEACHER = TinySam3(grid=24)

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tiny import TINY_OPTS
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
-
-# What the small SAM3 of `tiny_sam3_path` needs in a configuration.
-TINY_OPTS = ["DATA.IMG_SIZE", "224", "DISTILL.EMBED_SIZE", "16", "DISTILL.EMBED_DIM", "64", "DATA.NUM_WORKERS", "0"]
 
 
 @pytest.fixture(scope="session")

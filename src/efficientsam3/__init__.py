@@ -26,7 +26,7 @@ def _register_model(_: Any) -> None:
 def __getattr__(name: str) -> Any:
     """Load `EfficientSAM3` and `OnnxSAM3` when they are first asked for (PEP 562)."""
     if name == "EfficientSAM3":
-        return importlib.import_module("efficientsam3.deploy.predict").EfficientSAM3
+        return importlib.import_module("efficientsam3.sam3.efficientsam3").EfficientSAM3
     if name == "OnnxSAM3":
-        return importlib.import_module("efficientsam3.deploy.onnx.predictor").OnnxSAM3
+        return importlib.import_module("efficientsam3.predict.onnx_sam3").OnnxSAM3
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

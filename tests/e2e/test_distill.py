@@ -13,7 +13,7 @@ import torch
 
 from e2e.processes import ROOT, environment
 from efficientsam3 import EfficientSAM3
-from efficientsam3.evaluate.metrics import read_metrics
+from efficientsam3.train.metrics import read_metrics
 
 EPOCHS = 3
 FLAGS = ["--student", "es_ev_s", "--epochs", EPOCHS, "--batch-size", 2, "--pretrained", "false", "--workers", 0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientsam3.evaluate.metrics import read_metrics
+from efficientsam3.train.metrics import read_metrics
 
 TINY = ["DATA.IMG_SIZE", 224, "DISTILL.EMBED_SIZE", 16, "DISTILL.EMBED_DIM", 64, "DATA.NUM_WORKERS", 0]
 

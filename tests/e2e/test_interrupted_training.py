@@ -16,7 +16,7 @@ from e2e.processes import ROOT, copy_photographs, environment, marked
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig
-from efficientsam3.distill.export import export_embeddings
+from efficientsam3.embed.run import export_embeddings
 from efficientsam3.runtime.distributed import Process
 
 IMAGES, EPOCHS = 40, 3

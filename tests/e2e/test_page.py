@@ -22,9 +22,9 @@ from PIL import Image
 from e2e.chromium import Chromium
 from e2e.conftest import Run
 from e2e.processes import ROOT, environment
-from efficientsam3.deploy.merge import merge
-from efficientsam3.deploy.onnx.export import export_onnx
-from unit.deploy.conftest import training_checkpoint
+from efficientsam3.export.onnx.run import export_onnx
+from efficientsam3.merge.run import merge
+from unit.conftest import training_checkpoint
 
 CHROMIUM = os.environ.get("EFFICIENTSAM3_CHROMIUM", "")
 RUNTIME = os.environ.get("EFFICIENTSAM3_ORT_WEB", "")

@@ -12,8 +12,8 @@ import torch
 
 from efficientsam3.checkpoints.sam3 import load_trunk
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, normalise, resize_image
-from efficientsam3.deploy.encoded import ask_detector, ask_tracker
-from efficientsam3.deploy.predict import EfficientSAM3, EncodedImage
+from efficientsam3.sam3.efficientsam3 import EfficientSAM3, EncodedImage
+from efficientsam3.sam3.torch_calls import ask_detector, ask_tracker
 
 Golden = dict[str, torch.Tensor]
 Relative = Callable[[torch.Tensor, torch.Tensor], float]

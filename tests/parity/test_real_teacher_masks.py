@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam3.deploy.picture import Picture
-from efficientsam3.evaluate.decoders import OnnxDecoder
-from efficientsam3.evaluate.ground_truth import Selection
-from efficientsam3.evaluate.masks import EvaluationRequest, evaluate_masks
-from efficientsam3.evaluate.prompts import Prompt
+from efficientsam3.evaluate.masks.ground_truth import Selection
+from efficientsam3.evaluate.masks.run import EvaluationRequest, evaluate_masks
 from efficientsam3.models.onnx_session import open_onnx
+from efficientsam3.sam3.decoders import OnnxDecoder
+from efficientsam3.sam3.geometry import Picture
+from efficientsam3.sam3.prompts import Prompt
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.checkpoints.reading import load_pickled, read_tensors, select_tensors
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
+from efficientsam3.checkpoints.standardisation import Normalisation
 from efficientsam3.checkpoints.student_keys import (
     HEAD_PREFIX,
     PUBLISHED_BACKBONES,

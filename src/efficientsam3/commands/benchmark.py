@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from efficientsam3.commands.arguments import add_config_arguments, add_step_arguments, read_config, read_train_config
 
 if TYPE_CHECKING:
-    from efficientsam3.distill.data_profile import DataProfile
-    from efficientsam3.distill.step_profile import StepProfile
+    from efficientsam3.benchmark.data import DataProfile
+    from efficientsam3.benchmark.steps import StepProfile
 
 _WAYS = (
     *("eager", "channels_last", "fused", "fused channels_last", "compiled", "fused compiled"),
@@ -61,10 +61,10 @@ def _data(args: argparse.Namespace) -> None:
 
     config = read_config(TrainConfig, args)
 
-    from efficientsam3.distill.data_profile import profile_data
-    from efficientsam3.distill.plan import plan_training
+    from efficientsam3.benchmark.data import profile_data
     from efficientsam3.runtime.device import describe_machine
     from efficientsam3.runtime.distributed import process_group
+    from efficientsam3.train.plan import plan_training
 
     if args.dry_run is not None:
         plan_training(config)
@@ -91,10 +91,10 @@ def _print_data(profile: "DataProfile") -> None:
 def _train(args: argparse.Namespace) -> None:
     config = read_train_config(args)
 
-    from efficientsam3.distill.plan import plan_training
-    from efficientsam3.distill.step_profile import profile_steps
+    from efficientsam3.benchmark.steps import profile_steps
     from efficientsam3.runtime.device import describe_machine
     from efficientsam3.runtime.distributed import process_group
+    from efficientsam3.train.plan import plan_training
 
     if args.dry_run is not None:
         plan_training(config)  # no checkpoint is looked for: the steps are those of a beginning
@@ -130,8 +130,8 @@ def _student(args: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from efficientsam3.evaluate.latency import measure_students
-    from efficientsam3.evaluate.latency_tables import latency_table
+    from efficientsam3.benchmark.latency import measure_students
+    from efficientsam3.benchmark.latency_tables import latency_table
     from efficientsam3.runtime.device import describe_machine, select_device
 
     device = select_device(args.device)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from efficientsam3.evaluate.parameter_tables import comparison_tables
-from efficientsam3.evaluate.parameters import ALL, compare_models
+from efficientsam3.benchmark.parameter_tables import comparison_tables
+from efficientsam3.benchmark.parameters import ALL, compare_models
 from efficientsam3.models.student import STUDENTS
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam3.data.check import PROBLEMS_FILE, QUARANTINE, CheckReport, check_dataset
+from efficientsam3.data.check.run import PROBLEMS_FILE, QUARANTINE, CheckReport, check_dataset
 from efficientsam3.runtime.cores import usable_cores
 
 _BAR_WIDTH = 40

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from efficientsam3.data.download import download
-from efficientsam3.data.links import SOURCE
+from efficientsam3.data.sa1b.download import download
+from efficientsam3.data.sa1b.links import SOURCE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from efficientsam3.data.split import SPLITS
-from efficientsam3.evaluate.ground_truth import Selection
-from efficientsam3.evaluate.masks import EvaluationRequest, evaluate_masks
-from efficientsam3.evaluate.open_models import FedPixels
-from efficientsam3.evaluate.prompts import PROMPT_KINDS
-from efficientsam3.evaluate.score_tables import score_table
+from efficientsam3.evaluate.masks.ground_truth import Selection
+from efficientsam3.evaluate.masks.objects import PROMPT_KINDS
+from efficientsam3.evaluate.masks.open_models import FedPixels
+from efficientsam3.evaluate.masks.run import EvaluationRequest, evaluate_masks
+from efficientsam3.evaluate.report.score_tables import score_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> None:
     # Before PyTorch is imported, which takes seconds: a mistyped key is named at once.
     config = read_config(ExportConfig, args, MODEL__RESUME=args.resume)
 
-    from efficientsam3.distill.export import export_embeddings
-    from efficientsam3.distill.export_plan import check_space, missing_images, plan_export
-    from efficientsam3.distill.verify import check_saved_embeddings
+    from efficientsam3.embed.plan import check_space, missing_images, plan_export
+    from efficientsam3.embed.run import export_embeddings
+    from efficientsam3.embed.verify import check_saved_embeddings
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.run import run_step
 

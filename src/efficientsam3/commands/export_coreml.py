@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from efficientsam3.deploy.coreml.export import export_coreml
+from efficientsam3.export.coreml.run import export_coreml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

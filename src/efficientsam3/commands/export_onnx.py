@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from efficientsam3.deploy.onnx.export import export_onnx
+from efficientsam3.export.onnx.run import export_onnx
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

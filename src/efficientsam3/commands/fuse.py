@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from efficientsam3.commands.merge import print_report
-from efficientsam3.deploy.fuse import fuse
+from efficientsam3.merge.fuse import fuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,9 @@ from rich.console import Console
 
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
-from efficientsam3.deploy.merge import DTYPES, merge
-from efficientsam3.deploy.parts import MEANING, PARTS
-from efficientsam3.deploy.report import MergeReport
+from efficientsam3.merge.account import MergeReport
+from efficientsam3.merge.run import DTYPES, merge
+from efficientsam3.sam3.parts import MEANING, PARTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from efficientsam3.distill.estimate import estimate_export
-    from efficientsam3.distill.export_plan import plan_export
+    from efficientsam3.embed.estimate import estimate_export
+    from efficientsam3.embed.plan import plan_export
     from efficientsam3.runtime.distributed import process_group
 
     if args.dry_run is not None:

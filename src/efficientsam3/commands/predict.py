@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
-from efficientsam3.deploy.predict_files import find_pictures, predict_files
-from efficientsam3.deploy.prompting import Prompts
+from efficientsam3.data.find import find_images
+from efficientsam3.predict.files import predict_files
+from efficientsam3.sam3.prompting import Prompts
 
 HELP = "segment pictures by text, boxes and points"
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         labels=(1,) * len(points) + (0,) * len(negative_points),
         object_box=args.object_box,
     )
-    pictures = find_pictures(args.pictures)
+    pictures = find_images(args.pictures)
     report = predict_files(
         args.model,
         pictures,

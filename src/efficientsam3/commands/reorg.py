@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from efficientsam3.data.placing import Mode
-from efficientsam3.data.reorganise import SKIPPED_FILE, reorganise
+from efficientsam3.data.sa1b.placing import Mode
+from efficientsam3.data.sa1b.reorganise import SKIPPED_FILE, reorganise
 from efficientsam3.data.split import DEFAULT_VAL_RATIO
 from efficientsam3.runtime.cores import usable_cores
 

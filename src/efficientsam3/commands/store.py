@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from efficientsam3.embeddings.manifest import Manifest
+    from efficientsam3.store.manifest import Manifest
 
 # SA-1B, and the training speed whose read rate is told unless another is given.
 _IMAGES, _SPEED = 1_100_000, 300.0
@@ -71,7 +71,7 @@ def _info(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from efficientsam3.embeddings.maintenance import describe_store
+    from efficientsam3.store.maintenance import describe_store
 
     info = describe_store(args.store)
     print(info.manifest.model_dump_json(indent=2))
@@ -85,8 +85,8 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from efficientsam3.embeddings.maintenance import describe_store, verify_store
     from efficientsam3.runtime.progress import progress_bar
+    from efficientsam3.store.maintenance import describe_store, verify_store
 
     with progress_bar("verify", describe_store(args.store).records) as advance:
         result = verify_store(args.store, args.repair, advance)
@@ -100,10 +100,10 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from efficientsam3.embeddings.convert import convert_store
-    from efficientsam3.embeddings.maintenance import describe_store
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.progress import progress_bar
+    from efficientsam3.store.convert import convert_store
+    from efficientsam3.store.maintenance import describe_store
 
     with progress_bar("convert", describe_store(args.store).records) as advance:
         count = convert_store(args.store, args.output, args.codec, select_device(args.device), advance)
@@ -111,8 +111,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from efficientsam3.embeddings.maintenance import describe_store, merge_shards
     from efficientsam3.runtime.progress import progress_bar
+    from efficientsam3.store.maintenance import describe_store, merge_shards
 
     with progress_bar("merge", describe_store(args.store).records) as advance:
         count = merge_shards(args.store, advance)
@@ -121,7 +121,7 @@ def _merge(args: argparse.Namespace) -> None:
 
 def _missing(args: argparse.Namespace) -> None:
     from efficientsam3.data.listing import list_images
-    from efficientsam3.embeddings.maintenance import missing_ids
+    from efficientsam3.store.maintenance import missing_ids
 
     ids = [
         os.fsdecode(image_id)
@@ -134,9 +134,9 @@ def _missing(args: argparse.Namespace) -> None:
 
 def _statistics(args: argparse.Namespace) -> None:
     from efficientsam3.data.listing import list_images
-    from efficientsam3.embeddings.gather import compute_statistics
-    from efficientsam3.embeddings.shards import find_shards
     from efficientsam3.runtime.progress import progress_bar
+    from efficientsam3.store.gather import compute_statistics
+    from efficientsam3.store.shards import find_shards
 
     shards = find_shards(args.store) if args.store.is_dir() else ()
     count = sum(len(shard.read_keys()) for shard in shards)
@@ -153,8 +153,8 @@ def _published(args: argparse.Namespace) -> "Manifest | None":
     from pydantic import ValidationError
 
     from efficientsam3.data.preprocess import Preprocessing
-    from efficientsam3.embeddings.manifest import Manifest
     from efficientsam3.runtime.errors import UserError
+    from efficientsam3.store.manifest import Manifest
 
     if args.published is None:
         return None
@@ -171,7 +171,7 @@ def _advise(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from efficientsam3.embeddings.advise import measure_codecs, recommend
+    from efficientsam3.store.advise import measure_codecs, recommend
 
     measures = measure_codecs(args.store, args.count)
     columns = ("codec", "bytes an image", "ratio", "relative error", "cosine", "encode/s", "decode/s", "TB", "GB/s")

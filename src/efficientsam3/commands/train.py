@@ -39,10 +39,10 @@ def _train(args: argparse.Namespace, stop: "StopRequest") -> None:
     # Before PyTorch is imported, which takes seconds: a mistyped key is named at once.
     config = read_train_config(args, MODEL__RESUME=args.resume)
 
-    from efficientsam3.distill.train import check_training, train
     from efficientsam3.evaluate.observers import training_observers
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.run import run_step
+    from efficientsam3.train.run import check_training, train
 
     if args.dry_run is not None:
         # The launcher says how many processes there will be on all machines together.

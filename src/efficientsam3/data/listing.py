@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from efficientsam3.data import listing_cache
-from efficientsam3.data.coco import instances_path, picture_names
+from efficientsam3.data.annotations.coco import instances_path, picture_names
 from efficientsam3.data.ids import ids_from_tensor, ids_to_tensor
 from efficientsam3.data.listing_cache import Names
 from efficientsam3.data.split import SPLITS, Split, split_of

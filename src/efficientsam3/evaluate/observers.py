@@ -7,17 +7,17 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from efficientsam3.config.schema import TrainConfig
-from efficientsam3.distill.plan import TrainPlan, open_store
-from efficientsam3.distill.train import Observers
-from efficientsam3.evaluate.decoders import Decoder, load_decoder
-from efficientsam3.evaluate.encoders import Encoder, ModuleEncoder, StoreEncoder
-from efficientsam3.evaluate.features import feature_pairs
-from efficientsam3.evaluate.ground_truth import Selection, open_ground_truth
-from efficientsam3.evaluate.open_models import check_fits
-from efficientsam3.evaluate.pictures import feature_figure
-from efficientsam3.evaluate.probe import MaskProbe
+from efficientsam3.evaluate.masks.encoders import Encoder, ModuleEncoder, StoreEncoder
+from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
+from efficientsam3.evaluate.masks.open_models import check_fits
+from efficientsam3.evaluate.masks.probe import MaskProbe
+from efficientsam3.evaluate.report.features import feature_pairs
+from efficientsam3.evaluate.report.figures import feature_figure
 from efficientsam3.models.student import Student
 from efficientsam3.models.teacher import Teacher, build_teacher
+from efficientsam3.sam3.decoders import Decoder, load_decoder
+from efficientsam3.train.plan import TrainPlan, open_store
+from efficientsam3.train.run import Observers
 
 _PICTURES = 3
 

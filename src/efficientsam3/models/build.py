@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from efficientsam3.checkpoints.normalisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Normalisation
 from efficientsam3.models.initial_weights import load_initial_weights
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError

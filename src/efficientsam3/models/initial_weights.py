@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from efficientsam3.checkpoints.normalisation import Normalisation
 from efficientsam3.checkpoints.reading import read_tensors
+from efficientsam3.checkpoints.standardisation import Normalisation
 from efficientsam3.checkpoints.student_keys import HEAD_PREFIX, TIMM_PREFIX, is_fused
 from efficientsam3.checkpoints.students import holds_student, read_student
 from efficientsam3.models.student import Student

@@ -10,10 +10,9 @@ import yaml
 
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig, TrainConfig
-from efficientsam3.data.coco import instances_path
+from efficientsam3.data.annotations.coco import instances_path
 from efficientsam3.data.listing import DatasetName, list_images
 from efficientsam3.data.split import SPLITS
-from efficientsam3.deploy.contents import read_contents
 from efficientsam3.models.build import build_student
 from efficientsam3.models.student import (
     STUDENTS,
@@ -24,6 +23,7 @@ from efficientsam3.models.student import (
 )
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
+from efficientsam3.sam3.contents import read_contents
 
 _LONGEST_WARMUP = 5  # epochs
 _WARMUP_SHARE = 0.1  # of the epochs

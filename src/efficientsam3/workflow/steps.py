@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam3.data.listing import DatasetName
-from efficientsam3.distill.saving import BEST_NAME
 from efficientsam3.runtime.files import sha256_file, write_json
+from efficientsam3.train.saving import BEST_NAME
 from efficientsam3.workflow.settings import DistillRequest
 
 RECORD_NAME = "steps.json"

@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.embeddings.manifest import Manifest
 from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.store.manifest import Manifest
 
 SIDE, CELLS, CHANNELS = 64, 4, 8  # of the decoder below: pixels of the encoder's input, cells, channels
 Mask = npt.NDArray[np.bool_]

@@ -1,0 +1,191 @@
+"""Where the time of a training's step goes."""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from efficientsam3.benchmark.data import DataProfile, profile_data
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.memory import peak_of
+from efficientsam3.train.build import Training, build_training
+from efficientsam3.train.plan import plan_training
+from efficientsam3.train.stages import STAGES, Stage
+from efficientsam3.train.targets import online_teacher
+
+_DATA_IMAGES = 16
+
+
+class Cost(NamedTuple):
+    """Of a stage, or of a step."""
+
+    milliseconds: float  # as they passed; on a GPU, for it
+    cpu_milliseconds: float  # of this process, its threads added up; waiting for a core does not count
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """What a step costs, as a mean over the measured ones."""
+
+    steps: int  # that were measured
+    images: int  # that these took, over all processes
+    seconds: float  # that these took
+    stages: dict[Stage, Cost]  # a step, in the order of `STAGES`
+    cpu_milliseconds: float  # a step
+    overlapping: frozenset[Stage]  # stages that a GPU does beside the others
+    peak_memory: int | None  # bytes, the model's included; None where the system does not tell
+    data: DataProfile  # what workers and threads do for the data meanwhile, image by image
+
+    @property
+    def rate(self) -> float:
+        """Images/s, over all processes."""
+        return self.images / self.seconds
+
+    @property
+    def step_milliseconds(self) -> float:
+        """A whole step."""
+        return 1000 * self.seconds / self.steps
+
+    @property
+    def rest(self) -> float:
+        """Milliseconds a step that no stage accounts for."""
+        one_by_one = (cost.milliseconds for stage, cost in self.stages.items() if stage not in self.overlapping)
+        return self.step_milliseconds - sum(one_by_one)
+
+
+def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_up: int = 3) -> StepProfile:
+    """Take steps as a training would from its beginning, and time their stages; nothing is written.
+
+    Where an epoch is too short, the next one begins. With the teacher in the loop, its cache is left alone.
+
+    Args:
+        config: of the training.
+        process: this process among its peers, each of which has to call this.
+        steps: how many to measure.
+        warm_up: how many to take before.
+
+    Raises:
+        UserError: see `plan_training` and `build_student`; there are no steps to measure; or the gradient is not finite
+            ten times in a row.
+    """
+    if steps < 1 or warm_up < 0:
+        raise UserError(f"{steps} steps after {warm_up} to warm up cannot be measured: give at least 1 and 0.")
+    distill = config.DISTILL.model_copy(update={"ONLINE_CACHE": None})
+    config = config.model_copy(update={"DISTILL": distill})
+    plan, measured = plan_training(config), list[tuple[int, Cost, dict[Stage, Cost]]]()
+
+    def work() -> None:
+        with online_teacher(config, plan.store, process) as online:
+            torch.manual_seed(config.SEED)
+            training = build_training(config, plan, process, None)
+            if online is not None:
+                training.trainer.targets = online
+            measured.append(_measure(training, process.device, steps, warm_up))
+
+    peak = peak_of(work, process.device)
+    [(images, whole, totals)] = measured
+    return StepProfile(
+        steps,
+        images,
+        whole.milliseconds / 1000,
+        {stage: _mean(totals[stage], steps) for stage in STAGES if stage in totals},
+        whole.cpu_milliseconds / steps,
+        frozenset({"transfer"} if process.device.type == "cuda" else ()),
+        peak,
+        profile_data(config, process, _DATA_IMAGES),
+    )
+
+
+class Moment(NamedTuple):
+    """A moment of a device, and the CPU time that this process had taken by then."""
+
+    device: float | torch.cuda.Event  # a GPU's event, else seconds
+    cpu: float  # seconds
+
+
+class StageClock:
+    """Times stages, on a GPU by events in its stream: nobody waits for it until all is over."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing measured yet."""
+        self._device = device
+        self._spans: list[tuple[Stage, Moment, Moment]] = []
+
+    @contextmanager
+    def __call__(self, stage: Stage) -> Iterator[None]:
+        """Add what is done within to a stage."""
+        start = self.now()
+        yield
+        self._spans.append((stage, start, self.now()))
+
+    def now(self) -> Moment:
+        """This moment."""
+        return Moment(self._of_device(), time.process_time())
+
+    def _of_device(self) -> float | torch.cuda.Event:
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            return event
+        if self._device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self._spans.clear()
+
+    def totals(self) -> dict[Stage, Cost]:
+        """Of each stage that there was."""
+        totals: dict[Stage, Cost] = {}
+        for stage, start, end in self._spans:
+            before, cost = totals.get(stage, Cost(0.0, 0.0)), elapsed(start, end)
+            totals[stage] = Cost(*map(sum, zip(before, cost, strict=True)))
+        return totals
+
+
+def elapsed(start: Moment, end: Moment) -> Cost:
+    """What passed between two moments of one clock; waits for the device to reach the second."""
+    cpu = 1000 * (end.cpu - start.cpu)
+    if isinstance(start.device, float) or isinstance(end.device, float):
+        assert isinstance(start.device, float)
+        assert isinstance(end.device, float)
+        return Cost(1000 * (end.device - start.device), cpu)
+    end.device.synchronize()
+    return Cost(start.device.elapsed_time(end.device), cpu)
+
+
+def _mean(total: Cost, count: int) -> Cost:
+    return Cost(total.milliseconds / count, total.cpu_milliseconds / count)
+
+
+def _measure(training: Training, device: torch.device, steps: int, warm_up: int) -> tuple[int, Cost, dict[Stage, Cost]]:
+    """Returns the measured steps' images, and what they and their stages cost, all together."""
+    clock = StageClock(device)
+    training.trainer.stage = clock
+    with closing(_steps(training)) as images:
+        for _ in range(warm_up):
+            next(images)
+        clock.reset()
+        start = clock.now()
+        count = sum(next(images) for _ in range(steps))
+        whole = elapsed(start, clock.now())
+    return count, whole, clock.totals()
+
+
+def _steps(training: Training) -> Generator[int, None, None]:
+    """Steps without end; yields how many images each took."""
+    trainer, epoch = training.trainer, 0
+    while True:
+        training.sampler.set_epoch(epoch)
+        trainer.begin_epoch(epoch)
+        seen = 0
+        for _ in trainer.train(training.train_loader, len(training.train_loader)):
+            yield trainer.position - seen
+            seen = trainer.position
+        epoch += 1

@@ -1,0 +1,298 @@
+"""COCO's instances files, read without trust: https://cocodataset.org/#format-data, "object detection".
+
+One JSON file has all masks of a split: as polygons, as run lengths in a list, or as compressed run lengths
+(see `rle`). They become the records that SA-1B's reader gives. pycocotools turns polygons into pixels, and is kept
+from numbers that would make it allocate without bound.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from efficientsam3.data.annotations.sa1b import (
+    BrokenAnnotationError,
+    ImageAnnotation,
+    ImageRecord,
+    MaskAnnotation,
+    Segmentation,
+)
+from efficientsam3.runtime.errors import UserError
+
+MAX_INSTANCES_BYTES = 4 << 30
+_LONGEST_SIDE = 46_340  # so that no image has 2**31 pixels
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Kept as an array, in a quarter of a list's memory: COCO has tens of millions of these numbers.
+Polygon = Annotated[list[FiniteFloat], AfterValidator(lambda numbers: array("d", numbers))]
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def _picture_name(name: str) -> str:
+    if name.startswith(".") or {"/", "\\", "\0", "\n", "\r"} & set(name) or not name.lower().endswith(_SUFFIXES):
+        raise ValueError(f"{name!r} is not the plain name of a JPEG, PNG or WebP file")
+    return name
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class CocoImage(_Record):
+    """One entry of `images`."""
+
+    id: int
+    file_name: Annotated[str, AfterValidator(_picture_name)]
+    width: int = Field(gt=0, le=_LONGEST_SIDE)
+    height: int = Field(gt=0, le=_LONGEST_SIDE)
+
+
+class RunLengths(_Record):
+    """A mask as runs, zeros first, column by column: their lengths, or COCO's compressed string of them."""
+
+    size: tuple[int, int] = Field(description="height, width in pixels")
+    counts: list[int] | str
+
+
+class CocoAnnotation(_Record):
+    """One entry of `annotations`."""
+
+    id: int
+    image_id: int
+    category_id: int
+    segmentation: list[Polygon] | RunLengths = Field(description="polygons are x, y, x, y, ... in pixels")
+    area: FiniteFloat
+    bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+    iscrowd: Literal[0, 1]
+
+
+class CocoCategory(_Record):
+    """One entry of `categories`."""
+
+    id: int
+    name: str
+
+
+class _ImagesOnly(_Record):
+    images: list[CocoImage]
+
+
+class _File(_ImagesOnly):
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory]
+
+
+class InstanceMask(MaskAnnotation):
+    """A mask whose `bbox` and `area` are as the file says: w and h from edge to edge, xmax - xmin + 1 of pixels."""
+
+    category_id: int
+    iscrowd: bool = Field(description="a region of many objects rather than one")
+
+
+@dataclass(frozen=True)
+class ImageInstances:
+    """What an instances file says of one image."""
+
+    path: Path  # of the JSON file
+    image: CocoImage
+    masks: tuple[tuple[int, CocoAnnotation], ...]  # each with its place in the file's `annotations`
+
+    def annotation(self) -> ImageAnnotation:
+        """The image with its masks, in the file's order.
+
+        Raises:
+            BrokenAnnotationError: a mask is malformed; named by file and field.
+            UserError: pycocotools is not installed.
+        """
+        image = self.image
+        record = ImageRecord(image_id=image.id, width=image.width, height=image.height, file_name=image.file_name)
+        masks: list[MaskAnnotation] = []
+        for number, entry in self.masks:
+            try:
+                segmentation = compress(entry.segmentation, (image.height, image.width))
+            except ValueError as error:
+                raise _broken(self.path, f"annotations.{number}.segmentation: {error}") from error
+            masks.append(
+                InstanceMask(
+                    segmentation=segmentation,
+                    bbox=entry.bbox,
+                    area=entry.area,
+                    category_id=entry.category_id,
+                    iscrowd=bool(entry.iscrowd),
+                )
+            )
+        return ImageAnnotation(image=record, annotations=masks)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """A file whose structure is right. `id_problems`, in words: ids that are twice or that do not exist."""
+
+    images: list[ImageInstances]  # in the file's order
+    categories: dict[int, str]  # id to name
+    id_problems: list[str]
+
+
+def instances_path(data_path: Path, folder: Path) -> Path:
+    """Where COCO has the instances of the images in `folder`, as `val2017/`."""
+    return data_path / "annotations" / f"instances_{folder.name}.json"
+
+
+def read_instances(path: Path) -> Iterator[ImageAnnotation]:
+    """Read a file, image by image; masks become compressed run lengths when their image's turn comes.
+
+    Args:
+        path: as `annotations/instances_val2017.json`.
+
+    Returns:
+        images in the file's order; their masks are `InstanceMask`.
+
+    Raises:
+        BrokenAnnotationError: the file cannot be read or is not in COCO's format, or an id is twice or missing; or,
+            when an image's turn comes, one of its masks is malformed.
+    """
+    return (image.annotation() for image in load_consistent_instances(path).images)
+
+
+def load_consistent_instances(path: Path) -> Instances:
+    """`load_instances`, refusing a file whose ids do not fit together.
+
+    Raises:
+        BrokenAnnotationError: see `load_instances`; or an id is twice or missing.
+    """
+    instances = load_instances(path)
+    if instances.id_problems:
+        raise _broken(path, instances.id_problems[0])
+    return instances
+
+
+def load_instances(path: Path) -> Instances:
+    """Read a file's structure, masks as they stand there.
+
+    Raises:
+        BrokenAnnotationError: the file cannot be read, or is not in COCO's format.
+    """
+    file = _parse(path, _File)
+    masks: dict[int, list[tuple[int, CocoAnnotation]]] = {image.id: [] for image in file.images}
+    for number, entry in enumerate(file.annotations):
+        if entry.image_id in masks:
+            masks[entry.image_id].append((number, entry))
+    images = [ImageInstances(path, image, tuple(masks[image.id])) for image in file.images]
+    categories = {category.id: category.name for category in file.categories}
+    return Instances(images, categories, _id_problems(file))
+
+
+def picture_names(path: Path) -> list[str]:
+    """File names of the images that a file has, in its order.
+
+    Raises:
+        BrokenAnnotationError: the file cannot be read, its `images` are not in COCO's format, or one is named twice.
+    """
+    names = [image.file_name for image in _parse(path, _ImagesOnly).images]
+    for problem in _repeated("images", "file_name", names):
+        raise _broken(path, problem)
+    return names
+
+
+def compress(shape: list[Polygon] | RunLengths, size: tuple[int, int]) -> Segmentation:
+    """Any of COCO's three ways to write a mask as compressed run lengths.
+
+    Strings are passed on as they are: `MaskAnnotation.rle` parses them.
+
+    Args:
+        shape: a `segmentation`.
+        size: height, width of its image in pixels.
+
+    Raises:
+        ValueError: the polygons or run lengths are malformed, or of another size than the image.
+        UserError: pycocotools is not installed.
+    """
+    if isinstance(shape, RunLengths):
+        if shape.size != size:
+            raise ValueError(f"its size {shape.size} is not the image's {size} (height, width)")
+        if isinstance(shape.counts, str):
+            return Segmentation(size=size, counts=shape.counts)
+        _check_runs(shape.counts, size)
+        return Segmentation(size=size, counts=_encode([{"size": list(size), "counts": shape.counts}], size))
+    _check_polygons(shape, size)
+    return Segmentation(size=size, counts=_encode([list(polygon) for polygon in shape], size))
+
+
+def _encode(shapes: list[object], size: tuple[int, int]) -> str:
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError as error:
+        raise UserError("COCO's masks need pycocotools: pip install 'efficientsam3[stage1]'.") from error
+    counts: bytes = coco_mask.merge(coco_mask.frPyObjects(shapes, *size))["counts"]
+    return counts.decode("ascii")
+
+
+def _check_runs(runs: list[int], size: tuple[int, int]) -> None:
+    if any(run < 0 for run in runs) or sum(runs) != size[0] * size[1]:
+        raise ValueError(f"runs that are negative or do not add up to a mask of {size[0]} x {size[1]}")
+
+
+def _check_polygons(polygons: list[Polygon], size: tuple[int, int]) -> None:
+    height, width = size
+    if not polygons:
+        raise ValueError("no polygon")
+    for number, polygon in enumerate(polygons):
+        if len(polygon) % 2 or len(polygon) < 6:
+            raise ValueError(f"polygon {number} has {len(polygon)} numbers, not three or more pairs of x and y")
+        # Some tools write points a little outside. Filling one far away would take memory for the whole way there.
+        for axis, side in (("x", width), ("y", height)):
+            numbers = polygon[axis == "y" :: 2]
+            if not -side <= min(numbers) <= max(numbers) <= 2 * side:
+                raise ValueError(f"polygon {number} has an {axis} further outside than the image's own size")
+
+
+def _parse(path: Path, model: type[Parsed]) -> Parsed:
+    try:
+        if path.stat().st_size > MAX_INSTANCES_BYTES:
+            raise _broken(path, f"more than {MAX_INSTANCES_BYTES} bytes")
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BrokenAnnotationError(f"Instances file {path} cannot be read ({error.strerror}): replace it.") from error
+    except ValidationError as error:
+        raise _broken(path, _first_error(error)) from error
+
+
+def _first_error(error: ValidationError) -> str:
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    # Of the alternatives for one field, the one that got further says more.
+    deepest = max(
+        (item for item in errors if item["loc"][:3] == errors[0]["loc"][:3]), key=lambda item: len(item["loc"])
+    )
+    fields = {
+        name for record in (_File, CocoImage, CocoAnnotation, CocoCategory, RunLengths) for name in record.model_fields
+    }
+    where = ".".join(str(part) for part in deepest["loc"] if isinstance(part, int) or part in fields)
+    return f"{where}: {deepest['msg']}" if where else deepest["msg"]
+
+
+def _broken(path: Path, what: str) -> BrokenAnnotationError:
+    return BrokenAnnotationError(f"Instances file {path} is not in COCO's format ({what}): replace it.")
+
+
+def _id_problems(file: _File) -> list[str]:
+    problems = [
+        *_repeated("images", "id", (image.id for image in file.images)),
+        *_repeated("images", "file_name", (image.file_name for image in file.images)),
+        *_repeated("annotations", "id", (entry.id for entry in file.annotations)),
+        *_repeated("categories", "id", (category.id for category in file.categories)),
+    ]
+    images, categories = {image.id for image in file.images}, {category.id for category in file.categories}
+    for number, entry in enumerate(file.annotations):
+        if entry.image_id not in images:
+            problems.append(f"annotations.{number}.image_id: no image has the id {entry.image_id}")
+        if entry.category_id not in categories:
+            problems.append(f"annotations.{number}.category_id: no category has the id {entry.category_id}")
+    return problems
+
+
+def _repeated(table: str, field: str, values: Iterable[Hashable]) -> list[str]:
+    counts = Counter(values)
+    return [f"{table}: {count} have the {field} {value}" for value, count in counts.items() if count > 1]

@@ -1,0 +1,1 @@
+"""Checking a dataset: every image and annotation, in several processes."""

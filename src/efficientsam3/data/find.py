@@ -1,0 +1,28 @@
+"""Finding images by path, folder or glob pattern."""
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+from efficientsam3.runtime.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def find_images(patterns: Iterable[str]) -> list[Path]:
+    """Files, the images in folders, and what globs match, in the order given, each once.
+
+    Raises:
+        UserError: a pattern stands for nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            matches = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        if not matches:
+            raise UserError(f"{pattern} is not an image and holds none ({', '.join(IMAGE_SUFFIXES)}): check the path.")
+        found |= dict.fromkeys(matches)
+    return list(found)

@@ -1,0 +1,156 @@
+"""Downloading one file: resumed by range, retried, and whole before it has its name."""
+
+import http.client
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+
+from efficientsam3.data.sa1b.links import SOURCE
+from efficientsam3.data.sa1b.tars import read_members
+from efficientsam3.runtime.errors import UserError
+
+_CHUNK = 1 << 20
+_TIMEOUT_SECONDS = 60
+_LONGEST_WAIT_SECONDS = 60.0
+_EXPIRED = {401, 403, 410}
+_WORTH_A_RETRY = {408, 425, 429}  # and all from 500
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+
+
+class DownloadError(UserError):
+    """A file could not be downloaded, and trying again as things are would not help."""
+
+
+class _Interrupted(Exception):
+    """An attempt failed in a way that the next may not."""
+
+
+_WORTH_ANOTHER_ATTEMPT = (
+    _Interrupted,
+    urllib.error.URLError,
+    http.client.HTTPException,
+    TimeoutError,
+    ConnectionError,
+    ssl.SSLError,
+)
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How patient to be with a server."""
+
+    attempts: int = 8  # in a row without a byte more
+    first_wait: float = 1.0  # seconds, doubled each time
+
+
+def fetch_tar(name: str, link: str, folder: Path, retries: Retries, advance: Callable[[float], None]) -> None:
+    """Download a tar to `folder/name`; until it is whole it is `folder/name.part`, and a later call goes on with it.
+
+    Whole means: of the length that the server told, and a tar from its first header to its end.
+
+    Args:
+        name: the file's name.
+        link: http(s).
+        folder: where to; must exist.
+        retries: attempts and waits.
+        advance: called with the share of the file that came in, in [0, 1].
+
+    Raises:
+        DownloadError: the link has expired or does not exist, or the server keeps failing.
+        UserError: the file cannot be written.
+    """
+    part = folder / f"{name}.part"
+    failures, best = 0, _size(part)
+    while True:
+        try:
+            _attempt(link, part, advance)
+            _check_tar(part)
+            break
+        except _WORTH_ANOTHER_ATTEMPT as error:
+            failures = 1 if _size(part) > best else failures + 1
+            best = max(best, _size(part))
+            if failures >= retries.attempts:
+                raise DownloadError(f"{name}: {error}, {failures} times in a row: try again later.") from error
+            time.sleep(min(retries.first_wait * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS))
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {part}: {error.strerror}; mend that and run the same command again."
+            ) from error
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(folder / name)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _attempt(link: str, part: Path, advance: Callable[[float], None]) -> None:
+    """Fetch what is missing of `part`."""
+    start = _size(part)
+    request = urllib.request.Request(link, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        return _handle_status(error, part, start)
+    with response:
+        first, total = _extent(response.status, response.headers)
+        if first not in (0, start):
+            raise _Interrupted(f"the server answered with bytes from {first} when asked for {start} on")
+        with part.open("rb+" if part.exists() else "wb") as file:
+            file.truncate(first)  # to 0 where the server ignores ranges
+            file.seek(first)
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                if total:
+                    advance(len(chunk) / total)
+    if total is not None and _size(part) != total:
+        too_long = _size(part) > total
+        if too_long:
+            part.unlink()
+        raise _Interrupted(f"the server sent {'more' if too_long else 'less'} than the {total} bytes it promised")
+
+
+def _handle_status(error: urllib.error.HTTPError, part: Path, start: int) -> None:
+    if error.code in _EXPIRED:
+        raise DownloadError(
+            f"{part.stem}: the link has expired ({error.code}): Meta's links live for weeks only, get a new file from "
+            f"{SOURCE} and run the same command with it, which goes on from here."
+        ) from error
+    if error.code == 416:  # nothing there from `start` on
+        match = _CONTENT_RANGE.fullmatch(error.headers.get("Content-Range", ""))
+        if match and int(match[2]) == start:
+            return
+        part.unlink()
+        raise _Interrupted("the part downloaded before does not belong to this file") from error
+    if error.code in _WORTH_A_RETRY or error.code >= 500:
+        raise _Interrupted(f"the server answered {error.code}") from error
+    raise DownloadError(f"{part.stem}: the server answered {error.code} ({error.reason}): check its link.") from error
+
+
+def _extent(status: int, headers: Message) -> tuple[int, int | None]:
+    """(first byte that is sent, size of the whole file if told)."""
+    if status == 206:
+        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        if not match or match[1] is None:
+            raise _Interrupted("the server sent a part without telling which")
+        return int(match[1]), int(match[2])
+    length = headers.get("Content-Length", "")
+    return 0, int(length) if length.isdecimal() else None
+
+
+def _check_tar(part: Path) -> None:
+    """A length can be a lie, and an error page has one too."""
+    problems: list[str] = []
+    for _ in read_members(part, lambda name, reason: problems.append(reason) if not name else None):
+        pass
+    if problems:
+        part.unlink()
+        raise _Interrupted(f"what the server sent is not a whole tar, {problems[0]}")

@@ -1,0 +1,70 @@
+"""Meta's file of download links, and which tars the published subsets are."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from efficientsam3.data.sa1b.tars import SAFE_NAME
+from efficientsam3.runtime.errors import UserError
+
+Subset = Literal["all", "10p", "1p"]
+HEADER = ["file_name", "cdn_link"]
+SOURCE = "https://ai.meta.com/datasets/segment-anything-downloads/"
+
+
+def read_links(path: Path) -> dict[str, str]:
+    """Read a tab-separated file with the header `file_name<TAB>cdn_link`, as Meta issues it with its licence.
+
+    Returns:
+        Link by file name, in the file's order.
+
+    Raises:
+        UserError: it is missing or not such a file, a name is no safe file name, or a link is not http(s).
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"--links {path} cannot be read: {error.strerror}; get the file from {SOURCE}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--links {path} is not a text file: get it from {SOURCE}.") from error
+    if not lines or lines[0].split("\t") != HEADER:
+        raise UserError(f"--links {path} does not begin with {'<TAB>'.join(HEADER)}: get the file from {SOURCE}.")
+    links: dict[str, str] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        name, _, link = line.partition("\t")
+        if not SAFE_NAME.fullmatch(name) or name in links:
+            raise UserError(f"Line {number} of --links {path} has {name!r}, no file name or one seen before: mend it.")
+        if urlsplit(link).scheme not in {"http", "https"}:
+            raise UserError(
+                f"Line {number} of --links {path} has no http(s) link for {name}: get it anew from {SOURCE}."
+            )
+        links[name] = link
+    return links
+
+
+def subset_names(subset: Subset) -> list[str] | None:
+    """The tars of a published subset: 100 for `10p`, 10 for `1p`; None for `all`, which is whatever has links."""
+    if subset == "all":
+        return None
+    return resources.files(__package__).joinpath(f"sa-1b-{subset}.txt").read_text(encoding="utf-8").split()
+
+
+def select_links(links: dict[str, str], subset: Subset) -> dict[str, str]:
+    """The links of a subset.
+
+    Raises:
+        UserError: a tar of the subset has no link.
+    """
+    names = subset_names(subset)
+    if names is None:
+        return {name: link for name, link in links.items() if name.endswith(".tar")}
+    missing = [name for name in names if name not in links]
+    if missing:
+        raise UserError(
+            f"--links has none for {missing[0]} ({len(missing)} of the {len(names)} tars of {subset} are missing): get "
+            f"the whole file from {SOURCE}."
+        )
+    return {name: links[name] for name in names}

@@ -1,0 +1,219 @@
+"""One process's share of reorganising: a tar, or some pairs of a folder, into place."""
+
+import errno
+import filecmp
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from efficientsam3.data.parallel import Advance
+from efficientsam3.data.sa1b.pairs import (
+    KINDS,
+    Half,
+    Layout,
+    PairWriter,
+    Refused,
+    check_content,
+    check_file,
+    is_in_place,
+    staged_path,
+)
+from efficientsam3.data.sa1b.tars import Member, read_members
+from efficientsam3.runtime.errors import UserError
+
+Mode = Literal["link", "move", "copy"]
+MEGABYTE = 1_000_000
+
+
+class Skipped(NamedTuple):
+    """One file that was left out."""
+
+    source: str  # the tar or folder
+    name: str  # of the file in it; "" for the source as a whole
+    reason: str
+
+
+@dataclass
+class ReorgReport:
+    """What happened; `placed` and `kept` count pairs."""
+
+    placed: int = 0
+    kept: int = 0  # in place already
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, other: "ReorgReport") -> None:
+        """Take in what another process did."""
+        self.placed += other.placed
+        self.kept += other.kept
+        self.skipped += other.skipped
+
+
+@dataclass(frozen=True)
+class TarUnit:
+    """A tar to read into place."""
+
+    layout: Layout
+    tar: Path
+    delete: bool  # once all of it is in place and on disk
+
+
+@dataclass(frozen=True)
+class FolderUnit:
+    """Pairs of one folder to bring into place."""
+
+    layout: Layout
+    folder: Path
+    stems: tuple[str, ...]
+    mode: Mode
+
+
+def place_tar(unit: TarUnit, advance: Advance) -> ReorgReport:
+    """Read a tar once, each pair straight into place.
+
+    Args:
+        unit: the tar.
+        advance: called with megabytes of it that are done.
+    """
+    report = ReorgReport()
+    skip = _skipper(report, unit.tar)
+    pairs = PairWriter(unit.layout, _rename, skip)
+    done = 0
+    try:
+        for member in read_members(unit.tar, skip):
+            try:
+                _take_member(member, pairs)
+            except Refused as reason:
+                skip(member.name, str(reason))
+            if member.offset >= (done + 1) * MEGABYTE:
+                advance(member.offset // MEGABYTE - done)
+                done = member.offset // MEGABYTE
+    except OSError as error:  # of reading: those of writing are UserErrors
+        skip("", f"cannot be read ({error.strerror})")
+    for staged in pairs.close():
+        os.unlink(staged)
+    report.placed, report.kept = pairs.placed, pairs.kept
+    if unit.delete and not report.skipped:
+        os.sync()
+        unit.tar.unlink()
+    return report
+
+
+def place_folder(unit: FolderUnit, advance: Advance) -> ReorgReport:
+    """Link, move or copy pairs.
+
+    Args:
+        unit: the pairs.
+        advance: called with the number of stems that are done.
+    """
+    report = ReorgReport()
+    skip = _skipper(report, unit.folder)
+    publish = {"link": _link, "move": _move, "copy": _copy}[unit.mode]
+    pairs = PairWriter(unit.layout, publish, skip)
+    for stem in unit.stems:
+        for suffix in KINDS:
+            try:
+                _take_file(os.path.join(unit.folder, stem + suffix), stem, suffix, unit.mode, pairs)
+            except FileNotFoundError:
+                continue  # what becomes of the other half shows at the end
+            except Refused as reason:
+                skip(stem + suffix, str(reason))
+        advance(1)
+    pairs.close()
+    report.placed, report.kept = pairs.placed, pairs.kept
+    return report
+
+
+def _skipper(report: ReorgReport, source: Path) -> Callable[[str, str], None]:
+    return lambda name, reason: report.skipped.append(Skipped(str(source), name, reason))
+
+
+def _take_member(member: Member, pairs: PairWriter) -> None:
+    stem, suffix = os.path.splitext(member.name)
+    if suffix not in KINDS:
+        raise Refused("neither .jpg nor .json")
+    if pairs.has(stem, suffix):
+        raise Refused("twice in this tar")
+    place = pairs.layout.place(stem, suffix)
+    staged = None
+    if not is_in_place(place, member.size):
+        data = member.read()
+        if data is None:
+            raise Refused("cut short")
+        check_content(suffix, data)
+        staged = _stage(place, data)
+    pairs.add(Half(stem, suffix, place, staged))
+
+
+def _take_file(path: str, stem: str, suffix: str, mode: Mode, pairs: PairWriter) -> None:
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused("a link, or not a plain file")
+    place = pairs.layout.place(stem, suffix)
+    there = is_in_place(place, status.st_size)
+    if not there:
+        check_file(path)
+    elif mode == "move":
+        if not filecmp.cmp(path, place, shallow=False):
+            raise Refused(f"{place} is there with other content")
+        os.unlink(path)
+    pairs.add(Half(stem, suffix, place, None if there else path))
+
+
+def _stage(place: str, data: bytes) -> str:
+    staged = staged_path(place)
+    with _writing(place), open(staged, "wb", buffering=0) as file:
+        written = file.write(data)
+        if written != len(data):  # the disk filled up
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return staged
+
+
+@contextmanager
+def _writing(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {place}: {error.strerror}; mend that and run the same command again, it goes on from there."
+        ) from error
+
+
+def _rename(waiting: str, place: str) -> None:
+    with _writing(place):
+        os.replace(waiting, place)
+
+
+def _copy(waiting: str, place: str) -> None:
+    staged = staged_path(place)
+    with _writing(place):
+        shutil.copyfile(waiting, staged)
+        os.replace(staged, place)
+
+
+def _move(waiting: str, place: str) -> None:
+    try:
+        os.replace(waiting, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise UserError(f"Cannot move {waiting} to {place}: {error.strerror}; use --copy.") from error
+        _copy(waiting, place)
+        with open(place, "rb") as file:
+            os.fsync(file.fileno())
+        os.unlink(waiting)
+
+
+def _link(waiting: str, place: str) -> None:
+    staged = staged_path(place)
+    try:
+        os.link(waiting, staged)
+        os.replace(staged, place)
+    except OSError as error:
+        raise UserError(
+            f"Cannot hard-link {waiting} to {place}: {error.strerror}; use --copy or --move where source and output "
+            "are on different file systems."
+        ) from error

@@ -1,0 +1,170 @@
+"""From Meta's tars, or folders of extracted pairs, to `images/{train,val}` and `annotations/{train,val}`."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from efficientsam3.data.parallel import map_processes
+from efficientsam3.data.sa1b.lock import locked
+from efficientsam3.data.sa1b.pairs import KINDS, STAGING, Layout
+from efficientsam3.data.sa1b.placing import (
+    MEGABYTE,
+    FolderUnit,
+    Mode,
+    ReorgReport,
+    Skipped,
+    TarUnit,
+    place_folder,
+    place_tar,
+)
+from efficientsam3.data.sa1b.tars import SAFE_NAME
+from efficientsam3.data.split import DEFAULT_VAL_RATIO
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import write_json, write_text
+from efficientsam3.runtime.progress import progress_bar
+
+STATE_FILE = "reorg.json"
+SKIPPED_FILE = "reorg_skipped.tsv"
+_STEMS_PER_UNIT = 500
+
+
+@dataclass
+class _Sources:
+    tars: list[Path] = field(default_factory=list)
+    folders: list[tuple[Path, list[str]]] = field(default_factory=list)  # with the stems of what lies in each
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def reorganise(
+    source: Path,
+    output: Path,
+    val_ratio: float = DEFAULT_VAL_RATIO,
+    workers: int = 1,
+    mode: Mode = "copy",
+    delete_tars: bool = False,
+) -> ReorgReport:
+    """Put every pair of `ID.jpg` and `ID.json` below `source` where a dataset has it.
+
+    Tars are read once, straight into place. What is in place already stays, so an interrupted run is continued by the
+    same call. Halves without a partner, broken files and unsafe members stay where they are, and are listed in
+    `output/reorg_skipped.tsv` (columns source, name, reason).
+
+    Args:
+        source: a tar, or a folder with tars and with folders of pairs, at any depth; may be `output` itself.
+        output: the dataset.
+        val_ratio: share of images that go to val, by a hash of their id; the same in every call for one `output`.
+        workers: processes.
+        mode: what to do with the files of folders; hard links need one file system.
+        delete_tars: remove each tar of which all is in place and on disk, and nothing was skipped.
+
+    Raises:
+        UserError: `source` has nothing to reorganise, `output` was made otherwise or is in use, or the disk is full.
+    """
+    _check_arguments(source, val_ratio, workers)
+    sources = _find_sources(source, output)
+    if not (sources.tars or sources.folders or (output / STATE_FILE).exists()):
+        raise UserError(f"--source {source} has no .tar, .jpg or .json in it: name the folder that has.")
+    layout = Layout(output, val_ratio)
+    with locked(output, "reorg"):
+        _claim(layout)
+        layout.prepare()
+        try:
+            report = ReorgReport(skipped=sources.skipped)
+            _place_folders(layout, sources, mode, workers, report)
+            _place_tars(layout, sources, delete_tars, workers, report)
+        finally:
+            layout.remove_staged()
+        report.skipped.sort()
+        _write_skipped(output / SKIPPED_FILE, report.skipped)
+    return report
+
+
+def _check_arguments(source: Path, val_ratio: float, workers: int) -> None:
+    if not source.exists():
+        raise UserError(
+            f"--source {source} does not exist: name the folder with Meta's tars, or with what was in them."
+        )
+    if not 0 <= val_ratio <= 1:
+        raise UserError(f"--val-ratio {val_ratio} is not a share: give a number from 0 to 1.")
+    if workers < 1:
+        raise UserError(f"--workers {workers} cannot work: give 1 or more.")
+
+
+def _find_sources(source: Path, output: Path) -> _Sources:
+    found = _Sources()
+    if source.is_file():
+        found.tars.append(source)
+        return found
+    own = {(output / kind).resolve() for kind in KINDS.values()}
+    for folder, below, names in os.walk(source):
+        here = Path(folder)
+        below.sort()
+        found.skipped += [Skipped(folder, name, "a link to a folder") for name in below if (here / name).is_symlink()]
+        below[:] = [name for name in below if not name.startswith(".") and (here / name).resolve() not in own]
+        found.tars += [here / name for name in sorted(names) if name.endswith(".tar")]
+        stems = _stems(here, names, found.skipped)
+        if stems:
+            found.folders.append((here, stems))
+    return found
+
+
+def _stems(folder: Path, names: list[str], skipped: list[Skipped]) -> list[str]:
+    candidates = [name for name in names if os.path.splitext(name)[1] in KINDS and not name.startswith(".")]
+    if (folder / STATE_FILE).exists():
+        candidates.remove(STATE_FILE)
+    unsafe = [name for name in candidates if not SAFE_NAME.fullmatch(name)]
+    skipped += [Skipped(str(folder), name, "its name has unexpected characters") for name in unsafe]
+    return sorted({os.path.splitext(name)[0] for name in candidates}.difference(os.path.splitext(n)[0] for n in unsafe))
+
+
+def _place_folders(layout: Layout, sources: _Sources, mode: Mode, workers: int, report: ReorgReport) -> None:
+    units = [
+        FolderUnit(layout, folder, tuple(stems[start : start + _STEMS_PER_UNIT]), mode)
+        for folder, stems in sources.folders
+        for start in range(0, len(stems), _STEMS_PER_UNIT)
+    ]
+    with progress_bar("Folders, pairs", sum(len(unit.stems) for unit in units), visible=bool(units)) as advance:
+        for part in map_processes(place_folder, units, min(workers, max(len(units), 1)), advance):
+            report.add(part)
+
+
+def _place_tars(layout: Layout, sources: _Sources, delete: bool, workers: int, report: ReorgReport) -> None:
+    units = [TarUnit(layout, tar, delete) for tar in sources.tars]
+    megabytes = sum(tar.stat().st_size // MEGABYTE for tar in sources.tars if tar.exists())
+    with progress_bar("Tars, MB", megabytes, visible=bool(units)) as advance:
+        for part in map_processes(place_tar, units, min(workers, max(len(units), 1)), advance):
+            report.add(part)
+
+
+def _claim(layout: Layout) -> None:
+    """Note the ratio on the first run; refuse later ones with another, and datasets that were split otherwise."""
+    state = layout.output / STATE_FILE
+    if state.exists():
+        before = _read_ratio(state)
+        if before != layout.val_ratio:
+            raise UserError(
+                f"--val-ratio {layout.val_ratio} is not the {before} that {layout.output} was made with: give "
+                f"{before}, or another --output."
+            )
+        return
+    for folder in layout.folders():
+        if folder.is_dir() and any(entry.name != STAGING for entry in os.scandir(folder)):
+            raise UserError(
+                f"{folder} has files that were not put there by this command, whose split it would mix up: choose "
+                "another --output, or use the dataset as it is."
+            )
+    write_json(state, {"split": "sha256", "val_ratio": layout.val_ratio})
+
+
+def _read_ratio(state: Path) -> float:
+    try:
+        return float(json.loads(state.read_text(encoding="utf-8"))["val_ratio"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{state} is damaged: write {{"val_ratio": R}} with the ratio R used before.') from error
+
+
+def _write_skipped(path: Path, skipped: list[Skipped]) -> None:
+    """Names come from hostile tars: control characters and what is not text are escaped."""
+    lines = ["\t".join(str(part).encode("unicode_escape").decode() for part in row) + "\n" for row in skipped]
+    write_text(path, "source\tname\treason\n" + "".join(lines))

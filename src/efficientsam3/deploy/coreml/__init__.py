@@ -1,1 +1,0 @@
-"""The image encoder as a CoreML package."""

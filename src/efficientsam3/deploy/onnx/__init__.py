@@ -1,1 +1,0 @@
-"""ONNX: a model's parts as graphs, and prompting them without PyTorch."""

@@ -1,1 +1,0 @@
-"""Distillation: losses, optimisation, the export loop and the training loop."""

@@ -1,0 +1,1 @@
+"""Embedding the dataset: the teacher over every image, once, into a store."""

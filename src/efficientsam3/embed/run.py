@@ -1,0 +1,145 @@
+"""The export: run the teacher over the dataset once and store what it says. Resumable, with any number of processes."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from efficientsam3.config.schema import ExportConfig
+from efficientsam3.data.loader import ImageBatch
+from efficientsam3.embed.batches import check_storable, embed_batch, image_batches, load_teacher
+from efficientsam3.embed.plan import ExportPlan, check_space, missing_images, plan_export
+from efficientsam3.embed.setup import prepare_store
+from efficientsam3.runtime.distributed import Process, all_gather, barrier
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import write_text
+from efficientsam3.runtime.logging import LOGGER_NAME
+from efficientsam3.runtime.progress import progress_bar
+from efficientsam3.store.codecs import Codec, pack_records
+from efficientsam3.store.gather import content_sizes, continue_statistics, measure_batch
+from efficientsam3.store.manifest import Manifest
+from efficientsam3.store.shards import Shard, find_shards
+from efficientsam3.store.statistics import ShardStatistics
+from efficientsam3.store.writer import BackgroundWriter
+
+logger = logging.getLogger(LOGGER_NAME)
+BROKEN_NAME = "broken_images.txt"
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export did, over all processes."""
+
+    exported: int
+    present: int  # images that were in the store already
+    broken: tuple[str, ...]  # a sentence for each picture that could not be read
+    seconds: float
+
+
+def export_embeddings(config: ExportConfig, process: Process) -> ExportSummary:
+    """Compute and store the embeddings that are missing.
+
+    Raises:
+        UserError: see `plan_export`; or the store was begun with other settings, the disk is full or too small, or the
+            teacher gives a value that is not finite (with the image's name).
+    """
+    plan = plan_export(config)
+    _warn_empty(plan)
+    manifest = prepare_store(config, plan, process)
+    missing = missing_images(plan)
+    check_space(plan, missing)
+    mine = [indices[process.rank :: process.world_size] for indices in missing]
+    barrier()  # nobody writes before all have read what is there
+    total, start = sum(map(len, missing)), time.monotonic()
+    logger.info("%d images, %d in the store already, %d to export", plan.count, plan.count - total, total)
+    teacher = load_teacher(config, plan.preprocessing, process)
+    codec, broken, exported = manifest.build_codec(plan.store_dir), list[str](), 0
+    statistics = _catch_up(plan, manifest, codec, process)
+    with (
+        BackgroundWriter(Shard(plan.store_dir, process.rank), manifest.record_size, statistics) as writer,
+        progress_bar("export", sum(map(len, mine)), process.is_main) as advance,
+    ):
+        for number, batch in enumerate(image_batches(config, plan, mine, process)):
+            if process.is_orphan():
+                raise UserError("The launcher (torchrun) is gone, so this worker stops; run the same command again.")
+            embeddings = embed_batch(teacher, batch, plan.preprocessing, process.device)
+            _write(batch, embeddings, manifest, codec, writer)
+            exported += len(batch.image_ids)
+            broken += batch.broken
+            for sentence in batch.broken:
+                logger.warning("skipped: %s", sentence)
+            advance(len(batch.image_ids) + len(batch.broken))
+            if number % config.PRINT_FREQ == 0:
+                rate = exported * process.world_size / (time.monotonic() - start)
+                eta = (total - exported * process.world_size) / max(rate, 1e-9)
+                logger.info(
+                    "%d of %d exported here, %.2f images/s in all, ETA %.0f s", exported, sum(map(len, mine)), rate, eta
+                )
+    return _summarise(config, process, plan, exported, broken, total, time.monotonic() - start)
+
+
+def _catch_up(plan: ExportPlan, manifest: Manifest, codec: Codec, process: Process) -> ShardStatistics | None:
+    """The statistics of this process's shard, so far; those of shards that no process writes are completed, too.
+
+    Where a run ended between a commit and its statistics, these are few records. A shard without any statistics, of an
+    older version, goes without, since reading all of it may take long: that is a command of its own.
+    """
+    own = Shard(plan.store_dir, process.rank)
+    others = [shard for shard in find_shards(plan.store_dir) if shard.rank % process.world_size == process.rank]
+    found: ShardStatistics | None = ShardStatistics(own, manifest.embed_dim)
+    sizes = content_sizes(manifest.preprocessing, plan.splits)
+    for shard in others:
+        statistics: ShardStatistics | None = None
+        if shard.statistics_path.exists() or not shard.read_keys():
+            try:
+                statistics = continue_statistics(shard, manifest, codec, sizes)
+            except UserError as error:
+                logger.warning("the teacher's statistics are not gathered for %s: %s", shard.keys_path.name, error)
+        else:
+            logger.warning("%s has no statistics: make them by `efficientsam3 store statistics`", shard.keys_path.name)
+        if shard == own:
+            found = statistics
+    return found
+
+
+def _write(
+    batch: ImageBatch, embeddings: torch.Tensor, manifest: Manifest, codec: Codec, writer: BackgroundWriter
+) -> None:
+    if not batch.image_ids:
+        return
+    check_storable(batch, embeddings)
+    payloads = codec.encode(embeddings)
+    # Of what is stored, so that the statistics can be made again from the store.
+    statistics = measure_batch(codec.decode(payloads), batch.content_sizes, manifest)
+    records = pack_records(batch.seeds.numpy(), payloads.cpu().numpy())
+    for image_id, *rest in zip(batch.image_ids, records, statistics, strict=True):
+        writer.append(image_id, *rest)
+
+
+def _summarise(
+    config: ExportConfig,
+    process: Process,
+    plan: ExportPlan,
+    exported: int,
+    broken: list[str],
+    total: int,
+    seconds: float,
+) -> ExportSummary:
+    shares = all_gather((exported, broken))
+    sentences = tuple(sentence for _, of_rank in shares for sentence in of_rank)
+    summary = ExportSummary(sum(count for count, _ in shares), plan.count - total, sentences, seconds)
+    if process.is_main:
+        logger.info("exported %d images in %.1f s to %s", summary.exported, seconds, plan.store_dir)
+        if sentences:
+            write_text(config.output_dir / BROKEN_NAME, "".join(f"{sentence}\n" for sentence in sentences))
+            logger.warning(
+                "%d pictures are broken and were skipped, see %s", len(sentences), config.output_dir / BROKEN_NAME
+            )
+    return summary
+
+
+def _warn_empty(plan: ExportPlan) -> None:
+    for name, split in zip(("train", "val"), plan.splits, strict=True):
+        if len(split) == 0:
+            logger.warning("the %s split has no images", name)

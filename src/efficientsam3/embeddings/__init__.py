@@ -1,1 +1,0 @@
-"""The embedding store: record format, codecs, writer, reader."""

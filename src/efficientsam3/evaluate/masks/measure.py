@@ -1,0 +1,146 @@
+"""Measuring: every model answers every prompt of every object, picture by picture."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from efficientsam3.data.annotations.sa1b import BrokenAnnotationError
+from efficientsam3.data.images import BrokenImageError, read_rgb
+from efficientsam3.evaluate.masks.ground_truth import GroundTruth, Selection, TrueImage, choose_images, choose_objects
+from efficientsam3.evaluate.masks.objects import PromptKind, TrueObject
+from efficientsam3.evaluate.masks.scores import ObjectScore, mask_iou
+from efficientsam3.evaluate.masks.segmenters import Segmenter
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.logging import LOGGER_NAME
+from efficientsam3.runtime.progress import progress_bar
+from efficientsam3.sam3.decoders import Answer
+
+logger = logging.getLogger(LOGGER_NAME)
+
+
+@dataclass
+class Measurement:
+    """Scores, and what could not be measured."""
+
+    scores: list[ObjectScore] = field(default_factory=list)
+    images: int = 0  # measured
+    broken: list[str] = field(default_factory=list)  # a sentence for each image or annotation that cannot be read
+    lacking: int = 0  # images that a store has no embedding of
+
+
+class Observer(Protocol):
+    """Sees every object's masks as they come: they are not kept otherwise."""
+
+    def __call__(
+        self, image: TrueImage, thing: TrueObject, masks: list[torch.Tensor], scores: list[ObjectScore]
+    ) -> None:
+        """One prompt of one object: a mask (H, W) bool and a score for each model."""
+        ...
+
+
+def measure(
+    segmenters: Sequence[Segmenter],
+    truth: GroundTruth,
+    prompts: Sequence[PromptKind],
+    selection: Selection,
+    observer: Observer | None = None,
+) -> Measurement:
+    """Ask every model for every chosen object.
+
+    Of a model's masks for a box or point, the one with the highest predicted IoU counts; of those that a text finds,
+    the one that overlaps most with the object, since a text asks for all objects of a kind.
+
+    Args:
+        segmenters: the first is the one that the others' agreement is taken with.
+        truth: annotated images.
+        prompts: what is asked for each object.
+        selection: which objects.
+        observer: sees the masks.
+
+    Raises:
+        UserError: no object could be measured.
+    """
+    measurement = Measurement()
+    indices = _with_embedding(segmenters, truth, measurement)
+    indices = indices[choose_images(len(indices), selection)]
+    with progress_bar("evaluate", len(indices)) as advance:
+        for index in indices:
+            try:
+                image = truth.load(int(index))
+                pixels = _read(image)
+            except (BrokenAnnotationError, BrokenImageError) as error:
+                logger.warning("%s", error)
+                measurement.broken.append(str(error))
+            else:
+                things = choose_objects(image, selection)
+                measurement.images += 1
+                if things:
+                    measurement.scores += _measure_image(segmenters, image, pixels, things, prompts, observer)
+            advance(1)
+    if not measurement.scores:
+        raise UserError(
+            f"No object could be measured: of {len(truth.ids)} images {measurement.lacking} have no embedding and "
+            f"{len(measurement.broken)} are broken; check the dataset, or lower --min-area."
+        )
+    return measurement
+
+
+def _with_embedding(
+    segmenters: Sequence[Segmenter], truth: GroundTruth, measurement: Measurement
+) -> npt.NDArray[np.intp]:
+    ids = [image_id.decode("utf-8") for image_id in truth.ids.tolist()]
+    kept = [index for index, name in enumerate(ids) if all(segmenter.has(name) for segmenter in segmenters)]
+    measurement.lacking = len(ids) - len(kept)
+    return np.array(kept, dtype=np.intp)
+
+
+def _read(image: TrueImage) -> torch.Tensor:
+    pixels = read_rgb(image.path)
+    if tuple(pixels.shape[-2:]) != image.size:
+        raise BrokenAnnotationError(
+            f"Image {image.path} is {pixels.shape[-2]} x {pixels.shape[-1]}, its annotation is for {image.size[0]} x "
+            f"{image.size[1]} (height x width): replace one of them."
+        )
+    return pixels
+
+
+def _measure_image(
+    segmenters: Sequence[Segmenter],
+    image: TrueImage,
+    pixels: torch.Tensor,
+    things: Sequence[TrueObject],
+    prompts: Sequence[PromptKind],
+    observer: Observer | None,
+) -> Iterator[ObjectScore]:
+    asks = [segmenter.open(image.image_id, pixels) for segmenter in segmenters]
+    for thing in things:
+        true = torch.from_numpy(np.ascontiguousarray(thing.rle.mask()))
+        for kind in prompts:
+            prompt = thing.prompt(kind)
+            masks: list[torch.Tensor] = []
+            scores: list[ObjectScore] = []
+            for segmenter, ask in zip(segmenters, asks, strict=True):
+                mask, iou, score = _match(ask(prompt), true)
+                masks.append(mask)
+                agreement = mask_iou(mask, masks[0])
+                area = thing.rle.area
+                scores.append(
+                    ObjectScore(segmenter.name, image.image_id, thing.number, kind, area, iou, agreement, score)
+                )
+            if observer is not None:
+                observer(image, thing, masks, scores)
+            yield from scores
+
+
+def _match(answer: Answer, true: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+    """The mask that overlaps most, its IoU and its predicted score; an empty mask and zeros without an answer."""
+    if len(answer.masks) == 0:
+        return torch.zeros_like(true), 0.0, 0.0
+    overlaps = [mask_iou(mask, true) for mask in answer.masks]
+    best = int(np.argmax(overlaps))
+    return answer.masks[best], overlaps[best], float(answer.scores[best])

@@ -1,0 +1,78 @@
+"""Objects of the ground truth, and the prompts that each gives: box, point, centre of the box, category name."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from efficientsam3.data.annotations.rle import Rle
+from efficientsam3.sam3.prompts import Box, Point, Prompt
+
+PromptKind = Literal["box", "point", "center", "text"]
+PROMPT_KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
+
+
+@dataclass(frozen=True)
+class TrueObject:
+    """One object of the ground truth."""
+
+    number: int  # its place in the file, or of its image's masks there
+    rle: Rle
+    annotated_point: Point | None = None
+    category: str | None = None
+
+    @property
+    def box(self) -> Box:
+        """Tight around the mask's pixels, from edge to edge, whatever convention the file's own box follows."""
+        box = self.rle.box()
+        assert box is not None, "empty masks are left out when ground truth is read"
+        return float(box.xmin), float(box.ymin), float(box.xmax + 1), float(box.ymax + 1)
+
+    @cached_property
+    def point(self) -> Point:
+        """The annotation's point, or, of a file without points, the most interior pixel of the mask."""
+        return self.annotated_point or interior_point(self.rle.mask())
+
+    def prompt(self, kind: PromptKind) -> Prompt:
+        """What to ask for this object."""
+        if kind == "text":
+            assert self.category is not None, "checked before work begins"
+            return Prompt(text=self.category)
+        if kind == "box":
+            return Prompt(box=self.box)
+        if kind == "point":
+            return Prompt(point=self.point)
+        x0, y0, x1, y1 = self.box
+        return Prompt(point=((x0 + x1) / 2, (y0 + y1) / 2))
+
+
+def interior_point(mask: npt.NDArray[np.bool_]) -> Point:
+    """The pixel (x, y) furthest from everything that is not the mask, the picture's border included.
+
+    Distance is the chessboard's: the pixel is the middle of the largest square in the mask. Of several, the one nearest
+    to their common centre.
+
+    Args:
+        mask: (H, W), not empty.
+    """
+    fitting, low, high = mask, 0, (min(mask.shape) + 1) // 2
+    while high - low > 1:  # a square of radius `low` fits somewhere, of radius `high` nowhere
+        radius = (low + high) // 2
+        middles = _square_middles(mask, radius)
+        fitting, low, high = (middles, radius, high) if middles.any() else (fitting, low, radius)
+    rows, columns = np.nonzero(fitting)
+    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    return float(columns[nearest]), float(rows[nearest])
+
+
+def _square_middles(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
+    """(H, W): whether the square of side 2 * radius + 1 around a pixel lies in the mask; by a summed-area table."""
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int64)
+    sums[1:, 1:] = mask.cumsum(0).cumsum(1)
+    side = 2 * radius + 1
+    inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    middles = np.zeros_like(mask)
+    middles[radius : mask.shape[0] - radius, radius : mask.shape[1] - radius] = inside == side * side
+    return middles

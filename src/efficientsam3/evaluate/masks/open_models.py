@@ -1,0 +1,191 @@
+"""From what the user names to what can be measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from efficientsam3.checkpoints.training import is_training_checkpoint
+from efficientsam3.data.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
+from efficientsam3.evaluate.masks.encoders import Encoder, ModuleEncoder, RandomEncoder, StoreEncoder
+from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Segmenter, WholeModel
+from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory, read_manifest
+from efficientsam3.models.teacher import build_teacher, is_onnx
+from efficientsam3.models.trained import load_student_and_preprocessing
+from efficientsam3.predict.onnx_sam3 import OnnxSAM3
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.decoders import Decoder, load_decoder
+from efficientsam3.sam3.efficientsam3 import EfficientSAM3
+from efficientsam3.store.manifest import MANIFEST_NAME
+from efficientsam3.store.reader import EmbeddingStore
+
+RANDOM = "random"
+# About that of SAM's embeddings: 0.099 over ten pictures of a real SAM-style encoder.
+RANDOM_STD = 0.1
+_STATISTICS: dict[str, tuple[RGB, RGB]] = {"half": (HALF, HALF), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
+
+
+@dataclass(frozen=True)
+class FedPixels:
+    """What encoders are fed: `teacher` is what each was trained on, anything else a mismatch on purpose.
+
+    Embeddings that are read from a store were computed long ago, and stay as they are.
+    """
+
+    resize: Literal["teacher", "square", "pad"] = "teacher"
+    mean: Literal["teacher", "half", "imagenet"] = "teacher"  # and the standard deviation that goes with it
+
+    def apply(self, own: Preprocessing) -> Preprocessing:
+        """An encoder's own preprocessing with these changes."""
+        changes: dict[str, Any] = {} if self.resize == "teacher" else {"resize": self.resize}
+        if self.mean != "teacher":
+            changes["mean"], changes["std"] = _STATISTICS[self.mean]
+        return own.model_copy(update=changes)
+
+
+def open_models(
+    models: Sequence[str], decoder: Path | None, fed: FedPixels, device: torch.device, seed: int = 0
+) -> list[Segmenter]:
+    """Open everything that is measured.
+
+    Args:
+        models: each a merged EfficientSAM3 or a SAM3 (file or Hugging Face directory), or an ONNX directory of one
+            (`DIR:int8` for a variant of its image encoder); or, with a decoder, a training checkpoint, an embedding
+            store, an ONNX image encoder, or noise: `random`, or `random:STD` for another standard deviation than 0.1;
+            optionally as NAME=MODEL.
+        decoder: decodes the embeddings of models that have no decoder of their own: SAM's as .onnx, or a SAM3.
+        fed: what the encoders are fed.
+        device: where PyTorch computes.
+        seed: of the random embeddings.
+
+    Raises:
+        UserError: a model is missing or none of these, needs a decoder, or does not fit it; or two have one name.
+    """
+    named = named_models(models)
+    missing = [model for model in named.values() if not (_is_named_without_file(model) or Path(model).exists())]
+    if missing:
+        raise UserError(f"Model {missing[0]} does not exist: give a SAM3, an encoder, a store, or the word {RANDOM}.")
+    whole = {name for name, model in named.items() if _is_whole(model)}
+    bare = [model for name, model in named.items() if name not in whole]
+    if bare and decoder is None:
+        raise UserError(f"{bare[0]} has no mask decoder: give one with --decoder, SAM's as .onnx or a SAM3.")
+    if decoder is not None and not bare:
+        raise UserError(f"--decoder {decoder} has no effect: every model brings its own, leave it out.")
+    loaded = None if decoder is None else load_decoder(decoder, device)
+    segmenters: list[Segmenter] = []
+    for name, model in named.items():
+        if name in whole:
+            sam3 = _whole(model, device)
+            sam3.preprocessing = fed.apply(sam3.preprocessing)
+            segmenters.append(WholeModel(name, sam3))
+        else:
+            assert loaded is not None
+            segmenters.append(EncoderWithDecoder(name, _encoder(model, loaded, fed, device, seed), loaded))
+    return segmenters
+
+
+def _whole(model: str, device: torch.device) -> EfficientSAM3 | OnnxSAM3:
+    path, variant = _onnx_directory(model)
+    if path is not None:
+        return OnnxSAM3.from_pretrained(path, variant)
+    return EfficientSAM3.from_pretrained(model, device.type)  # type: ignore[arg-type]
+
+
+def _onnx_directory(model: str) -> tuple[Path | None, Variant | None]:
+    """The directory and the variant of its image encoder that `DIR` or `DIR:int8` stands for; None of anything else."""
+    for variant in (None, *get_args(Variant)):
+        path = Path(model if variant is None else model.removesuffix(f":{variant}"))
+        if is_onnx_directory(path):
+            return path, variant
+    return None, None
+
+
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Name to model. Without NAME=, the last two parts of the path, which tell checkpoints of two runs apart.
+
+    Raises:
+        UserError: two have one name.
+    """
+    named: dict[str, str] = {}
+    for given in models:
+        name, separator, model = given.rpartition("=")
+        if not separator or Path(given).exists():
+            name, model = "/".join(Path(given).parts[-2:]), given
+        if not name or name in named:
+            raise UserError(f"Two models are called {name!r}: name them, as in student={model}.")
+        named[name] = model
+    return named
+
+
+def last_that_sees(models: Sequence[str]) -> int:
+    """The place of the last model that is no noise; of the last where all are."""
+    return max(
+        (place for place, model in enumerate(named_models(models).values()) if _noise(model) is None), default=-1
+    )
+
+
+def _is_named_without_file(model: str) -> bool:
+    return _noise(model) is not None or _onnx_directory(model)[0] is not None
+
+
+def _is_whole(model: str) -> bool:
+    path = Path(model)
+    return not (_noise(model) is not None or is_onnx(path) or _is_store(path) or is_training_checkpoint(path))
+
+
+def _noise(model: str) -> float | None:
+    """The standard deviation that `random` or `random:STD` stands for; None of anything else."""
+    word, _, number = model.partition(":")
+    if word != RANDOM:
+        return None
+    try:
+        std = float(number or RANDOM_STD)
+    except ValueError:
+        std = math.nan
+    if not 0 <= std < math.inf:
+        raise UserError(f"{model} is no noise: give {RANDOM}, or {RANDOM}:STD with a standard deviation of 0 or more.")
+    return std
+
+
+def _is_store(path: Path) -> bool:
+    return (path / MANIFEST_NAME).is_file() or any(path.glob("rank*-keys.txt"))
+
+
+def _encoder(model: str, decoder: Decoder, fed: FedPixels, device: torch.device, seed: int) -> Encoder:
+    path = Path(model)
+    if (std := _noise(model)) is not None:
+        return RandomEncoder((decoder.embed_dim, decoder.embed_size), decoder.preprocessing, std, seed)
+    if is_onnx(path):
+        own = decoder.preprocessing
+        if is_onnx_directory(path.parent):  # of an EfficientSAM3 or a student, which may be fed in another way
+            own = read_manifest(path.parent).preprocessing
+            check_fits(model, (decoder.embed_dim, decoder.embed_size), own, decoder)
+        own = fed.apply(own)
+        teacher = build_teacher(path, own, decoder.embed_dim, decoder.embed_size, device)
+        return ModuleEncoder(teacher, teacher.preprocessing, device)
+    if _is_store(path):
+        store = EmbeddingStore(path)
+        check_fits(model, (store.manifest.embed_dim, store.manifest.embed_size), store.manifest.preprocessing, decoder)
+        return StoreEncoder(store)
+    student, preprocessing = load_student_and_preprocessing(path)
+    architecture = student.architecture
+    check_fits(model, (architecture.embed_dim, architecture.embed_size), preprocessing, decoder)
+    return ModuleEncoder(student.to(device), fed.apply(preprocessing), device)
+
+
+def check_fits(model: str, shape: tuple[int, int], preprocessing: Preprocessing, decoder: Decoder) -> None:
+    """Refuse embeddings of another shape, or at another image size, than a decoder takes.
+
+    Raises:
+        UserError: they are.
+    """
+    found = (*shape, preprocessing.image_size)
+    wanted = (decoder.embed_dim, decoder.embed_size, decoder.preprocessing.image_size)
+    if found != wanted:
+        raise UserError(
+            f"{model} gives embeddings of {found[0]} channels on {found[1]}x{found[1]} cells at {found[2]} pixels, the "
+            f"decoder takes {wanted[0]} on {wanted[1]}x{wanted[1]} at {wanted[2]}: give the decoder of its teacher."
+        )

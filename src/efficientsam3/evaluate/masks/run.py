@@ -1,0 +1,144 @@
+"""Evaluating masks: models against ground truth and against the first of them."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efficientsam3.checkpoints.training import METRICS_NAME
+from efficientsam3.data.split import Split
+from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
+from efficientsam3.evaluate.masks.measure import Measurement, measure
+from efficientsam3.evaluate.masks.objects import PromptKind
+from efficientsam3.evaluate.masks.open_models import FedPixels, last_that_sees, named_models, open_models
+from efficientsam3.evaluate.masks.scores import Summary, summarise
+from efficientsam3.evaluate.masks.segmenters import Segmenter, WholeModel
+from efficientsam3.evaluate.report.feature_rows import feature_rows
+from efficientsam3.evaluate.report.gallery import Gallery
+from efficientsam3.evaluate.report.page import REPORT_NAME, ReportContent, write_report
+from efficientsam3.runtime.device import DeviceName, select_device
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import write_json
+from efficientsam3.train.metrics import read_metrics
+
+RESULTS_NAME = "results.json"
+RESULTS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is measured on what."""
+
+    models: Sequence[str]  # see open_models
+    data: Path  # SA-1B folder, COCO folder, or COCO instances file
+    prompts: Sequence[PromptKind]
+    split: Split = "val"
+    images: Path | None = None  # pictures of an instances file
+    decoder: Path | None = None
+    fed: FedPixels = field(default_factory=FedPixels)
+    selection: Selection = field(default_factory=Selection)
+    device: DeviceName = "auto"
+    runs: Sequence[Path] = ()  # folders of trainings whose curves the report shows, beside those of the models
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out."""
+
+    summaries: list[Summary]  # by prompt, then by model in the order given
+    measurement: Measurement
+    seconds: float
+    results: Path
+    report: Path
+
+
+def evaluate_masks(request: EvaluationRequest, output_dir: Path) -> Evaluation:
+    """Measure, and write `results.json` and `report.html`.
+
+    Raises:
+        UserError: a model, the dataset, a run, or a combination of options is not usable; see `open_models`,
+            `open_ground_truth`, `read_metrics` and `measure`.
+    """
+    started = time.monotonic()
+    truth = open_ground_truth(request.data, request.split, request.images)
+    if "text" in request.prompts and not truth.has_categories:
+        raise UserError("--prompt text needs the categories of a COCO dataset: SA-1B's objects have no names.")
+    device = select_device(request.device)
+    segmenters = open_models(request.models, request.decoder, request.fed, device, request.selection.seed)
+    if "text" in request.prompts:
+        _check_text(segmenters)
+    runs = _training_curves(request)
+    gallery = Gallery(shown=last_that_sees(request.models))
+    measurement = measure(segmenters, truth, request.prompts, request.selection, gallery)
+    summaries = [
+        summarise(measurement.scores, segmenter.name, prompt) for prompt in request.prompts for segmenter in segmenters
+    ]
+    path, report = output_dir / RESULTS_NAME, output_dir / REPORT_NAME
+    write_json(path, _results(request, measurement, summaries))
+    content = ReportContent(
+        title=f"Masks of {measurement.images} images",
+        facts=_facts(request, measurement),
+        models=[segmenter.name for segmenter in segmenters],
+        summaries=summaries,
+        runs=runs,
+        features=feature_rows(segmenters, list(gallery.first_images.values())),
+        examples=gallery.groups(),
+    )
+    write_report(report, content)
+    return Evaluation(summaries, measurement, time.monotonic() - started, path, report)
+
+
+def _training_curves(request: EvaluationRequest) -> dict[str, list[dict[str, float]]]:
+    """By name, the epochs of the trainings that are named, and of those that a model's checkpoint lies with."""
+    beside = [Path(model).parent for model in named_models(request.models).values()]
+    folders = [*request.runs, *(folder for folder in beside if (folder / METRICS_NAME).is_file())]
+    return {folder.name: read_metrics(folder / METRICS_NAME) for folder in dict.fromkeys(folders)}
+
+
+def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, str]:
+    selection, fed = request.selection, request.fed
+    chosen = {
+        "of at least {} pixels": selection.min_area,
+        "of at most {} images": selection.max_images,
+        "at most {} an image": selection.max_objects,
+    }
+    limits = [text.format(value) for text, value in chosen.items() if value]
+    facts = dict(named_models(request.models))
+    facts |= {} if request.decoder is None else {"decoder": os.fspath(request.decoder)}
+    facts |= {
+        "ground truth": f"{request.data}, {request.split}",
+        "objects": ", ".join([*(limits or ["all"]), f"seed {selection.seed}"]),
+        "fed": f"resize {fed.resize}, mean and deviation {fed.mean}",
+    }
+    if measurement.broken or measurement.lacking:
+        facts["left out"] = f"{len(measurement.broken)} broken images, {measurement.lacking} without an embedding"
+    return facts
+
+
+def _check_text(segmenters: Sequence[Segmenter]) -> None:
+    for segmenter in segmenters:
+        if not isinstance(segmenter, WholeModel):
+            raise UserError(f"--prompt text cannot be asked of {segmenter.name}: only a SAM3 has a text encoder.")
+
+
+def _results(request: EvaluationRequest, measurement: Measurement, summaries: list[Summary]) -> dict[str, Any]:
+    images: dict[str, list[dict[str, Any]]] = {}
+    for score in measurement.scores:
+        row = asdict(score)
+        images.setdefault(row.pop("image_id"), []).append(row)
+    return {
+        "format_version": RESULTS_VERSION,
+        "data": os.fspath(request.data),
+        "split": request.split,
+        "models": list(request.models),
+        "decoder": None if request.decoder is None else os.fspath(request.decoder),
+        "prompts": list(request.prompts),
+        "fed": asdict(request.fed),
+        "selection": asdict(request.selection),
+        "summary": [asdict(summary) for summary in summaries],
+        "images": images,
+        "broken": measurement.broken,
+        "without_embedding": measurement.lacking,
+    }

@@ -1,0 +1,151 @@
+"""What is measured: a whole SAM3, or an encoder with a decoder that is not its own."""
+
+from typing import Any, Protocol
+
+import torch
+
+from efficientsam3.data.annotations.rle import Rle
+from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.evaluate.masks.encoders import Encoder
+from efficientsam3.predict.onnx_sam3 import OnnxEncodedImage, OnnxSAM3
+from efficientsam3.predict.outputs import encode_rle
+from efficientsam3.sam3.decoders import Answer, Ask, Decoder
+from efficientsam3.sam3.efficientsam3 import EfficientSAM3, EncodedImage
+from efficientsam3.sam3.geometry import Picture
+from efficientsam3.sam3.prompting import Segmentation
+from efficientsam3.sam3.prompts import Prompt
+
+
+class Segmenter(Protocol):
+    """A model that answers prompts."""
+
+    name: str
+    preprocessing: Preprocessing  # what its encoder is fed
+
+    def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
+        """The embedding (1, D, G, G) of a picture (3, H, W) uint8."""
+        ...
+
+    def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
+        """Encode a picture (3, H, W) uint8 once, for any number of prompts."""
+        ...
+
+    def has(self, image_id: str) -> bool:
+        """Whether it can answer for that image."""
+        ...
+
+
+class WholeModel:
+    """SAM3 or EfficientSAM3, by its own decoders, in PyTorch or ONNX Runtime."""
+
+    def __init__(self, name: str, model: EfficientSAM3 | OnnxSAM3) -> None:
+        """Take a loaded model."""
+        self.name, self._model, self.preprocessing = name, model, model.preprocessing
+
+    def _encode(self, pixels: torch.Tensor) -> EncodedImage | OnnxEncodedImage:
+        if isinstance(self._model, OnnxSAM3):
+            return self._model.encode(pixels.permute(1, 2, 0).numpy())
+        return self._model.encode(pixels)
+
+    def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Segmenter`."""
+        return torch.as_tensor(self._encode(pixels).embedding)
+
+    def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
+        """See `Segmenter`."""
+        image = self._encode(pixels)
+        texts: dict[str, Answer] = {}  # objects of one category ask for it over and over
+
+        def ask(prompt: Prompt) -> Answer:
+            if prompt.text is not None:
+                if prompt.text not in texts:
+                    named = image.segment(prompt.text)
+                    texts[prompt.text] = _answer(named)
+                return texts[prompt.text]
+            if prompt.box is not None:
+                found = image.segment(object_box=prompt.box)
+            else:
+                assert prompt.point is not None
+                found = image.segment(points=[prompt.point])
+            return _answer(found)
+
+        return ask
+
+    def has(self, image_id: str) -> bool:
+        """True of every picture."""
+        return True
+
+
+def _answer(found: Segmentation[Any]) -> Answer:
+    return Answer(torch.as_tensor(found.masks), torch.as_tensor(found.scores))
+
+
+class EncoderWithDecoder:
+    """An encoder's embedding, decoded by a frozen decoder. It answers boxes and points."""
+
+    def __init__(self, name: str, encoder: Encoder, decoder: Decoder) -> None:
+        """Join two that fit; `open_models` has seen to it."""
+        self.name, self._encoder, self._decoder = name, encoder, decoder
+        self.preprocessing = encoder.preprocessing
+
+    def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Segmenter`."""
+        return self._encoder.embed(image_id, pixels)
+
+    def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
+        """See `Segmenter`."""
+        size = (pixels.shape[-2], pixels.shape[-1])
+        picture = Picture(size, self.preprocessing.content_size(*size), self.preprocessing.image_size)
+        return self._decoder.open(self.embed(image_id, pixels), picture)
+
+    def has(self, image_id: str) -> bool:
+        """Whether the encoder has the image."""
+        return self._encoder.has(image_id)
+
+
+class Remembered:
+    """A model whose answers are kept, as run lengths, and never computed twice."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        """Wrap a model that always answers the same."""
+        self.name, self.preprocessing = segmenter.name, segmenter.preprocessing
+        self._segmenter: Segmenter | None = segmenter
+        self._answers: dict[tuple[str, Prompt], tuple[list[Rle], torch.Tensor]] = {}
+        self._known: set[str] = set()  # once the model is let go
+
+    def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Segmenter`; embeddings are not kept."""
+        assert self._segmenter is not None, "closed"
+        return self._segmenter.embed(image_id, pixels)
+
+    def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
+        """See `Segmenter`; the picture is encoded only when something is asked for the first time."""
+        opened: list[Ask] = []
+
+        def ask(prompt: Prompt) -> Answer:
+            key = (image_id, prompt)
+            if key not in self._answers:
+                if not opened:
+                    assert self._segmenter is not None, "closed"
+                    opened.append(self._segmenter.open(image_id, pixels))
+                answer = opened[0](prompt)
+                self._answers[key] = ([to_rle(mask) for mask in answer.masks], answer.scores)
+            rles, scores = self._answers[key]
+            masks = [torch.from_numpy(rle.mask()) for rle in rles]
+            return Answer(torch.stack(masks) if masks else torch.zeros(0, *pixels.shape[-2:]).bool(), scores)
+
+        return ask
+
+    def has(self, image_id: str) -> bool:
+        """See `Segmenter`."""
+        return image_id in self._known if self._segmenter is None else self._segmenter.has(image_id)
+
+    def close(self) -> None:
+        """Let the model go: nothing will be asked that has not been asked before."""
+        self._segmenter, self._known = None, {image_id for image_id, _ in self._answers}
+
+
+def to_rle(mask: torch.Tensor) -> Rle:
+    """A mask (H, W) bool as run lengths."""
+    height, width = mask.shape
+    return Rle(height, width, encode_rle(mask.numpy())["counts"])

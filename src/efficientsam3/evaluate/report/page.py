@@ -1,0 +1,95 @@
+"""`report.html`: an evaluation on one page that needs nothing but itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+import efficientsam3
+from efficientsam3.evaluate.masks.objects import PromptKind
+from efficientsam3.evaluate.masks.scores import SIZES, Summary
+from efficientsam3.evaluate.report.charts import metric_charts
+from efficientsam3.evaluate.report.feature_rows import FeatureRow
+from efficientsam3.evaluate.report.figures import Metrics
+from efficientsam3.evaluate.report.gallery import Example
+from efficientsam3.evaluate.report.overlays import data_uri, example_pictures, picture
+from efficientsam3.evaluate.report.score_tables import CAPTION, COLUMNS, figure, score_row
+from efficientsam3.runtime.files import write_text
+
+REPORT_NAME = "report.html"
+_TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything that the page shows."""
+
+    title: str
+    facts: Mapping[str, str]  # what was measured, and how
+    models: Sequence[str]
+    summaries: Sequence[Summary]
+    runs: Mapping[str, Sequence[Metrics]]  # trainings' epochs, by name
+    features: Sequence[FeatureRow]
+    examples: Mapping[tuple[PromptKind, str], Sequence[Example]]
+
+
+def write_report(path: Path, content: ReportContent) -> None:
+    """Write the page, images and all.
+
+    Raises:
+        UserError: the folder cannot be written to.
+        BrokenImageError: a picture has gone since it was measured.
+    """
+    # Names of models and files come from the user; autoescape keeps them text.
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("efficientsam3.evaluate.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    page = environment.from_string(source).render(
+        title=content.title,
+        version=efficientsam3.__version__,
+        facts=content.facts,
+        models=content.models,
+        columns=COLUMNS,
+        rows=[score_row(summary) for summary in content.summaries],
+        caption=CAPTION,
+        bars=_bars(content.summaries),
+        charts=metric_charts(content.runs) if content.runs else [],
+        features=[_feature_cells(row) for row in content.features],
+        groups=[
+            {"prompt": prompt, "title": title, "examples": [_example_cells(example) for example in examples]}
+            for (prompt, title), examples in content.examples.items()
+        ],
+    )
+    write_text(path, page)
+
+
+def _bars(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """For each prompt and size, a bar for each model."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for summary in summaries:
+        values = {"all": (summary.miou, summary.objects)}
+        values |= {size: (summary.by_size[size], summary.counts[size]) for size in SIZES}
+        for size, (value, count) in values.items():
+            bar = {"model": summary.model, "value": value, "text": figure(value), "count": count}
+            groups.setdefault((summary.prompt, size), []).append(bar)
+    return [{"prompt": prompt, "size": size, "bars": bars} for (prompt, size), bars in groups.items()]
+
+
+def _feature_cells(row: FeatureRow) -> list[dict[str, Any]]:
+    height, width = row.photograph.shape[:2]
+    cells = [{"caption": row.image_id, "uri": data_uri(picture(row.photograph)), "ratio": f"{width}/{height}"}]
+    for features in row.features:
+        caption = features.model if features.cosine is None else f"{features.model}, cosine {features.cosine:z.2f}"
+        uri = data_uri(Image.fromarray(features.colours), "PNG")
+        cells.append({"caption": caption, "uri": uri, "ratio": f"{width}/{height}"})
+    return cells
+
+
+def _example_cells(example: Example) -> list[dict[str, str]]:
+    captions = [example.image_id if example.prompt.text is None else f"{example.image_id}: {example.prompt.text}"]
+    captions += ["ground truth", *(f"{score.model} {score.iou:.2f}" for score in example.scores)]
+    pictures = [data_uri(image) for image in example_pictures(example)]
+    return [{"caption": caption, "uri": uri} for caption, uri in zip(captions, pictures, strict=True)]

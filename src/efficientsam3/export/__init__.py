@@ -1,0 +1,1 @@
+"""Exporting a merged model to other runtimes."""

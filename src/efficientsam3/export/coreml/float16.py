@@ -1,0 +1,48 @@
+"""Which modules cannot be computed in float16, by their values on pictures."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficientsam3.export.onnx.variants import LARGEST
+
+
+@torch.no_grad()
+def large_modules(encoder: nn.Module, pictures: Iterable[torch.Tensor]) -> frozenset[str]:
+    """The modules that take or give values near float16's limit, by the names that `torch.jit.trace` has for them.
+
+    Args:
+        encoder: in eval mode.
+        pictures: (1, 3, S, S) that it is run on.
+    """
+    found: set[str] = set()
+
+    def watch(name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        values = [value for value in (*inputs, output) if isinstance(value, torch.Tensor)]
+        if not all(bool((value.abs() <= LARGEST).all()) for value in values):
+            found.add(name)
+
+    handles = [
+        module.register_forward_hook(partial(watch, _traced_name(encoder, name)))
+        for name, module in encoder.named_modules()
+    ]
+    try:
+        for pixels in pictures:
+            encoder(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return frozenset(found)
+
+
+def _traced_name(encoder: nn.Module, name: str) -> str:
+    """Tracing knows modules that are called alone, which lists are not."""
+    parts = name.split(".")
+    return ".".join(
+        part
+        for index, part in enumerate(parts)
+        if not isinstance(encoder.get_submodule(".".join(parts[: index + 1])), nn.ModuleList)
+    )

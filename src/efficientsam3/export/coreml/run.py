@@ -1,0 +1,178 @@
+"""A model's image encoder as a CoreML package, for Apple's devices."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import efficientsam3
+from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.export.calibration import Pictures
+from efficientsam3.export.coreml.program import (
+    INPUT,
+    OUTPUT,
+    Program,
+    check_package,
+    convert_encoder,
+    import_coremltools,
+)
+from efficientsam3.export.graphs import Graph
+from efficientsam3.export.onnx.write import fused_module
+from efficientsam3.export.parity import FEATURE_LIMIT, relative_error
+from efficientsam3.export.source import read_source
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import atomic_directory, atomic_path
+from efficientsam3.sam3.contents import METADATA_KEY
+
+Precision = Literal["fp16", "fp32"]
+Array = npt.NDArray[np.float32]
+SUFFIX = ".mlpackage"
+NOT_COMPARED = "not compared: CoreML runs on macOS alone"
+# float16 cost 5e-4 of an EfficientViT-B0's embedding in ONNX Runtime; a sum that overflows costs all of it.
+_LIMITS: dict[Precision, float] = {"fp32": FEATURE_LIMIT, "fp16": 1e-2}
+_SPEC = "Data/com.apple.CoreML/model.mlmodel"
+_MOST_PICTURES = 10
+_LICENCE = "SAM3's weights are under Meta's SAM licence; a student's were distilled from SAM3's outputs."
+
+
+@dataclass(frozen=True)
+class CoremlReport:
+    """What was written."""
+
+    bytes: int
+    operations: int  # constants and casts apart
+    float32_operations: tuple[str, ...]  # of a float16 program: names of those left in float32
+    compared: str  # with PyTorch: the figure, or why there is none
+
+
+def export_coreml(
+    model: Path, output: Path, *, precision: Precision = "fp16", pictures: Path | None = None
+) -> CoremlReport:
+    """Write the image encoder as an ML program, read it back, and on macOS compare it with PyTorch.
+
+    Its input `pixels` (1, 3, S, S) and output `embedding` (1, D, G, G) are those of the ONNX graph `image_encoder`,
+    float32. What feeds it is in the package's metadata, under "efficientsam3", as JSON.
+
+    Args:
+        model: a merged native file, a Hugging Face directory, plain SAM3, or a training's checkpoint.
+        output: the package, `*.mlpackage`; one that an earlier export wrote is replaced.
+        precision: fp16, but for the operations whose values would overflow, or fp32.
+        pictures: folder whose first ten pictures it is compared on, and float16's limit watched on; None for two
+            made-up ones.
+
+    Raises:
+        UserError: coremltools or the model is missing, the place is taken, the encoder cannot be converted, or the
+            package is not what was asked for; then nothing is left behind.
+    """
+    import_coremltools()
+    _check_place(output)
+    source = read_source(model)
+    graph, preprocessing = source.graphs[0], source.preprocessing
+    watched = Pictures(pictures, preprocessing, _MOST_PICTURES)
+    with atomic_directory(output, _SPEC, "CoreML package") as folder:
+        encoder = fused_module(graph)
+        program = convert_encoder(encoder, preprocessing.image_size, half=precision == "fp16", pictures=watched)
+        compared = _compare(program, folder.parent, graph, watched, precision)
+        _describe(program, model.name, preprocessing, precision, compared, watched.names)
+        package = folder.parent / f"written{SUFFIX}"
+        program.model.save(str(package))
+        check_package(package, graph.ports, program)
+        _publish(package, folder)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    return CoremlReport(size, len(program.operations), program.kept_names, compared)
+
+
+def _publish(package: Path, folder: Path) -> None:
+    """Copy, not move: coremltools makes some files and folders for their owner alone."""
+    for file in package.rglob("*"):
+        if file.is_file():
+            with atomic_path(folder / file.relative_to(package)) as copy:
+                shutil.copyfile(file, copy)
+
+
+def _check_place(output: Path) -> None:
+    """Refuse a name that Xcode does not know, and packages that others made."""
+    if output.suffix != SUFFIX:
+        raise UserError(f"The output {output} must end in {SUFFIX}, by which Xcode knows a package: rename it.")
+    spec = output / _SPEC
+    # The metadata's key and value stand in the file as they are.
+    if spec.is_file() and METADATA_KEY.encode() not in spec.read_bytes():
+        raise UserError(f"The output {output} is a CoreML package of something else: choose another path.")
+
+
+def _compare(program: Program, scratch: Path, graph: Graph, pictures: Pictures, precision: Precision) -> str:
+    """The worst relative error of the embedding against PyTorch, in words.
+
+    Raises:
+        UserError: it is more than rounding.
+    """
+    if sys.platform != "darwin":
+        return NOT_COMPARED
+    package = scratch / f"compared{SUFFIX}"
+    program.model.save(str(package))
+    run = open_package(package)
+    errors = []
+    for pixels in pictures:
+        expected = graph.run({INPUT: pixels})[OUTPUT].numpy()
+        errors.append(relative_error(expected, run(pixels.numpy())))
+    worst, limit = float(np.max(errors)), _LIMITS[precision]
+    if not worst <= limit:  # NaN is not good either
+        raise UserError(
+            f"The CoreML program differs from PyTorch: relative error {worst:.2g}, the limit is {limit:g}; export with "
+            "--precision fp32 or the versions in requirements/pinned.txt, or report this model."
+        )
+    return f"relative error {worst:.2g}"
+
+
+def open_package(package: Path) -> Callable[[Array], Array]:
+    """What computes a package on this Mac's CPU: pixels (1, 3, S, S) to the embedding (1, D, G, G)."""
+    ct = import_coremltools()
+    model = ct.models.MLModel(str(package), compute_units=ct.ComputeUnit.CPU_ONLY)
+
+    def run(pixels: Array) -> Array:
+        embedding: Array = model.predict({INPUT: pixels})[OUTPUT]
+        return embedding
+
+    return run
+
+
+def _describe(
+    program: Program,
+    source: str,
+    preprocessing: Preprocessing,
+    precision: Precision,
+    compared: str,
+    pictures: tuple[str, ...],
+) -> None:
+    """Put into the package what an app must know, and what Xcode shows."""
+    import coremltools
+
+    described: dict[str, Any] = {
+        "format_version": 1,
+        "source": source,
+        "preprocessing": preprocessing.model_dump(mode="json"),
+        "precision": precision,
+        "float32_operations": program.kept_names,
+        "compared": compared,
+        "pictures": pictures,
+        "versions": {
+            "efficientsam3": efficientsam3.__version__,
+            "torch": torch.__version__,
+            "coremltools": coremltools.__version__,
+        },
+    }
+    program.model.short_description = f"Image encoder of {source}: pixels to SAM3's embedding."
+    program.model.author = "efficientsam3"
+    program.model.license = _LICENCE
+    program.model.version = efficientsam3.__version__
+    program.model.user_defined_metadata[METADATA_KEY] = json.dumps(described)
+    pixels = f"RGB in [0, 1], less the mean, by the deviation; {preprocessing.resize}, see the metadata"
+    program.model.input_description[INPUT] = pixels
+    program.model.output_description[OUTPUT] = "(1, channels, cells, cells)"

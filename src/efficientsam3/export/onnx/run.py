@@ -1,0 +1,93 @@
+"""From a model to a directory of ONNX graphs that are known to compute the same."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import efficientsam3
+from efficientsam3.export.calibration import Pictures
+from efficientsam3.export.graphs import Graph
+from efficientsam3.export.onnx.manifest import MANIFEST, TOKENIZER, GraphFile, Manifest, TokenizerFile, Variant
+from efficientsam3.export.onnx.variants import measure_variant, write_fp16, write_int8
+from efficientsam3.export.onnx.write import check_file, describe_file, require_packages, write_graph
+from efficientsam3.export.parity import compare
+from efficientsam3.export.source import read_source
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import atomic_directory, write_text
+from efficientsam3.sam3.tokenizer import CONTEXT_LENGTH, build_tokenizer
+
+_MOST_PICTURES, _MOST_CALIBRATED = 10, 100
+
+
+def export_onnx(
+    model: Path,
+    output: Path,
+    *,
+    variants: Sequence[Variant] = (),
+    calibrate: Path | None = None,
+    pictures: Path | None = None,
+) -> Manifest:
+    """Write a model's graphs, `model.json` and `tokenizer.json`, each graph compared with PyTorch before.
+
+    Args:
+        model: a merged native file, a Hugging Face directory, plain SAM3, or a training's checkpoint, of which there is
+            the image encoder alone.
+        output: the directory to write; one that an earlier export wrote is replaced.
+        variants: fp16 and int8: other precisions of the image encoder, to have beside the float32 one.
+        calibrate: folder of pictures that their ranges are found on, at most a hundred; int8 needs it.
+        pictures: folder of pictures to compare on, the first ten are used; None for two made-up ones.
+
+    Raises:
+        UserError: there is no model, int8 without `calibrate`, a package is missing, or a graph differs from PyTorch by
+            more than rounding; then nothing is left behind.
+    """
+    require_packages()
+    if "int8" in variants and calibrate is None:
+        raise UserError("--variants int8 needs --calibrate DIR: a hundred pictures like those it will see.")
+    if calibrate is not None and not variants:
+        raise UserError("--calibrate is of --variants fp16 and int8: name one, or leave it out.")
+    source = read_source(model)
+    measured_on = Pictures(pictures, source.preprocessing, _MOST_PICTURES)
+    calibrated_on = Pictures(calibrate, source.preprocessing, _MOST_CALIBRATED) if calibrate else measured_on
+    with atomic_directory(output, MANIFEST, "directory of ONNX graphs") as folder:
+        for graph in source.graphs:
+            write_graph(graph, folder / f"{graph.name}.onnx")
+        measured = compare(source.graphs, folder, measured_on, source.phrases)
+        encoder = source.graphs[0]
+        manifest = Manifest(
+            source=model.name,
+            preprocessing=source.preprocessing,
+            tokenizer=_write_tokenizer(folder) if source.has_text else None,
+            visual_prompt=source.visual_prompt,
+            graphs={g.name: describe_file(g, folder / f"{g.name}.onnx", measured[g.name]) for g in source.graphs},
+            variants={v: _write_variant(v, encoder, folder, calibrated_on, measured_on) for v in variants},
+            pictures=measured_on.names,
+            versions=_versions(),
+        )
+        write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    return manifest
+
+
+def _write_variant(
+    variant: Variant, encoder: Graph, folder: Path, calibrated_on: Pictures, measured_on: Pictures
+) -> GraphFile:
+    source, target = folder / f"{encoder.name}.onnx", folder / f"{encoder.name}_{variant}.onnx"
+    kept = {"fp16": write_fp16, "int8": write_int8}[variant](source, target, calibrated_on)
+    check_file(target, encoder.name)
+    return describe_file(encoder, target, measure_variant(variant, source, target, measured_on), kept)
+
+
+def _write_tokenizer(folder: Path) -> TokenizerFile:
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    return TokenizerFile(context_length=CONTEXT_LENGTH, pad_id=tokenizer.pad_token_id)
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+    import transformers
+
+    modules = {"torch": torch, "transformers": transformers, "onnx": onnx, "onnxruntime": onnxruntime}
+    return {"efficientsam3": efficientsam3.__version__} | {name: each.__version__ for name, each in modules.items()}

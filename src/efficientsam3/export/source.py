@@ -1,0 +1,70 @@
+"""What is exported: the parts of a model as graphs, and what is asked of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from efficientsam3.checkpoints.training import is_training_checkpoint
+from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.export.graphs import Graph, build_graphs, student_graph
+from efficientsam3.export.parity import Values
+from efficientsam3.models.trained import load_student_and_preprocessing
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.build import Models, build_models
+from efficientsam3.sam3.contents import Contents, read_contents
+from efficientsam3.sam3.parts import VISUAL_PROMPT
+from efficientsam3.sam3.tokenizer import build_tokenizer, tokenize
+
+_PHRASES = ("a dog", VISUAL_PROMPT)
+VisualPrompt = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on the CPU, taken apart."""
+
+    graphs: list[Graph]  # in the order in which they run
+    preprocessing: Preprocessing
+    phrases: list[Values]  # what the first graph that takes text is asked
+    has_text: bool  # whether there is a text encoder
+    visual_prompt: VisualPrompt | None  # features of "visual", where there is a detector but no text encoder
+
+
+def read_source(model: Path) -> Source:
+    """Open a merged file, a Hugging Face directory, plain SAM3, or a training's checkpoint: its student alone.
+
+    Raises:
+        UserError: it is none of these, or broken.
+    """
+    if not model.exists():
+        raise UserError(
+            f"Model {model} does not exist: give a merged .pt file, sam3.pt, a Hugging Face directory, or a training's "
+            "ckpt_epoch_N.pth."
+        )
+    if is_training_checkpoint(model):
+        student, preprocessing = load_student_and_preprocessing(model)
+        return Source([student_graph(student)], preprocessing, [], has_text=False, visual_prompt=None)
+    contents = read_contents(model)
+    models = build_models(contents)
+    has_text = models.detector is not None and models.detector.text_encoder is not None
+    phrases = _phrases(models, contents, has_text)
+    visual_prompt = None if models.detector is None or has_text else _features(phrases[0])
+    graphs = build_graphs(models, contents.preprocessing.image_size)
+    return Source(graphs, contents.preprocessing, phrases, has_text, visual_prompt)
+
+
+def _phrases(models: Models, contents: Contents, has_text: bool) -> list[Values]:
+    if has_text:
+        tokenizer = build_tokenizer()
+        return [dict(zip(("input_ids", "text_mask"), tokenize(tokenizer, text), strict=True)) for text in _PHRASES]
+    if models.detector is None:
+        return []
+    if contents.visual_prompt is None:
+        raise UserError(f"{contents.path} has neither a text encoder nor the visual prompt's features: merge it again.")
+    features = contents.visual_prompt[None].float()
+    return [{"text_features": features, "text_mask": torch.ones(features.shape[:2], dtype=torch.long)}]
+
+
+def _features(phrase: Values) -> VisualPrompt:
+    return tuple(tuple(row) for row in phrase["text_features"][0].tolist())

@@ -1,0 +1,135 @@
+"""The account of a merge: where every tensor went."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from efficientsam3.checkpoints.sam3_convert import plan_conversion
+from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
+from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, preprocessing_note
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.parts import MEANING, PARTS, Part, part_of
+
+Format = Literal["native", "hf"]
+
+
+@dataclass
+class MergeReport:
+    """What a merge did, or would do."""
+
+    output: Path
+    format: str
+    backbone: str
+    student_tensors: int
+    student_parameters: int
+    removed_tensors: int
+    removed_parameters: int
+    removed: str = "SAM3's image trunk"  # what the student takes the place of
+    kept: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> tensors, parameters
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
+    changes: dict[str, int] = field(default_factory=dict)  # what happens to values -> how many source tensors
+    ignored: dict[str, str] = field(default_factory=dict)  # key -> reason
+    notes: list[str] = field(default_factory=list)
+    bytes: int | None = None  # None for a dry run
+    sha256: str | None = None  # of a native file
+
+    def lines(self) -> list[str]:
+        """The account, for people."""
+        removed, student = _count(self.removed_tensors, self.removed_parameters), self.student_tensors
+        lines = [
+            f"removed   {removed}: {self.removed}",
+            f"inserted  {_count(student, self.student_parameters)}: the student {self.backbone} and its head",
+        ]
+        lines += [f"kept      {_count(*self.kept[part])}: {part}" for part in self.kept]
+        lines += [f"left out  {_count(*size)}: {part} ({MEANING[part]})" for part, size in self._left_out()]
+        lines += [f"{count:9d} source tensors {change}" for change, count in self.changes.items()]
+        lines += [f"ignored   {count} tensors: {reason}" for reason, count in Counter(self.ignored.values()).items()]
+        lines += [f"note      {note}" for note in self.notes]
+        if self.bytes is None:
+            return [*lines, f"dry run: {self.output} was not written"]
+        return [*lines, f"wrote     {self.output} ({self.bytes / 1e6:.1f} MB, {self.format}), verified"]
+
+    def _left_out(self) -> list[tuple[Part, tuple[int, int]]]:
+        return [(part, self.left_out[part]) for part in MEANING if part in self.left_out]
+
+
+def _count(tensors: int, parameters: int) -> str:
+    return f"{tensors:5d} tensors {parameters / 1e6:8.2f}M parameters"
+
+
+def sizes_by_part(keys: Mapping[str, torch.Tensor], parts: frozenset[Part], kept: bool) -> dict[str, tuple[int, int]]:
+    """Tensors and parameters of each part that is kept, or is not, by native key."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for key, value in keys.items():
+        part = part_of(key)
+        if (part in parts) == kept:
+            tensors, parameters = sizes.get(part, (0, 0))
+            sizes[part] = (tensors + 1, parameters + value.numel())
+    return sizes
+
+
+def conversion_account(keys: Mapping[str, torch.Tensor]) -> tuple[dict[str, int], dict[str, str]]:
+    """What a conversion to Hugging Face does to the values of native tensors, and what it ignores and why."""
+    plan = plan_conversion(keys)
+    changes = Counter[str]()
+    for step in plan.steps:
+        changes[step.change.value] += len(step.sources)
+    return dict(changes), plan.ignored
+
+
+def account(
+    output: Path, format: Format, student: StudentInput, sam3: Sam3Input, parts: frozenset[Part], replace_prefix: str
+) -> MergeReport:
+    """Where every tensor of a merge goes; nothing is written yet.
+
+    Raises:
+        UserError: no tensor is under `replace_prefix`.
+    """
+    source = sam3.contents.tensors if sam3.native is None else sam3.native
+    trunk_prefix = "detector_model.vision_encoder.backbone." if sam3.native is None else replace_prefix
+    removed = {key: value for key, value in source.items() if key.startswith(trunk_prefix)}
+    if not removed:
+        raise UserError(f"--replace-prefix {replace_prefix!r} is the start of no tensor in {sam3.path}: check it.")
+    rest = {key: value for key, value in source.items() if key not in removed}
+    report = MergeReport(
+        output,
+        format,
+        student.architecture.backbone,
+        len(student.state),
+        _parameters(student.state),
+        len(removed),
+        _parameters(removed),
+    )
+    if sam3.native is None:
+        report.kept = {"everything else": (len(rest), _parameters(rest))}
+    else:
+        report.kept = sizes_by_part(rest, parts, kept=True)
+        report.left_out = sizes_by_part(rest, parts, kept=False)
+        if format == "hf":
+            report.changes, report.ignored = conversion_account(rest)
+    report.notes = _notes(format, student, sam3, parts)
+    return report
+
+
+def _parameters(tensors: Tensors) -> int:
+    """Numbers in floating-point tensors; rotary tables and counters are no parameters."""
+    return sum(value.numel() for value in tensors.values() if value.is_floating_point())
+
+
+def _notes(format: Format, student: StudentInput, sam3: Sam3Input, parts: frozenset[Part]) -> list[str]:
+    notes = []
+    architecture = student.architecture
+    published = architecture.backbone in PUBLISHED_BACKBONES and architecture.head == "published"
+    published = published and not architecture.fused
+    if format == "native" and not published:
+        notes.append(
+            "This student has no published layout: the published loader cannot read the file, efficientsam3 can."
+        )
+    elif format == "native" and parts != frozenset(PARTS):
+        notes.append("With parts left out, the published loader cannot read the file, efficientsam3 can.")
+    pixels = preprocessing_note(student, sam3)
+    return notes + ([pixels] if pixels else [])

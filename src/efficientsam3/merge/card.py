@@ -1,0 +1,84 @@
+"""What is written beside a merged model: metadata for programs, a model card for people."""
+
+from typing import Any
+
+import torch
+import transformers
+
+import efficientsam3
+from efficientsam3.data.preprocess import SAM3_PREPROCESSING
+from efficientsam3.merge.account import MergeReport
+from efficientsam3.merge.inputs import Sam3Input, StudentInput, architecture_dict
+from efficientsam3.runtime.files import sha256_file
+from efficientsam3.sam3.parts import PARTS, Part
+
+
+def model_metadata(
+    student: StudentInput, sam3: Sam3Input, parts: frozenset[Part], dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """What was merged from what, as JSON."""
+    image_size = sam3.contents.preprocessing.image_size
+    preprocessing = student.preprocessing or SAM3_PREPROCESSING.model_copy(update={"image_size": image_size})
+    return {
+        "format_version": 1,
+        "student": {"file": student.path.name, **_hashes(student)},
+        "sam3": {"file": sam3.path.name, **_hashes(sam3)},
+        "architecture": architecture_dict(student.architecture),
+        "preprocessing": preprocessing.model_dump(mode="json"),
+        "parts": [part for part in PARTS if part in parts],
+        "dtype": "as in the source" if dtype is None else str(dtype).removeprefix("torch."),
+        "versions": {
+            "efficientsam3": efficientsam3.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def _hashes(source: StudentInput | Sam3Input) -> dict[str, Any]:
+    """SHA-256 of a checkpoint, of each weight file for a directory."""
+    if source.path.is_file():
+        return {"sha256": sha256_file(source.path)}
+    return {"sha256": {file.name: sha256_file(file) for file in sorted(source.path.glob("*.safetensors"))}}
+
+
+def model_card(name: str, metadata: dict[str, Any], report: MergeReport) -> str:
+    """A model card in Markdown."""
+    architecture, pixels = metadata["architecture"], metadata["preprocessing"]
+    account = "\n".join(f"    {line}" for line in report.lines())
+    return f"""# {name}
+
+EfficientSAM3: SAM3 whose image trunk is the student `{architecture["backbone"]}`. Made by efficientsam3
+{metadata["versions"]["efficientsam3"]}.
+
+| | |
+|---|---|
+| student | `{metadata["student"]["file"]}` |
+| SAM3 | `{metadata["sam3"]["file"]}` |
+| input | {pixels["image_size"]} pixels, {pixels["resize"]}, mean {pixels["mean"]}, std {pixels["std"]} |
+| embedding | {architecture["embed_dim"]} x {architecture["embed_size"]} x {architecture["embed_size"]} |
+| head | {architecture["head"]} |
+| parts | {", ".join(metadata["parts"])} |
+| weights | {metadata["dtype"]} |
+
+The SHA-256 of both sources are in the metadata.
+
+## Use
+
+```python
+from efficientsam3 import EfficientSAM3
+
+model = EfficientSAM3.from_pretrained("{name}")
+image = model.encode("picture.jpg")
+image.segment(text="a dog")
+```
+
+## Account
+
+{account}
+
+## Licence
+
+All weights but the student's are SAM3's and stay under Meta's SAM licence, whoever passes them on; it asks that the
+licence goes with them. The student was distilled from SAM3's outputs.
+"""

@@ -1,0 +1,167 @@
+"""What goes into a merge, checked before anything is written."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from efficientsam3.checkpoints.sam3 import differences, shapes_of
+from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
+from efficientsam3.checkpoints.student_keys import embedding_width, identify_head, is_fused
+from efficientsam3.checkpoints.students import StudentFile, read_student
+from efficientsam3.data.preprocess import SAM3_PREPROCESSING, Preprocessing
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.build import check_whole
+from efficientsam3.sam3.contents import Contents, read_contents
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StudentInput:
+    """A student that fits the SAM3 it goes into."""
+
+    path: Path
+    state: Tensors  # keys as `Student` has them
+    architecture: StudentArchitecture
+    preprocessing: Preprocessing | None  # None when the file does not say
+
+    def build(self) -> Student:
+        """The student itself, on the CPU, in eval mode."""
+        return build_student(self.architecture, self.state)
+
+
+@dataclass(frozen=True)
+class Sam3Input:
+    """SAM3 itself, its tensors mapped from disk."""
+
+    path: Path
+    contents: Contents
+
+    @property
+    def native(self) -> Tensors | None:
+        """Its tensors under sam3.pt's keys; None for a Hugging Face directory."""
+        return self.contents.native
+
+
+def build_student(architecture: StudentArchitecture, state: Mapping[str, torch.Tensor]) -> Student:
+    """A student with given weights, in float32 and eval mode."""
+    student = Student(architecture)
+    student.load_state_dict(dict(state))
+    return student.float().eval()
+
+
+def check_output(output: Path, sources: tuple[Path, ...]) -> None:
+    """Refuse an output that is one of the inputs, or lies where a folder and a file stand in each other's way.
+
+    Raises:
+        UserError: it does.
+    """
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"Checkpoint {source} does not exist: check the path.")
+        if output.exists() and os.path.samefile(output, source):
+            raise UserError(f"The output {output} is an input of the merge, which would be lost: choose another path.")
+
+
+def read_sam3(path: Path) -> Sam3Input:
+    """Open SAM3 and compare every name and shape with the model.
+
+    Raises:
+        UserError: it is not a whole SAM3, or it holds a student already.
+    """
+    contents = read_contents(path)
+    if contents.config.detector_config.vision_config.backbone_config.model_type != "sam3_vit_model":
+        raise UserError(f"{path} is an EfficientSAM3 already: give SAM3's own sam3.pt or directory.")
+    check_whole(contents)
+    return Sam3Input(path, contents)
+
+
+def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:
+    """Open a student and check that it can stand in the place of SAM3's trunk.
+
+    Raises:
+        UserError: its weights are not finite or not whole, or its embedding is not the trunk's.
+    """
+    file = read_student(path)
+    trunk = sam3.contents.config.detector_config.vision_config.backbone_config
+    architecture = _architecture(file, path, trunk)
+    grid = trunk.image_size // trunk.patch_size
+    if (architecture.embed_dim, architecture.embed_size, architecture.image_size) != (
+        trunk.hidden_size,
+        grid,
+        trunk.image_size,
+    ):
+        raise UserError(
+            f"The student in {path} gives {architecture.embed_dim} channels on {architecture.embed_size}x"
+            f"{architecture.embed_size} cells at {architecture.image_size} pixels, SAM3 in {sam3.path} takes "
+            f"{trunk.hidden_size} on {grid}x{grid} at {trunk.image_size}: train it on this SAM3's embeddings."
+        )
+    with torch.device("meta"):
+        expected = shapes_of(Student(architecture))
+    wrong = differences({key: tuple(value.shape) for key, value in file.state.items()}, expected)
+    if wrong:
+        raise UserError(f"The student in {path} does not fit {file.backbone} ({wrong}): give a whole checkpoint.")
+    check_finite(file.state, path)
+    return StudentInput(path, file.state, architecture, _preprocessing(file, path))
+
+
+def _architecture(file: StudentFile, path: Path, trunk: Any) -> StudentArchitecture:
+    if file.architecture is not None:
+        try:
+            return StudentArchitecture(**file.architecture)
+        except TypeError as error:
+            raise UserError(
+                f"Checkpoint {path} describes its student in another way ({error}): use this version's checkpoints."
+            ) from error
+    # A published file: it says nothing but what its head shows, and was trained for SAM3's own grid.
+    width = embedding_width(file.state) or trunk.hidden_size
+    grid, head = trunk.image_size // trunk.patch_size, identify_head(file.state)
+    return StudentArchitecture(file.backbone, width, grid, trunk.image_size, head, is_fused(file.state))
+
+
+def _preprocessing(file: StudentFile, path: Path) -> Preprocessing | None:
+    if file.preprocessing is None:
+        return None
+    try:
+        return Preprocessing(**file.preprocessing)
+    except ValidationError as error:
+        raise UserError(f"Checkpoint {path} has preprocessing that is not understood ({error}).") from error
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
+    """Refuse NaN and infinities.
+
+    Raises:
+        UserError: a tensor has one.
+    """
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"{key} in {origin} has values that are not finite: training diverged, use an older one.")
+
+
+def preprocessing_note(student: StudentInput, sam3: Sam3Input) -> str | None:
+    """What to tell the user when the student was trained on other pixels than SAM3's code feeds; None if not."""
+    fed = SAM3_PREPROCESSING.model_copy(update={"image_size": sam3.contents.preprocessing.image_size})
+    if student.preprocessing in (None, fed):
+        return None
+    assert student.preprocessing is not None
+    return (
+        f"The student was trained on {student.preprocessing.resize} pictures with mean {student.preprocessing.mean}; "
+        "efficientsam3 predict feeds it those, but Meta's and transformers' code squash pictures and use mean 0.5."
+    )
+
+
+def architecture_dict(architecture: StudentArchitecture) -> dict[str, Any]:
+    """JSON form of an architecture."""
+    return asdict(architecture)
+
+
+def without_trunk(contents: Contents) -> Tensors:
+    """SAM3 under facebook's keys, without its trunk."""
+    return {key: value for key, value in contents.tensors.items() if not key.startswith(HF_TRUNK_PREFIX)}

@@ -1,0 +1,85 @@
+"""A model as one file in Meta's layout, with its metadata and model card beside it."""
+
+from pathlib import Path
+
+import torch
+
+from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
+from efficientsam3.checkpoints.students import to_published_layout
+from efficientsam3.checkpoints.writing import save_tensors
+from efficientsam3.merge.account import MergeReport
+from efficientsam3.merge.card import model_card, model_metadata
+from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors
+from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import atomic_path, write_json, write_text
+from efficientsam3.sam3.contents import metadata_path
+from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY, Part, part_of
+from efficientsam3.sam3.visual_prompt import compute_visual_prompt
+
+
+def write_native_file(
+    output: Path,
+    student: StudentInput,
+    sam3: Sam3Input,
+    prefixes: tuple[str, str],
+    parts: frozenset[Part],
+    dtype: torch.dtype | None,
+    report: MergeReport,
+) -> None:
+    """Write the file, verified before it replaces what was there.
+
+    Args:
+        output: the file.
+        student: takes the trunk's place.
+        sam3: a SAM3, or an EfficientSAM3 whose student is replaced; under Meta's keys.
+        prefixes: where the student's keys go, and which of SAM3's keys it replaces.
+        parts: of SAM3 to keep.
+        dtype: of all floating-point weights; None leaves each as it is.
+        report: gets the file's size and SHA-256.
+
+    Raises:
+        UserError: the place is a folder, or a file cannot be written, or was read back differently.
+    """
+    if output.is_dir():
+        raise UserError(f"The output {output} is a folder: give a file name, such as {output / 'efficient_sam3.pt'}.")
+    merged = _assemble(student, sam3, prefixes, parts, dtype)
+    expected = fingerprints(merged, sam3.path)
+    metadata = model_metadata(student, sam3, parts, dtype)
+    with atomic_path(output) as temporary:
+        report.sha256 = save_tensors(temporary, merged, output)
+        del merged  # the source's mapping counts as memory
+        verify_written(temporary, expected)
+        verify_student(temporary, student, dtype, prefixes[0])
+        report.bytes = temporary.stat().st_size
+    write_json(metadata_path(output), metadata | {"bytes": report.bytes, "sha256": report.sha256})
+    write_text(output.with_name(output.name + ".md"), model_card(output.name, metadata, report))
+
+
+def _assemble(
+    student: StudentInput,
+    sam3: Sam3Input,
+    prefixes: tuple[str, str],
+    parts: frozenset[Part],
+    dtype: torch.dtype | None,
+) -> Tensors:
+    """The merged state dict in the source's order, the student where the trunk was."""
+    target_prefix, replace_prefix = prefixes
+    assert sam3.native is not None
+    state, backbone = student.state, student.architecture.backbone
+    # A fused student has tensors that the published layout has no names for.
+    published = state if student.architecture.fused else to_published_layout(state, backbone)
+    merged: Tensors = {}
+    for key, value in sam3.native.items():
+        if key.startswith(replace_prefix):
+            merged |= {target_prefix + name: tensor for name, tensor in published.items()}
+        elif part_of(key) in parts or key.startswith(TRUNK_PREFIX):
+            if key.startswith(target_prefix):
+                raise UserError(f"{key} is in SAM3 and would be mixed with the student: change --target-prefix.")
+            merged[key] = value
+    if "text" not in parts and "image" in parts:
+        kept = sam3.contents.visual_prompt
+        merged[VISUAL_PROMPT_KEY] = compute_visual_prompt(sam3.contents) if kept is None else kept
+    if dtype is None:
+        return merged
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in merged.items()}

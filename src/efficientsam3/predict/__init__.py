@@ -1,0 +1,1 @@
+"""Segmenting images: files, ONNX directories, the browser page."""

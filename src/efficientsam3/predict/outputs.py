@@ -1,0 +1,128 @@
+"""What `predict` writes for a picture: an overlay, one PNG per mask, and COCO RLE with boxes and scores.
+
+Answers may be tensors on the CPU or arrays: NumPy reads both, and PyTorch is not needed here.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from efficientsam3.runtime.files import atomic_path, write_json
+from efficientsam3.sam3.geometry import Masks, Pixels
+from efficientsam3.sam3.prompting import Prompts, Segmentation
+
+_POSITIVE, _NEGATIVE = (0, 200, 0), (220, 0, 0)
+_GOLDEN_ANGLE = 0.618034  # of the hue circle: neighbours in a list get colours that are far apart
+
+
+Answer = tuple[str, Segmentation[Any]]  # what was asked, and what came
+
+
+def encode_rle(mask: Masks) -> dict[str, Any]:
+    """COCO's run-length encoding of a mask (H, W) bool, compressed, as JSON."""
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+
+
+def write_answers(
+    folder: Path, name: str, source: Path, pixels: Pixels, answers: Sequence[Answer], prompts: Prompts
+) -> Path:
+    """Write `<name>_overlay.png`, `<name>_mask_NNN.png` and `<name>.json`; returns the path of the JSON.
+
+    Args:
+        folder: where to.
+        name: start of the files' names.
+        source: the picture's path, for the record.
+        pixels: (H, W, 3) uint8 RGB.
+        answers: in the order of the masks' numbers.
+        prompts: drawn on the overlay.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    objects: list[dict[str, Any]] = []
+    for prompt, found in answers:
+        for mask, box, score in zip(np.asarray(found.masks), found.boxes.tolist(), found.scores.tolist(), strict=True):
+            file = f"{name}_mask_{len(objects):03d}.png"
+            save_png(folder / file, Image.fromarray(mask.astype(np.uint8) * 255))
+            x0, y0, x1, y1 = box
+            objects.append(
+                {
+                    "prompt": prompt,
+                    "score": score,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],  # COCO's xywh, pixels
+                    "segmentation": encode_rle(mask),
+                    "mask": file,
+                }
+            )
+    _remove_stale_masks(folder, name, len(objects))
+    save_png(folder / f"{name}_overlay.png", draw_overlay(pixels, answers, prompts))
+    record = {"image": str(source), "height": pixels.shape[0], "width": pixels.shape[1], "objects": objects}
+    write_json(folder / f"{name}.json", record)
+    return folder / f"{name}.json"
+
+
+def _remove_stale_masks(folder: Path, name: str, count: int) -> None:
+    """Masks of an earlier run that found more would look like answers of this one."""
+    index = count
+    while (stale := folder / f"{name}_mask_{index:03d}.png").is_file():
+        stale.unlink()
+        index += 1
+
+
+def save_png(path: Path, image: Image.Image) -> None:
+    """Write a PNG, atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def draw_overlay(pixels: Pixels, answers: Sequence[Answer], prompts: Prompts) -> Image.Image:
+    """The picture with each object in its own colour, its box and score, and the prompts in green and red."""
+    tint, colours = pixels.copy(), [_colour(index) for index in range(sum(len(found) for _, found in answers))]
+    masks = (mask for _, found in answers for mask in np.asarray(found.masks))
+    for mask, colour in zip(masks, colours, strict=True):
+        tint[mask] = colour
+    image = Image.fromarray(((pixels.astype(np.uint16) + tint) // 2).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    width = max(1, max(image.size) // 400)
+    scores = [(prompt, box, score) for prompt, found in answers for box, score in _rows(found)]
+    for colour, (prompt, box, score) in zip(colours, scores, strict=True):
+        draw.rectangle(box, outline=colour, width=width)
+        draw.text(
+            (box[0] + 2 * width, box[1] + 2 * width),
+            f"{prompt} {score:.2f}",
+            fill="white",
+            stroke_width=1,
+            stroke_fill="black",
+        )
+    _draw_prompts(draw, prompts, width)
+    return image
+
+
+def _rows(found: Segmentation[Any]) -> list[tuple[list[float], float]]:
+    return list(zip(found.boxes.tolist(), found.scores.tolist(), strict=True))
+
+
+def _draw_prompts(draw: ImageDraw.ImageDraw, prompts: Prompts, width: int) -> None:
+    boxes = [*zip(prompts.boxes, prompts.box_labels, strict=True)]
+    boxes += [(prompts.object_box, 1)] if prompts.object_box is not None else []
+    for box, label in boxes:
+        draw.rectangle(list(box), outline=_POSITIVE if label else _NEGATIVE, width=2 * width)
+    radius = 4 * width
+    for (x, y), label in zip(prompts.points, prompts.labels, strict=True):
+        corners = [x - radius, y - radius, x + radius, y + radius]
+        draw.ellipse(corners, fill=_POSITIVE if label else _NEGATIVE, outline="white", width=width)
+
+
+def _colour(index: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb((index * _GOLDEN_ANGLE) % 1, 0.9, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)

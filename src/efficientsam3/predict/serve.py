@@ -1,0 +1,180 @@
+"""Serving an ONNX directory's browser page from disk: an explicit map of files, and no other host."""
+
+import contextlib
+import ipaddress
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from efficientsam3.data.find import IMAGE_SUFFIXES
+from efficientsam3.export.onnx.manifest import MANIFEST, read_manifest
+from efficientsam3.runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
+Site = Mapping[str, Path | bytes]  # the path of a URL, unquoted -> a file, or its content
+
+ONNXRUNTIME_WEB = Path("node_modules/onnxruntime-web/dist")  # where npm puts it, below the current folder
+_PAGE = Path(__file__).parent / "page"
+_RUNTIME_ENTRY = "ort.wasm.min.mjs"
+_RUNTIME_FILES = (_RUNTIME_ENTRY, "ort.webgpu.min.mjs", "ort-wasm-*.mjs", "ort-wasm-*.wasm")
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".wasm": "application/wasm",
+    ".onnx": "application/octet-stream",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    # Cross-origin isolation, without which browsers give WebAssembly no threads.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def build_site(directory: Path, onnxruntime_web: Path = ONNXRUNTIME_WEB, pictures: Path | None = None) -> Site:
+    """All that is served: the page, the graphs that `model.json` names, onnxruntime-web, and pictures.
+
+    Args:
+        directory: what `export-onnx` wrote.
+        onnxruntime_web: the `dist` folder of the npm package.
+        pictures: a folder whose pictures the page offers.
+
+    Raises:
+        UserError: one of them is missing or not what it should be.
+    """
+    site: dict[str, Path | bytes] = {f"/{path.name}": path for path in _PAGE.iterdir() if path.suffix in _TYPES}
+    site["/"] = site.pop("/index.html")
+    site |= {f"/model/{name}": directory / name for name in _model_files(directory)}
+    if not (onnxruntime_web / _RUNTIME_ENTRY).is_file():
+        raise UserError(
+            f"{onnxruntime_web} has no {_RUNTIME_ENTRY}: run npm install onnxruntime-web here, or give its dist folder "
+            "as --onnxruntime-web."
+        )
+    runtime = [path for pattern in _RUNTIME_FILES for path in onnxruntime_web.glob(pattern)]
+    site |= {f"/onnxruntime-web/{path.name}": path for path in runtime}
+    shown = [] if pictures is None else _pictures(pictures)
+    site |= {f"/pictures/{path.name}": path for path in shown}
+    site["/pictures.json"] = json.dumps([path.name for path in shown]).encode()
+    return site
+
+
+def _model_files(directory: Path) -> Iterator[str]:
+    manifest = read_manifest(directory)
+    names = [graph.file for graph in (*manifest.graphs.values(), *manifest.variants.values())]
+    names += [] if manifest.tokenizer is None else [manifest.tokenizer.file]
+    for name in names:
+        if Path(name).name != name:  # the manifest may be anyone's, and would name any file of this machine
+            raise UserError(f"{directory / MANIFEST} names {name}, outside its folder: export the model again.")
+        if not (directory / name).is_file():
+            raise UserError(f"{directory / name} is missing: export the model again.")
+    yield from (MANIFEST, *names)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of pictures: give another as --pictures.")
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def open_server(site: Site, host: str, port: int) -> ThreadingHTTPServer:
+    """A server that listens; `serve_forever` answers. Port 0 takes a free one, see `server_port`.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port} is none: give a number from 0 (any free one) to 65535.")
+    handler = type("SiteHandler", (_Handler,), {"site": site, "local_only": _is_loopback(host)})
+    try:
+        return ThreadingHTTPServer((host, port), handler)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): give another --port or --host."
+        ) from error
+
+
+def serve_forever(server: ThreadingHTTPServer) -> None:
+    """Answer until Ctrl-C."""
+    with server, contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers for the site's files and nothing else."""
+
+    site: Site
+    local_only: bool
+
+    def do_GET(self) -> None:
+        """Send a file."""
+        with contextlib.suppress(ConnectionError):  # the browser went away
+            self._answer(send_content=True)
+
+    def do_HEAD(self) -> None:
+        """Send a file's headers."""
+        with contextlib.suppress(ConnectionError):
+            self._answer(send_content=False)
+
+    def _answer(self, send_content: bool) -> None:
+        # A stranger's page can call its own host name 127.0.0.1; then its name is in this header.
+        if self.local_only and not _is_loopback(self.headers.get("Host", "").rsplit(":", 1)[0]):
+            return self.send_error(HTTPStatus.FORBIDDEN)
+        path = unquote(self.path.partition("?")[0])
+        found = self.site.get(path)
+        if found is None:
+            return self.send_error(HTTPStatus.NOT_FOUND)
+        try:
+            content, length = _open(found)
+        except OSError:
+            return self.send_error(HTTPStatus.NOT_FOUND)
+        with content:
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Type", _TYPES[".html" if path == "/" else Path(path).suffix.lower()])
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            if send_content:
+                shutil.copyfileobj(content, self.wfile)
+
+    def end_headers(self) -> None:
+        """Every answer has the page's policy, errors too."""
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        logger.debug(format, *args)
+
+
+def _open(found: Path | bytes) -> tuple[BinaryIO, int]:
+    if isinstance(found, bytes):
+        return BytesIO(found), len(found)
+    return found.open("rb"), found.stat().st_size
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

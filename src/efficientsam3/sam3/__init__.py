@@ -1,0 +1,1 @@
+"""The frozen, promptable rest of SAM3: detector, tracker, tokenizer, geometry."""

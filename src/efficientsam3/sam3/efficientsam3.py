@@ -1,0 +1,177 @@
+"""Prompting SAM3 and EfficientSAM3: one door for native files and Hugging Face directories, teacher and student."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from efficientsam3.data.preprocess import Preprocessing, normalise, resize_image
+from efficientsam3.runtime.device import DeviceName, select_device
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.build import Models, build_models
+from efficientsam3.sam3.contents import Contents, read_contents
+from efficientsam3.sam3.geometry import Box, Picture, Pixels, Point, boxes_of_masks, not_rgb, to_pixels
+from efficientsam3.sam3.parts import VISUAL_PROMPT
+from efficientsam3.sam3.prompting import Promptable, Segmentation, ranked
+from efficientsam3.sam3.tokenizer import build_tokenizer, tokenize
+from efficientsam3.sam3.torch_calls import (
+    ask_detector,
+    ask_tracker,
+    detector_features,
+    grid_of,
+    to_masks,
+    tracker_features,
+)
+
+PictureLike = str | Path | Image.Image | torch.Tensor | Pixels
+
+
+class EfficientSAM3:
+    """SAM3 or EfficientSAM3, ready to be prompted."""
+
+    def __init__(self, contents: Contents, device: torch.device) -> None:
+        """Build the models around tensors on disk and move them to a device; computes in float32."""
+        self.device = device
+        self.preprocessing: Preprocessing = contents.preprocessing
+        self._models: Models = build_models(contents)
+        for model in (self._models.detector, self._models.tracker):
+            if model is not None:
+                model.to(device)
+        self._visual_prompt = contents.visual_prompt
+        self._origin = contents.path
+        self._tokenizer: CLIPTokenizer | None = None
+        self._texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: DeviceName = "auto") -> "EfficientSAM3":
+        """Load a merged native file, a Hugging Face directory, or plain SAM3.
+
+        Raises:
+            UserError: there is none of them at `path`, or the device is not here.
+        """
+        if not Path(path).exists():
+            raise UserError(
+                f"Model {path} does not exist: give a merged .pt file, sam3.pt, or a Hugging Face directory."
+            )
+        return cls(read_contents(Path(path)), select_device(device))
+
+    @torch.inference_mode()
+    def encode(self, picture: PictureLike) -> "EncodedImage":
+        """Run the image encoder once; the result answers any number of prompts.
+
+        Args:
+            picture: a path, a PIL picture, or RGB pixels: (3, H, W) uint8 tensor, (H, W, 3) uint8 array.
+
+        Raises:
+            UserError: the picture cannot be read, or is no RGB picture of 8 bits.
+        """
+        pixels = _to_tensor(picture)
+        resized, content = resize_image(pixels, self.preprocessing)
+        sizes = torch.tensor([content], device=self.device)
+        normalised = normalise(resized[None].to(self.device), sizes, self.preprocessing)
+        embedding = grid_of(self._models.encoder(normalised).last_hidden_state)  # [1, D, G, G]
+        size = (pixels.shape[-2], pixels.shape[-1])
+        return EncodedImage(self, Picture(size, content, self.preprocessing.image_size), embedding)
+
+    @torch.inference_mode()
+    def text_features(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (1, L, width) of a phrase and its mask (1, L), computed once per phrase.
+
+        Raises:
+            UserError: the model has no text encoder, or the phrase is empty or too long.
+        """
+        if text not in self._texts:
+            self._texts[text] = self._encode_text(text)
+        return self._texts[text]
+
+    def _encode_text(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        detector = self.detector
+        if detector.text_encoder is None:
+            if text != VISUAL_PROMPT or self._visual_prompt is None:
+                raise UserError(f"{self._origin} was merged without its text encoder: merge with --keep image,text.")
+            features = self._visual_prompt[None].to(self.device, torch.float32)
+            return features, torch.ones(features.shape[:2], dtype=torch.long, device=self.device)
+        if self._tokenizer is None:
+            self._tokenizer = build_tokenizer()
+        ids, mask = (part.to(self.device) for part in tokenize(self._tokenizer, text))
+        return detector.get_text_features(input_ids=ids, attention_mask=mask).pooler_output, mask
+
+    @property
+    def detector(self) -> Any:
+        """transformers' `Sam3Model`.
+
+        Raises:
+            UserError: that part was left out.
+        """
+        if self._models.detector is None:
+            raise UserError(f"{self._origin} was merged without its detector: merge with --keep image, or use points.")
+        return self._models.detector
+
+    @property
+    def tracker(self) -> Any:
+        """transformers' `Sam3TrackerModel`, the interactive predictor.
+
+        Raises:
+            UserError: that part was left out.
+        """
+        if self._models.tracker is None:
+            raise UserError(f"{self._origin} was merged without its interactive predictor: merge with --keep tracker.")
+        return self._models.tracker
+
+
+class EncodedImage(Promptable[torch.Tensor]):
+    """A picture whose embedding is computed; `segment` answers with tensors."""
+
+    def __init__(self, model: EfficientSAM3, picture: Picture, embedding: torch.Tensor) -> None:
+        """Made by `EfficientSAM3.encode`; `embedding` is (1, D, G, G)."""
+        super().__init__(picture)
+        self.embedding = embedding
+        self._model = model
+        self._detector_features: Any = None
+        self._tracker_features: list[torch.Tensor] | None = None
+
+    @torch.inference_mode()
+    def _detect(
+        self, text: str, boxes: Sequence[Box], labels: list[int], threshold: float
+    ) -> Segmentation[torch.Tensor]:
+        phrase = self._model.text_features(text)
+        if self._detector_features is None:
+            self._detector_features = detector_features(self._model.detector, self.embedding)
+        answer = ask_detector(
+            self._model.detector, self._detector_features, phrase, self._picture.to_unit_boxes(boxes), labels
+        )
+        scores = (answer.pred_logits[0].sigmoid() * answer.presence_logits[0].sigmoid()).cpu()  # [Q]
+        kept = torch.from_numpy(ranked(scores.numpy(), threshold))
+        masks = to_masks(self._picture, answer.pred_masks[0, kept.to(self.embedding.device)]).cpu()
+        found = self._picture.to_boxes(answer.pred_boxes[0].cpu().numpy())
+        return Segmentation(masks, torch.from_numpy(found)[kept], scores[kept])
+
+    @torch.inference_mode()
+    def _outline(
+        self, points: Sequence[Point], labels: list[int], box: Box | None, candidates: bool
+    ) -> Segmentation[torch.Tensor]:
+        if self._tracker_features is None:
+            self._tracker_features = tracker_features(self._model.tracker, self.embedding)
+        answer = ask_tracker(
+            self._model.tracker,
+            self._tracker_features,
+            self._picture.to_input_points(points),
+            labels,
+            None if box is None else self._picture.to_input_points([box[:2], box[2:]]),
+        )
+        scores = answer.iou_scores[0, 0].cpu()  # [3]
+        order = torch.from_numpy(ranked(scores.numpy()))[: None if candidates else 1]
+        masks = to_masks(self._picture, answer.pred_masks[0, 0, order.to(self.embedding.device)]).cpu()
+        return Segmentation(masks, torch.from_numpy(boxes_of_masks(masks.numpy())), scores[order].clamp(0, 1))
+
+
+def _to_tensor(picture: PictureLike) -> torch.Tensor:
+    """(3, H, W) uint8 RGB."""
+    if not isinstance(picture, torch.Tensor):
+        return torch.from_numpy(to_pixels(picture).copy()).permute(2, 0, 1)
+    if picture.ndim != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
+        raise not_rgb(picture)
+    return picture

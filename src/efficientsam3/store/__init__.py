@@ -1,0 +1,1 @@
+"""The embedding store: records, codecs, manifest, writer, reader, maintenance."""

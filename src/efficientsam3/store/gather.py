@@ -1,0 +1,114 @@
+"""Making the statistics of records that are in the store already."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from efficientsam3.data.images import read_size
+from efficientsam3.data.listing import ImageListing
+from efficientsam3.data.preprocess import Preprocessing, build_valid_mask
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.store.codecs import SEED_BYTES, Codec
+from efficientsam3.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from efficientsam3.store.shards import Shard, find_shards
+from efficientsam3.store.statistics import ChannelStatistics, ShardStatistics, store_statistics
+
+ContentSize = Callable[[bytes], tuple[int, int]]  # of an image id; see Preprocessing.content_size
+
+
+def content_sizes(preprocessing: Preprocessing, listings: Sequence[ImageListing]) -> ContentSize:
+    """A function from image id to the part of the input that its picture covers, read from the picture's header.
+
+    Where the preprocessing is `square`, that is all of it, and no picture is looked at.
+    """
+
+    def content_size(key: bytes) -> tuple[int, int]:
+        if preprocessing.resize == "square":
+            return preprocessing.image_size, preprocessing.image_size
+        for listing in listings:
+            place = int(np.searchsorted(listing.ids, key))
+            if place < len(listing) and listing.ids[place] == key:
+                return preprocessing.content_size(*read_size(listing.path(place)))
+        raise UserError(
+            f"Image {os.fsdecode(key)!r} of the store is not in the dataset, so how far it is padded is not known: "
+            "give the --data-path that was exported."
+        )
+
+    return content_size
+
+
+def measure_batch(embeddings: torch.Tensor, sizes: torch.Tensor, manifest: Manifest) -> list[ChannelStatistics]:
+    """Statistics of each embedding of a batch.
+
+    Args:
+        embeddings: (B, D, E, E) float, as the store's codec gives them back.
+        sizes: (B, 2) height and width in pixels that each picture covers.
+        manifest: of the store.
+    """
+    valid = build_valid_mask(sizes.to(embeddings.device), manifest.preprocessing.image_size, manifest.embed_size)
+    return [ChannelStatistics.measure(*pair) for pair in zip(embeddings, valid, strict=True)]
+
+
+def continue_statistics(
+    shard: Shard,
+    manifest: Manifest,
+    codec: Codec,
+    content_size: ContentSize,
+    advance: Callable[[int], object] = lambda count: None,
+) -> ShardStatistics:
+    """A shard's statistics with the records that its file does not tell of yet, read from the shard and written.
+
+    Args:
+        shard: nobody writes to it meanwhile; its files may be absent.
+        manifest: of the store.
+        codec: of the store.
+        content_size: see `content_sizes`.
+        advance: called with the number of records just read.
+
+    Raises:
+        UserError: a record is damaged, or a picture is missing or unreadable.
+    """
+    keys = shard.read_keys() if shard.keys_path.exists() else []
+    statistics = ShardStatistics.read(shard, keys) or ShardStatistics(shard, manifest.embed_dim)
+    if statistics.records == len(keys):
+        return statistics
+    for record in shard.read_records(manifest.record_size, start=statistics.records):
+        shard.check_intact(record)
+        embeddings = codec.decode(torch.from_numpy(record.content)[None, SEED_BYTES:])
+        sizes = torch.tensor([content_size(record.key)])
+        statistics.add([record.key], measure_batch(embeddings, sizes, manifest)[0])
+        advance(1)
+    statistics.write()
+    return statistics
+
+
+def compute_statistics(
+    directory: Path,
+    listings: Sequence[ImageListing],
+    advance: Callable[[int], object] = lambda count: None,
+    published: Manifest | None = None,
+) -> ChannelStatistics:
+    """Bring the statistics of every shard up to its keys; returns those of the whole store.
+
+    Args:
+        directory: the store; nobody writes to it meanwhile.
+        listings: the pictures that were exported; none are needed where the preprocessing is `square`.
+        advance: called with the number of records just read.
+        published: describes a store in the published format, which has no manifest of its own.
+
+    Raises:
+        UserError: as for `continue_statistics`; there is no store; or it has no manifest and `published` is not given.
+    """
+    manifest = (read_manifest(directory) or published) if directory.is_dir() else None
+    if manifest is None:
+        raise UserError(
+            f"{directory} has no {MANIFEST_NAME}: give the embeddings folder of an export, or for a store in the "
+            "published format what it holds, e.g. --published 1024 72 1008 pad."
+        )
+    codec, content_size = manifest.build_codec(directory), content_sizes(manifest.preprocessing, listings)
+    for shard in find_shards(directory):
+        continue_statistics(shard, manifest, codec, content_size, advance)
+    return store_statistics(directory)

@@ -1,0 +1,108 @@
+"""`manifest.json`: what an embedding store holds and how it came about."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from efficientsam3.data.augment import Augmentation
+from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import write_text
+from efficientsam3.store.codecs import SEED_BYTES, Codec, build_codec, payload_size
+from efficientsam3.store.projection import load_projection
+
+MANIFEST_NAME = "manifest.json"
+
+
+class TeacherIdentity(BaseModel):
+    """Which weights computed the embeddings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str = Field(description="of the checkpoint file, or of a directory's safetensors files in order")
+    compute_dtype: str = Field("float32", description="of the teacher's matrix products")
+
+
+class ProjectionIdentity(BaseModel):
+    """The projection that the records of a pca{K} codec are coefficients of; its numbers are in a file beside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(description="of projection.safetensors")
+    variance_kept: float = Field(description="part of the variance of the images it was fitted on")
+    images: int = Field(gt=0, description="how many those were")
+
+
+class Manifest(BaseModel):
+    """Everything that two runs must share to write into one store. Written before the first record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    codec: str = "float16"
+    embed_dim: int = Field(gt=0)
+    embed_size: int = Field(gt=0)
+    preprocessing: Preprocessing
+    augmentation: Augmentation = Augmentation()
+    seed: int = 0
+    projection: ProjectionIdentity | None = Field(None, description="of codec pca{K}-int8 or pca{K}-int4")
+    teacher: TeacherIdentity | None = Field(None, description="None for a store in the published format")
+
+    def build_codec(self, directory: Path) -> Codec:
+        """The codec of the payloads of the store in `directory`.
+
+        Raises:
+            UserError: it is not known, or its projection is missing there.
+        """
+        projection = None
+        if self.projection is not None:
+            projection = load_projection(directory, self.projection.sha256, self.projection.variance_kept)
+        return build_codec(self.codec, self.embed_dim, self.embed_size, projection)
+
+    @property
+    def record_size(self) -> int:
+        """Bytes per record."""
+        return SEED_BYTES + payload_size(self.codec, self.embed_dim, self.embed_size)
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of the store in `directory`, or None for a store in the published format, which has none.
+
+    Raises:
+        UserError: the manifest is damaged or of a newer format.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.exists():
+        return None
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"Store manifest {path} is damaged or of another version ({' '.join(str(error).split())[:200]}); "
+            "restore it, or export with the version that wrote it."
+        ) from error
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest, or check that the one that is there says the same.
+
+    Raises:
+        UserError: the store was begun with other settings, or its records have no manifest to compare with.
+    """
+    present = read_manifest(directory)
+    if present is None:
+        if any(directory.glob("rank*-keys.txt")):
+            raise UserError(
+                f"Store {directory} has records but no {MANIFEST_NAME}, so what wrote them is not known: "
+                "export into another OUTPUT."
+            )
+        write_text(directory / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+        return
+    differing = [name for name in Manifest.model_fields if getattr(present, name) != getattr(manifest, name)]
+    if differing:
+        changes = ", ".join(f"{name} {getattr(present, name)!r} -> {getattr(manifest, name)!r}" for name in differing)
+        raise UserError(
+            f"Store {directory} was begun with other settings ({changes}): use the same ones, or another OUTPUT."
+        )

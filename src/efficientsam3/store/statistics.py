@@ -1,0 +1,149 @@
+"""Per-channel mean and variance of the teacher's embeddings, kept beside each shard.
+
+`rankN-statistics.safetensors` says what a shard's first records amount to: float64 `mean` (D) and `m2` (D), int64
+`cells`, and as metadata how many records those are and the CRC-32 of their key lines. It is a function of the shard's
+content, so it is no part of the store's identity (the manifest), may lag behind the keys, and may be made again.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import atomic_path
+from efficientsam3.store.shards import Shard, find_shards
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Moments of D channels over a number of cells, in float64 on the CPU."""
+
+    cells: int
+    mean: torch.Tensor  # (D,) float64
+    m2: torch.Tensor  # (D,) float64, sum of squared differences from the mean
+
+    @classmethod
+    def nothing(cls, embed_dim: int) -> Self:
+        """Of no cell."""
+        return cls(0, torch.zeros(embed_dim, dtype=torch.float64), torch.zeros(embed_dim, dtype=torch.float64))
+
+    @classmethod
+    def measure(cls, embedding: torch.Tensor, valid: torch.Tensor) -> Self:
+        """Of one embedding's valid cells, in two passes.
+
+        Args:
+            embedding: (D, E, E) float, on any device.
+            valid: (E, E) bool, at least one cell set, on the same device.
+        """
+        # MPS has no float64.
+        device = torch.device("cpu") if embedding.device.type == "mps" else embedding.device
+        cells = embedding.to(device)[:, valid.to(device)].double()  # [D, n]
+        mean = cells.mean(dim=1)
+        return cls(cells.shape[1], mean.cpu(), (cells - mean[:, None]).square().sum(dim=1).cpu())
+
+    def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
+        """Of the cells of both, after Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"."""
+        cells = self.cells + other.cells
+        if cells == 0:
+            return self
+        share, difference = other.cells / cells, other.mean - self.mean
+        m2 = self.m2 + other.m2 + difference.square() * (self.cells * share)
+        return ChannelStatistics(cells, self.mean + difference * share, m2)
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """(D,) float64; of all cells there are, not an estimate for others."""
+        return self.m2 / max(self.cells, 1)
+
+
+class ShardStatistics:
+    """Statistics of a shard's first records, growing with the shard."""
+
+    def __init__(self, shard: Shard, embed_dim: int) -> None:
+        """Of no record yet."""
+        self._shard = shard
+        self.records, self._keys_crc = 0, 0
+        self.total = ChannelStatistics.nothing(embed_dim)
+
+    def add(self, keys: Sequence[bytes], statistics: ChannelStatistics) -> None:
+        """Add the shard's next records: their keys, and what they amount to together."""
+        self.records += len(keys)
+        self._keys_crc = _crc_of_lines(keys, self._keys_crc)
+        self.total = self.total.merge(statistics)
+
+    def write(self) -> None:
+        """Write the file, atomically, after the keys that it tells of.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        tensors = {"cells": torch.tensor(self.total.cells), "mean": self.total.mean, "m2": self.total.m2}
+        metadata = {"records": str(self.records), "keys_crc32": str(self._keys_crc)}
+        with atomic_path(self._shard.statistics_path) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    @classmethod
+    def read(cls, shard: Shard, keys: list[bytes]) -> "ShardStatistics | None":
+        """What is in a shard's file; None where there is none, or it tells of other records than the first of `keys`.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = shard.statistics_path
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                metadata = file.metadata()
+                cells, mean, m2 = (file.get_tensor(name) for name in ("cells", "mean", "m2"))
+            read = cls(shard, len(mean))
+            read.records, read._keys_crc = int(metadata["records"]), int(metadata["keys_crc32"])
+            read.total = ChannelStatistics(int(cells), mean, m2)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it, it can be made again.") from error
+        told = _crc_of_lines(keys[: read.records])
+        return read if len(keys) >= read.records and told == read._keys_crc else None
+
+
+def _crc_of_lines(keys: Sequence[bytes], before: int = 0) -> int:
+    return zlib.crc32(b"".join(key + b"\n" for key in keys), before)
+
+
+def gathered_statistics(directory: Path) -> ChannelStatistics | None:
+    """Statistics over every committed record of a store; None where not all of them were gathered, or there is none.
+
+    An image in two shards counts twice.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    total: ChannelStatistics | None = None
+    for shard in find_shards(directory):
+        keys = shard.read_keys()
+        found = ShardStatistics.read(shard, keys)
+        if keys and (found is None or found.records < len(keys)):
+            return None
+        if found is not None:
+            total = found.total if total is None else total.merge(found.total)
+    return total if total is not None and total.cells else None
+
+
+def store_statistics(directory: Path) -> ChannelStatistics:
+    """`gathered_statistics` of a store that must have them.
+
+    Raises:
+        UserError: it has not.
+    """
+    total = gathered_statistics(directory)
+    if total is None:
+        raise UserError(
+            f"The store {directory} lacks the teacher's statistics of some of its records: run `efficientsam3 store "
+            f"statistics {directory} --data-path DIR` once, with the dataset that was exported."
+        )
+    return total

@@ -1,0 +1,1 @@
+"""Training a student: objective, targets, loop, checkpoints."""

@@ -1,0 +1,124 @@
+"""Going on from a checkpoint: which one, whether it fits, and what it restores."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.logging import LOGGER_NAME
+from efficientsam3.runtime.random_state import restore_random_state, seed_everything
+from efficientsam3.train.loop import Trainer
+from efficientsam3.train.plan import TrainPlan
+
+logger = logging.getLogger(LOGGER_NAME)
+# Keys that leave the result as it is, but for rounding where the device computes differently. Batch size and
+# accumulation are compared as images a step.
+_WITHOUT_EFFECT = frozenset(
+    {"TAG", "OUTPUT", "DEVICE", "PRINT_FREQ", "SAVE_FREQ", "MODEL.NAME", "MODEL.RESUME"}
+    | {"DATA.NUM_WORKERS", "DATA.BATCH_SIZE", "DISTILL.ONLINE_CACHE"}
+    | {f"TRAIN.{key}" for key in ("SAVE_STEPS", "KEEP_STEPS", "KEEP_EPOCHS", "AUTO_RESUME", "COMPILE")}
+    | {f"TRAIN.{key}" for key in ("ACCUMULATION_STEPS", "USE_CHECKPOINT")}
+)
+
+
+def images_per_step(config: TrainConfig, world_size: int) -> int:
+    """Images an optimiser step, over all processes."""
+    return config.DATA.BATCH_SIZE * config.TRAIN.ACCUMULATION_STEPS * world_size
+
+
+def find_checkpoint(
+    config: TrainConfig, plan: TrainPlan, world_size: int, allow_config_change: bool
+) -> dict[str, Any] | None:
+    """The content of the checkpoint to go on from, or None to start afresh.
+
+    Raises:
+        UserError: it is damaged, of another model, of other targets, or of another configuration and that is not
+            allowed.
+    """
+    path = config.MODEL.RESUME
+    if path is None and config.TRAIN.AUTO_RESUME:
+        path = latest_checkpoint(config.output_dir)
+    if path is None:
+        return None
+    content = load_training_checkpoint(path)
+    # Checkpoints from before there was a choice of heads do not name theirs.
+    if {"head": "published", **content["architecture"]} != asdict(plan.architecture):
+        raise UserError(
+            f"Checkpoint {path} is of {content['architecture']}, not of {asdict(plan.architecture)}: give another "
+            "OUTPUT or --resume, or set TRAIN.AUTO_RESUME false."
+        )
+    if ("normalisation" in content) != (plan.normalisation is not None):
+        raise UserError(
+            f"Checkpoint {path} is of a student trained with another DISTILL.NORMALIZE than "
+            f"{config.DISTILL.NORMALIZE}: set that back, or give the checkpoint as MODEL.PRETRAINED in another OUTPUT."
+        )
+    changes = list(_changes(content, config, plan, world_size))
+    if changes and not allow_config_change:
+        raise UserError(
+            f"Checkpoint {path} was made with another configuration ({'; '.join(changes)}): set that back, give "
+            "another OUTPUT, or go on nevertheless with --allow-config-change."
+        )
+    for change in changes:
+        logger.warning("changed since the checkpoint: %s", change)
+    logger.info("continuing from %s", path)
+    return content
+
+
+def restore(content: Mapping[str, Any], trainer: Trainer, process: Process, seed: int) -> None:
+    """Bring a trainer, and this process's random numbers, to where `content` was saved.
+
+    With as many processes as before, all goes on as it would have. With another number, the sums of the epoch so far
+    go to the first process, and random numbers are seeded anew.
+    """
+    trainer.student.load_state_dict(content["model"])
+    if trainer.ema is not None:
+        # Switched on since: the average starts here.
+        trainer.ema.module.load_state_dict(content.get("ema") or content["model"])
+    trainer.load_state_dict(dict(content))
+    shares = content["processes"]
+    if len(shares) == process.world_size:
+        trainer.sums = shares[process.rank]["sums"]
+        restore_random_state(shares[process.rank]["random"], process.device)
+    else:
+        total = torch.stack([share["sums"] for share in shares]).sum(dim=0)
+        trainer.sums = total if process.is_main else torch.zeros_like(total)
+        seed_process(seed, trainer.step, process)
+    if content["finished"]:
+        trainer.begin_epoch(trainer.epoch + 1)
+
+
+def seed_process(seed: int, step: int, process: Process) -> None:
+    """Seed this process's random numbers; each process has its own, so that their dropout differs."""
+    seed_everything(int(np.random.SeedSequence([seed, step, process.rank]).generate_state(1)[0]))
+
+
+def _changes(content: Mapping[str, Any], config: TrainConfig, plan: TrainPlan, world_size: int) -> Iterator[str]:
+    old, new = dict(_flat(content["config"])), dict(_flat(config.model_dump(mode="json")))
+    for key in sorted(old.keys() | new.keys()):
+        # Nothing is loaded to go on, so that it may be switched off, as on a machine without the file.
+        needless = key == "MODEL.PRETRAINED" and new.get(key) is False
+        if key in _WITHOUT_EFFECT or needless or key.startswith("PROBE."):
+            continue
+        if old.get(key) != new.get(key):
+            yield f"{key}: {old.get(key)} -> {new.get(key)}"
+    for what, was, now in (
+        ("images a step", content["images_per_step"], images_per_step(config, world_size)),
+        ("training images", content["images"], len(plan.train)),
+    ):
+        if was != now:
+            yield f"{what}: {was} -> {now}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

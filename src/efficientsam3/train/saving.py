@@ -1,0 +1,109 @@
+"""When a training saves, what, and which of its checkpoints stay."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficientsam3.checkpoints.training import (
+    checkpoint_path,
+    remove_old_checkpoints,
+    save_training_checkpoint,
+    step_checkpoint_path,
+)
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.runtime.distributed import Process, all_gather
+from efficientsam3.runtime.files import write_json
+from efficientsam3.runtime.random_state import capture_random_state
+from efficientsam3.train.loop import Averages, Trainer
+from efficientsam3.train.plan import TrainPlan
+from efficientsam3.train.resume import images_per_step
+
+BEST_NAME = "best.json"
+
+
+class Saver:
+    """Saves a training."""
+
+    def __init__(self, config: TrainConfig, plan: TrainPlan, process: Process, trainer: Trainer) -> None:
+        """Save `trainer` to the output folder of `config`."""
+        self._config, self._plan, self._process, self._trainer = config, plan, process, trainer
+        self.path = checkpoint_path(config.output_dir, trainer.epoch - 1)  # of what was saved last
+
+    def is_due(self) -> bool:
+        """Whether this step is one of TRAIN.SAVE_STEPS."""
+        every = self._config.TRAIN.SAVE_STEPS
+        return every > 0 and self._trainer.step % every == 0
+
+    def save_step(self) -> None:
+        """Save within an epoch; to be called on all processes."""
+        self.path = step_checkpoint_path(self._config.output_dir, self._trainer.step)
+        self._save(finished=False)
+        if self._process.is_main:
+            remove_old_checkpoints(self._config.output_dir, self._config.TRAIN.KEEP_STEPS, 0, None)
+
+    def save_epoch(self, lines: Sequence[Averages]) -> None:
+        """Save at the end of an epoch; `lines` are the figures of all epochs so far. To be called on all processes."""
+        output = self._config.output_dir
+        self.path = checkpoint_path(output, self._trainer.epoch)
+        self._save(finished=True)
+        if self._process.is_main:
+            best = find_best(output, lines)
+            if best is not None:
+                write_json(output / BEST_NAME, best)
+            kept = None if best is None else output / best["path"]
+            remove_old_checkpoints(output, 0, self._config.TRAIN.KEEP_EPOCHS, kept)
+
+    def _save(self, finished: bool) -> None:
+        trainer, config = self._trainer, self._config
+        state = trainer.state_dict()
+        share = {"random": capture_random_state(self._process.device), "sums": trainer.sums.cpu()}
+        shares = all_gather(share)
+        if not self._process.is_main:
+            return
+        content: dict[str, Any] = {
+            **state,
+            "model": _weights(trainer.student),
+            "architecture": asdict(self._plan.architecture),
+            "preprocessing": json.loads(self._plan.store.manifest.preprocessing.model_dump_json()),
+            "finished": finished,
+            "images": len(self._plan.train),
+            "images_per_step": images_per_step(config, self._process.world_size),
+            "world_size": self._process.world_size,
+            "processes": shares,
+            "config": config.model_dump(mode="json"),
+        }
+        if self._plan.normalisation is not None:
+            content["normalisation"] = asdict(self._plan.normalisation)
+        if trainer.ema is not None:
+            content["ema"] = _weights(trainer.ema.module)
+        save_training_checkpoint(self.path, content)
+
+
+def find_best(output_dir: Path, lines: Sequence[Averages]) -> dict[str, Any] | None:
+    """The best of the epochs whose checkpoints are there, as `best.json` has it; None where nothing was validated.
+
+    The first figure of the mask probe decides, larger being better; without a probe, the validation loss.
+    """
+    probed = next((name for line in lines for name in line if name.startswith("probe/")), None)
+    metric, sign = ("val/loss", -1) if probed is None else (probed, 1)
+    there = [line for line in lines if metric in line and checkpoint_path(output_dir, int(line["epoch"])).exists()]
+    if not there:
+        return None
+    best = max(there, key=lambda line: sign * line[metric])
+    epoch = int(best["epoch"])
+    return {
+        "path": checkpoint_path(output_dir, epoch).name,
+        "epoch": epoch,
+        "step": int(best["step"]),
+        "metric": metric,
+        "value": best[metric],
+    }
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu() for key, value in module.state_dict().items()}

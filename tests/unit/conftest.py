@@ -1,0 +1,141 @@
+"""What the unit tests share: configurations for a small export, small students, and a small merged model."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from efficientsam3.config.load import load_config
+from efficientsam3.config.schema import ExportConfig, TrainConfig
+from efficientsam3.data.preprocess import SAM3_PREPROCESSING
+from efficientsam3.embed.run import export_embeddings
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.runtime.distributed import Process
+from tiny import TINY_OPTS
+
+CONFIGS = Path(__file__).parents[2] / "stage1" / "configs"
+ONE = Process(rank=0, world_size=1, device=torch.device("cpu"), launcher=None)
+MakeExport = Callable[..., ExportConfig]
+MakeTraining = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def one_process() -> Process:
+    """This process, alone."""
+    return ONE
+
+
+@pytest.fixture(scope="session")
+def store_path(tmp_path_factory: pytest.TempPathFactory, tiny_sam3_path: Path, photographs_path: Path) -> Path:
+    """OUTPUT of an export of `photographs_path`. Not to be changed: copy it first."""
+    output = tmp_path_factory.mktemp("teacher")
+    export_embeddings(_export(tiny_sam3_path, photographs_path, output), ONE)
+    return output
+
+
+@pytest.fixture
+def make_export(tmp_path: Path, tiny_sam3_path: Path, photographs_path: Path) -> MakeExport:
+    """Builds export configurations, with more options and paths where given."""
+
+    def make(*opts: str, data: Path | None = None, output: Path | None = None) -> ExportConfig:
+        return _export(tiny_sam3_path, data or photographs_path, output or tmp_path / "teacher", *opts)
+
+    return make
+
+
+@pytest.fixture
+def make_training(tmp_path: Path, store_path: Path, photographs_path: Path) -> MakeTraining:
+    """Builds training configurations of three epochs without warm-up."""
+
+    def make(*opts: str, store: Path | None = None, data: Path | None = None) -> TrainConfig:
+        fixed = {
+            "DATA.DATA_PATH": data or photographs_path,
+            "OUTPUT": tmp_path / "student",
+            "DISTILL.TEACHER_EMBED_PATH": (store or store_path) / "embeddings",
+        }
+        brief = ["MODEL.PRETRAINED", "false", "TRAIN.EPOCHS", "3", "TRAIN.WARMUP_EPOCHS", "0", "DATA.BATCH_SIZE", "2"]
+        return load_config(TrainConfig, CONFIGS / "es_ev_s.yaml", [*TINY_OPTS, *brief, *opts], fixed)
+
+    return make
+
+
+def _export(teacher: Path, data: Path, output: Path, *opts: str) -> ExportConfig:
+    fixed = {"MODEL.RESUME": teacher, "DATA.DATA_PATH": data, "OUTPUT": output}
+    return load_config(ExportConfig, CONFIGS / "teacher" / "sam_vit_huge_sa1b.yaml", [*TINY_OPTS, *opts], fixed)
+
+
+IMAGE_SIZE = 224  # of the small SAM3; its embeddings have 64 channels on 16 x 16 cells
+
+
+@pytest.fixture(scope="session")
+def student_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function from backbone and head to a training checkpoint that fits the small SAM3, one step trained."""
+    folder = tmp_path_factory.mktemp("students")
+    made: dict[str, Path] = {}
+
+    def make(backbone: str = "efficientvit_b0", head: str = "published") -> Path:
+        name = f"{backbone.replace('/', '_')}_{head}.pth"
+        if name not in made:
+            torch.save(training_checkpoint(backbone, head=head), folder / name)
+            made[name] = folder / name
+        return made[name]
+
+    return make
+
+
+def training_checkpoint(backbone: str, **architecture: Any) -> dict[str, Any]:
+    """What training writes, after one step on noise, so that BatchNorm's counters have moved."""
+    torch.manual_seed(0)
+    values = {"embed_dim": 64, "embed_size": 16, "image_size": IMAGE_SIZE} | architecture
+    student = Student(StudentArchitecture(backbone, **values)).train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+    student(torch.randn(2, 3, values["image_size"], values["image_size"])).square().mean().backward()
+    optimizer.step()
+    preprocessing = SAM3_PREPROCESSING.model_copy(update={"image_size": values["image_size"]})
+    return {
+        "model": student.state_dict(),
+        "architecture": asdict(student.architecture),
+        "preprocessing": preprocessing.model_dump(),
+        "epoch": 0,
+    }
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def merged(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole merged model."""
+    from efficientsam3.merge.run import merge
+
+    path = tmp_path_factory.mktemp("merged") / "whole.pt"
+    merge(student_checkpoint(), tiny_sam3_path, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its ONNX directory."""
+    from efficientsam3.export.onnx.run import export_onnx
+
+    path = tmp_path_factory.mktemp("exported") / "onnx"
+    export_onnx(merged, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def with_variants(
+    tiny_sam3_path: Path, student_checkpoint: Make, photographs_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An ONNX directory without a detector, with the image encoder in float16 and int8 beside float32."""
+    from efficientsam3.export.onnx.run import export_onnx
+    from efficientsam3.merge.run import merge
+
+    folder = tmp_path_factory.mktemp("variants")
+    merge(student_checkpoint(), tiny_sam3_path, folder / "points.pt", keep=["tracker"])
+    pictures = photographs_path / "images" / "train"
+    export_onnx(folder / "points.pt", folder / "onnx", variants=["fp16", "int8"], calibrate=pictures, pictures=pictures)
+    return folder / "onnx"

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from efficientsam3.evaluate.masks.objects import TrueObject, interior_point
+from efficientsam3.evaluate.masks.segmenters import to_rle
+from efficientsam3.sam3.prompts import Prompt
+
+
+def thing(mask: np.ndarray, **facts: object) -> TrueObject:
+    return TrueObject(0, to_rle(torch.from_numpy(mask)), **facts)  # type: ignore[arg-type]
+
+
+def clearance(mask: np.ndarray, x: int, y: int) -> int:
+    """Side of the largest square around a pixel that lies in the mask."""
+    radius = 0
+    while True:
+        rows, columns = slice(y - radius, y + radius + 1), slice(x - radius, x + radius + 1)
+        if (
+            y < radius
+            or x < radius
+            or mask[rows, columns].shape != (2 * radius + 1,) * 2
+            or not mask[rows, columns].all()
+        ):
+            return 2 * radius - 1
+        radius += 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    hnp.arrays(
+        np.bool_, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([True] * 9 + [False])
+    )
+)
+def test_no_pixel_is_further_inside_than_the_interior_point(mask: np.ndarray) -> None:
+    if not mask.any():
+        return
+    x, y = interior_point(mask)
+    rows, columns = np.nonzero(mask)
+    best = max(clearance(mask, int(column), int(row)) for row, column in zip(rows, columns, strict=True))
+    assert mask[int(y), int(x)]
+    assert clearance(mask, int(x), int(y)) == best
+
+
+def test_the_interior_point_of_a_ring_is_on_the_ring_and_of_a_plus_in_its_middle() -> None:
+    ring = np.ones((21, 21), dtype=bool)
+    ring[5:16, 5:16] = False
+    x, y = interior_point(ring)
+    assert ring[int(y), int(x)]
+    plus = np.zeros((9, 9), dtype=bool)
+    plus[3:6] = plus[:, 3:6] = True
+    assert interior_point(plus) == (4, 4)
+
+
+def test_each_prompt_of_an_object() -> None:
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[4:10, 6:16] = True
+    known = thing(mask, annotated_point=(7.5, 5.0), category="cat")
+    assert known.prompt("box") == Prompt(box=(6, 4, 16, 10))
+    assert known.prompt("point") == Prompt(point=(7.5, 5.0))
+    assert known.prompt("center") == Prompt(point=(11, 7))
+    assert known.prompt("text") == Prompt(text="cat")
+    x, y = thing(mask).point
+    assert (x, y) in {(8 + i, 6 + j) for i in range(7) for j in (0, 1)}
+
+
+def test_a_box_is_tight_from_edge_to_edge() -> None:
+    mask = np.zeros((5, 7), dtype=bool)
+    mask[4, 6] = True
+    assert thing(mask).box == (6, 4, 7, 5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_a_mask_of_the_whole_picture_has_an_interior_point(size: tuple[int, int]) -> None:
+    x, y = interior_point(np.ones(size, dtype=bool))
+    assert 0 <= x < size[1]
+    assert 0 <= y < size[0]

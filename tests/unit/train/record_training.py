@@ -1,0 +1,72 @@
+"""Train and write down what was seen: `torchrun record_training.py CONFIG.json OUTPUT.pt STOP_AFTER`, or `record`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.models.student import Student
+from efficientsam3.runtime.distributed import Process, all_gather, process_group
+from efficientsam3.runtime.signals import StopRequest
+from efficientsam3.train import loop
+from efficientsam3.train.loop import Trainer
+from efficientsam3.train.records import DistillBatch
+from efficientsam3.train.run import train
+
+
+class StopAfter(StopRequest):
+    """Asks for the end at the n-th time of asking, after steps and after batches of validation; 0 never."""
+
+    def __init__(self, times: int) -> None:
+        self._left = times
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        self._left -= 1
+        return self._left == 0
+
+
+def record(config: TrainConfig, process: Process, stop_after: int) -> dict[str, Any]:
+    """Train with BatchNorms in eval mode; returns the images of each process's steps, and the first one's gradients."""
+    images: list[str] = []
+    gradients: list[dict[str, torch.Tensor]] = []
+    step, apply, switch = Trainer._take_step, loop.apply_if_finite, Student.train
+
+    def spy_images(trainer: Trainer, group: tuple[DistillBatch, ...]) -> Any:
+        images.extend(image_id for batch in group for image_id in batch.image_ids if image_id)
+        return step(trainer, group)
+
+    def spy_gradients(optimizer: torch.optim.AdamW, bad: torch.Tensor) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients.append({str(index): parameter.grad.clone() for index, parameter in enumerate(parameters)})
+        apply(optimizer, bad)
+
+    def train_without_norms(student: Student, mode: bool = True) -> Student:
+        switch(student, mode)
+        for module in student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return student
+
+    with (
+        mock.patch.object(Trainer, "_take_step", spy_images),
+        mock.patch.object(loop, "apply_if_finite", spy_gradients),
+        mock.patch.object(Student, "train", train_without_norms),
+    ):
+        summary = train(config, process, StopAfter(stop_after), allow_config_change=True)
+    assert summary.stopped == (stop_after > 0)
+    return {"images": all_gather(images), "gradients": gradients[0] if gradients else {}}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with process_group("cpu") as own_process:
+        found = record(
+            TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), own_process, stop_after=int(sys.argv[3])
+        )
+        if own_process.is_main:
+            torch.save(found, sys.argv[2])

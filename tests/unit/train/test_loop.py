@@ -1,0 +1,196 @@
+"""What a step does besides learning: leave out what is not finite, wait for no device, compile, count."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.models.efficientvit_mit import LiteMLA
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from efficientsam3.checkpoints.training import checkpoint_path, load_training_checkpoint
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.models.student import Student
+from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.train.finite import FiniteWatch
+from efficientsam3.train.loop import Trainer
+from efficientsam3.train.objective import Loss
+from efficientsam3.train.optimizer import apply_if_finite, build_optimizer
+from efficientsam3.train.run import train
+
+MakeTraining = Callable[..., TrainConfig]
+
+
+def metrics(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, 0.1, 0.5)
+    for finite in (True, False):
+        before = [value.clone() for value in _state(model, optimizer)]
+        model(torch.ones(1, 3)).sum().backward()
+        if not finite:
+            assert model.weight.grad is not None
+            model.weight.grad[0, 0] = torch.nan
+        apply_if_finite(optimizer, torch.tensor(not finite))
+        optimizer.zero_grad()
+        after = _state(model, optimizer)
+        assert all(map(torch.equal, before, after)) is (not finite)
+
+
+def _state(model: nn.Module, optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
+    return [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+
+
+def test_ten_steps_in_a_row_are_too_many_wherever_the_looks_fall() -> None:
+    watch = FiniteWatch()
+    for step in range(30):
+        watch.note(step, ["sa_1"], torch.tensor(step not in (5, 14)))
+        if step % 4 == 0 and step <= 20:
+            watch.look()
+    assert watch.skipped == 19
+    assert watch.in_a_row == 6
+    with pytest.raises(UserError, match=r"10 steps in a row.*sa_1"):
+        watch.look()
+
+
+def test_a_loss_that_is_not_finite_is_counted_and_kept_out_of_the_averages(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, calls = Trainer._loss, iter(range(100))
+
+    def sometimes_nan(trainer: Trainer, *arguments: Any) -> Loss:
+        loss = compute(trainer, *arguments)
+        return replace(loss, total=loss.total * torch.nan) if next(calls) == 1 else loss
+
+    monkeypatch.setattr(Trainer, "_loss", sometimes_nan)
+    config = make_training("TRAIN.EPOCHS", "2")
+    train(config, one_process)
+    lines = metrics(config.output_dir)
+    assert [line["train/skipped_steps"] for line in lines] == [1, 0]
+    assert all(line["train/loss"] > 0 for line in lines)
+    content = load_training_checkpoint(checkpoint_path(config.output_dir, 0))
+    assert all(value.isfinite().all() for value in content["model"].values())
+    assert content["step"] == 3
+
+
+def test_batch_norms_keep_nothing_of_a_step_that_is_left_out(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = Student.forward, iter(range(100))
+
+    def overflowing(student: Student, pixel_values: torch.Tensor) -> torch.Tensor:
+        return forward(student, pixel_values * (torch.inf if student.training and next(calls) == 1 else 1.0))
+
+    monkeypatch.setattr(Student, "forward", overflowing)
+    config = make_training("TRAIN.EPOCHS", "1", "TRAIN.EMA", "0.9")
+    train(config, one_process)
+    content = load_training_checkpoint(checkpoint_path(config.output_dir, 0))
+    assert content["skipped"] == 1
+    for part in ("model", "ema"):
+        assert all(value.isfinite().all() for value in content[part].values())
+
+
+def test_float16_trains_with_scaled_gradients(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU without bfloat16; where the scale is too large, the scaler leaves the step out and halves it."""
+    plain = make_training("TAG", "plain")
+    train(plain, one_process)
+    monkeypatch.setattr("efficientsam3.train.build.autocast_dtype", lambda device: torch.float16)
+    config = make_training("TAG", "half")
+    train(config, one_process)
+    content = load_training_checkpoint(checkpoint_path(config.output_dir, 2))
+    assert content["scaler"]["scale"] == 65536.0 * 0.5 ** sum(
+        line["train/skipped_steps"] for line in metrics(config.output_dir)
+    )
+    assert metrics(config.output_dir)[-1]["val/loss"] == pytest.approx(
+        metrics(plain.output_dir)[-1]["val/loss"], rel=0.05
+    )
+
+
+class _CountWaits(TorchDispatchMode):
+    """Counts what makes a host wait for its device: reading a tensor's value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_no_device(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, waits = Trainer._take_step, list[int]()
+
+    def counted(trainer: Trainer, group: Any) -> Any:
+        with _CountWaits() as mode:
+            taken = step(trainer, group)
+        waits.append(mode.count)
+        return taken
+
+    monkeypatch.setattr(Trainer, "_take_step", counted)
+    train(make_training("TRAIN.EPOCHS", "1", "TRAIN.EMA", "0.9"), one_process)
+    assert waits == [0, 0, 0]
+
+
+def test_the_average_starts_with_the_weights_of_the_first_step(
+    make_training: MakeTraining, one_process: Process
+) -> None:
+    config = make_training("TRAIN.EMA", "0.999", "TRAIN.EPOCHS", "1", "TRAIN.ACCUMULATION_STEPS", "3")
+    train(config, one_process)
+    content = load_training_checkpoint(checkpoint_path(config.output_dir, 0))
+    assert content["step"] == 1
+    assert all(torch.equal(content["ema"][key], value) for key, value in content["model"].items())
+
+
+def test_a_compiled_student_gives_the_same_checkpoint(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Student] = []
+
+    def without_code_generation(student: Student) -> None:
+        compiled.append(student)
+        nn.Module.compile(student, backend="eager")
+
+    monkeypatch.setattr(Student, "compile", without_code_generation)
+    opts = ["TRAIN.EPOCHS", "1", "TRAIN.EMA", "0.9"]
+    plain, faster = make_training(*opts, "TAG", "plain"), make_training(*opts, "TRAIN.COMPILE", "true", "TAG", "faster")
+    for config in (plain, faster):
+        train(config, one_process)
+    assert len(compiled) == 1
+    ours, theirs = (load_training_checkpoint(checkpoint_path(config.output_dir, 0)) for config in (faster, plain))
+    assert ours["model"].keys() == theirs["model"].keys() == ours["ema"].keys()
+    assert metrics(faster.output_dir)[0] == pytest.approx(metrics(plain.output_dir)[0], rel=1e-4)
+
+
+def test_linear_attention_stays_in_float32_under_float16() -> None:
+    """Its sums over all positions leave float16's range, which ends at 65504, long before its output does."""
+    torch.manual_seed(0)
+    attention = LiteMLA(16, 16, dim=16).eval()
+    pixels = torch.randn(1, 16, 64, 64) * 20
+    products = list[float]()
+    compute = attention._attn
+
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        products.append((k.float().transpose(-1, -2) @ v.float()).abs().max().item())
+        return compute(q, k, v)
+
+    attention._attn = spy
+    with torch.no_grad():
+        expected = attention(pixels)
+        with torch.autocast("cpu", torch.float16):
+            found = attention(pixels)
+    assert max(products) > torch.finfo(torch.float16).max
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())

@@ -1,0 +1,157 @@
+"""The teacher in the training loop."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from efficientsam3.config.schema import ExportConfig, TrainConfig
+from efficientsam3.embed.run import export_embeddings
+from efficientsam3.models.teacher import Sam3Teacher
+from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.signals import StopRequest
+from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.train import targets as online
+from efficientsam3.train.run import check_training, train
+
+MakeTraining = Callable[..., TrainConfig]
+MakeExport = Callable[..., ExportConfig]
+
+
+def metrics(config: TrainConfig) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (config.output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.endswith("relative_mse")} for line in lines]
+
+
+def assert_close(left: TrainConfig, right: TrainConfig, tolerance: float) -> None:
+    assert len(metrics(left)) == 3
+    for ours, theirs in zip(metrics(left), metrics(right), strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+@pytest.fixture
+def teachers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The teachers that were loaded, with the number of batches that each has embedded."""
+    found: list[Any] = []
+    load, call = online.load_teacher, Sam3Teacher.__call__
+
+    def spy_load(*arguments: Any) -> Any:
+        found.append(load(*arguments))
+        found[-1].calls = 0
+        return found[-1]
+
+    def spy_call(teacher: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        teacher.calls += 1
+        return call(teacher, pixel_values)
+
+    monkeypatch.setattr(online, "load_teacher", spy_load)
+    monkeypatch.setattr(Sam3Teacher, "__call__", spy_call)
+    return found
+
+
+@pytest.fixture
+def make_online(make_training: MakeTraining, tiny_sam3_path: Path) -> MakeTraining:
+    """Builds configurations of trainings without a store."""
+
+    def make(*opts: str) -> TrainConfig:
+        ours = ["DISTILL.ONLINE", "true", "TEACHER.RESUME", str(tiny_sam3_path), "TAG", "online"]
+        return make_training(*ours, *opts, store=Path("/absent"))
+
+    return make
+
+
+def test_without_a_store_the_losses_are_the_same_but_for_its_rounding(
+    make_online: MakeTraining, make_training: MakeTraining, one_process: Process, teachers: list[Any]
+) -> None:
+    """float16 keeps 11 bits, an error of 5e-4 at most in each value."""
+    ours, theirs = make_online(), make_training()
+    for config in (ours, theirs):
+        train(config, one_process)
+    assert_close(ours, theirs, 1e-3)
+    [teacher] = teachers
+    assert teacher.calls == 3 * (3 + 2)  # each batch once: 6 training and 3 validation images in batches of 2
+    assert not teacher._trunk.training
+    assert not any(parameter.requires_grad for parameter in teacher._trunk.parameters())
+    assert all(parameter.grad is None for parameter in teacher._trunk.parameters())
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_with_a_cache_it_is_as_from_a_store_and_the_teacher_works_for_one_epoch(
+    make_online: MakeTraining,
+    make_training: MakeTraining,
+    one_process: Process,
+    store_path: Path,
+    teachers: list[Any],
+    tmp_path: Path,
+    workers: str,
+) -> None:
+    ours = make_online("DISTILL.ONLINE_CACHE", str(tmp_path / "cache"), "DATA.NUM_WORKERS", workers)
+    theirs = make_training()
+    for config in (ours, theirs):
+        train(config, one_process)
+    assert_close(ours, theirs, 1e-5)
+    assert teachers[0].calls == 3 + 2
+    cache, store = (EmbeddingStore(path / "embeddings") for path in (tmp_path / "cache", store_path))
+    assert cache.manifest == store.manifest
+    np.testing.assert_array_equal(cache.ids, store.ids)
+    for row in range(len(store)):
+        seeds, embeddings = cache.decode(cache.read(row)[None])
+        expected_seeds, expected = store.decode(store.read(row)[None])
+        assert torch.equal(seeds, expected_seeds)
+        torch.testing.assert_close(embeddings, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_an_interrupted_epoch_leaves_what_was_computed_in_the_cache(
+    make_online: MakeTraining, one_process: Process, teachers: list[Any], tmp_path: Path
+) -> None:
+    stop = StopRequest()
+    stop.requested = True
+    config = make_online("DISTILL.ONLINE_CACHE", str(tmp_path / "cache"))
+    assert train(config, one_process, stop).stopped
+    assert len(EmbeddingStore(tmp_path / "cache" / "embeddings")) == 2
+    train(config, one_process)
+    assert len(EmbeddingStore(tmp_path / "cache" / "embeddings")) == 9
+    # The first epoch's other two batches, and validation's; its first batch is read in the second epoch.
+    assert teachers[1].calls == 2 + 2
+
+
+def test_teacher_and_student_see_the_same_augmented_pictures(
+    make_online: MakeTraining,
+    make_training: MakeTraining,
+    make_export: MakeExport,
+    one_process: Process,
+    tmp_path: Path,
+) -> None:
+    export_embeddings(make_export("DATA.AUGMENT.HFLIP", "0.5"), one_process)
+    ours, theirs = make_online("DISTILL.AUGMENT.HFLIP", "0.5"), make_training(store=tmp_path / "teacher")
+    for config in (ours, theirs):
+        train(config, one_process)
+    assert_close(ours, theirs, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("opts", "named"),
+    [
+        (["TEACHER.RESUME", "/absent.pt"], r"/absent\.pt does not exist"),
+        (["DATA.IMG_SIZE", "1008"], "does not fit the teacher"),
+        (["DISTILL.READ_WINDOW", "2"], "READ_WINDOW 2 has no effect with ONLINE"),
+        (["DISTILL.NORMALIZE", "channel"], "needs the statistics of a whole store"),
+        (["DISTILL.ONLINE", "false", "DISTILL.ONLINE_CACHE", "x"], "have no effect without ONLINE"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make_online: MakeTraining, opts: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        check_training(make_online(*opts))
+
+
+def test_a_cache_of_other_settings_is_refused(make_online: MakeTraining, one_process: Process, tmp_path: Path) -> None:
+    config = make_online("DISTILL.ONLINE_CACHE", str(tmp_path / "cache"), "TRAIN.EPOCHS", "1")
+    train(config, one_process)
+    other = make_online("DISTILL.ONLINE_CACHE", str(tmp_path / "cache"), "SEED", "3", "TAG", "other")
+    with pytest.raises(UserError, match="was begun with other settings"):
+        train(other, one_process)

@@ -1,0 +1,137 @@
+"""Training with standardised targets and with the other head: what comes out is as comparable and usable as ever."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.students import read_student
+from efficientsam3.checkpoints.training import load_training_checkpoint
+from efficientsam3.config.schema import TrainConfig
+from efficientsam3.models.build import build_student
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.store.gather import compute_statistics
+from efficientsam3.store.shards import Shard
+from efficientsam3.store.statistics import store_statistics
+from efficientsam3.train.objective import distillation_loss
+from efficientsam3.train.plan import plan_training
+from efficientsam3.train.records import with_records
+from efficientsam3.train.run import Observers, train
+
+MakeTraining = Callable[..., TrainConfig]
+CHANNEL = ("DISTILL.NORMALIZE", "channel", "MODEL.HEAD", "fpn", "DATA.BATCH_SIZE", "3", "TRAIN.EPOCHS", "1")
+
+
+def student_of(path: Path) -> Student:
+    file = read_student(path)
+    assert file.architecture is not None
+    student = Student(StudentArchitecture(**file.architecture))
+    student.load_state_dict(file.state)
+    return student.eval()
+
+
+def last_line(config: TrainConfig) -> dict[str, float]:
+    line: dict[str, float] = json.loads((config.output_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    return line
+
+
+def validate(student: nn.Module, config: TrainConfig) -> tuple[float, float, float]:
+    """MSE, cosine distance and relative MSE of raw features over the val split, by hand."""
+    plan = plan_training(config)
+    pictures = plan.val.collate([plan.val[index] for index in range(len(plan.val))])
+    [items] = with_records([pictures], plan.store, torch.device("cpu"))
+    preprocessing = plan.store.manifest.preprocessing
+    pixels = (items.pixels.float() / 255 - 0.5) / 0.5
+    assert preprocessing.mean == (0.5, 0.5, 0.5)
+    _, teacher = plan.store.decode(items.records)
+    valid = torch.ones(len(teacher), 16, 16, dtype=torch.bool)
+    with torch.no_grad():
+        loss = distillation_loss(student(pixels), teacher, valid, items.weights, 1.0, 1.0)
+    variance = store_statistics(plan.store.directory).variance.mean()
+    return loss.mse.item(), loss.cosine.item(), loss.mse.item() / float(variance)
+
+
+@pytest.mark.parametrize("ema", ["0", "0.5"])
+@pytest.mark.parametrize("normalise", ["none", "channel"])
+def test_the_recorded_figures_are_of_raw_features_whatever_the_targets(
+    normalise: str, ema: str, make_training: MakeTraining, one_process: Process
+) -> None:
+    config = make_training(*CHANNEL, "DISTILL.NORMALIZE", normalise, "TRAIN.EMA", ema)
+    observed: list[tuple[float, float, float]] = []
+    observers = Observers(probe=lambda student: observed.append(validate(student, config)) or {"x": 0.0})
+    summary = train(config, one_process, observers=observers)
+    line = last_line(config)
+    recorded = tuple(line[f"val/{name}"] for name in ("mse", "cosine", "relative_mse"))
+    by_hand = validate(student_of(summary.checkpoint), config)
+    assert recorded == pytest.approx(by_hand, rel=1e-4)
+    assert observed == [pytest.approx(by_hand, rel=1e-4)]
+    assert ("normalisation" in load_training_checkpoint(summary.checkpoint)) == (normalise == "channel")
+    if normalise == "channel":
+        # What is minimised is another figure: standardised targets have unit variance.
+        assert line["val/loss"] != pytest.approx(line["val/mse"] + line["val/cosine"], rel=0.05)
+
+
+def test_a_resumed_run_keeps_the_statistics_it_began_with(
+    make_training: MakeTraining, one_process: Process, store_path: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(store_path, store)
+    first = train(make_training(*CHANNEL, store=store), one_process)
+    began = load_training_checkpoint(first.checkpoint)["normalisation"]
+    # The store has grown since: here, its statistics are those of fewer images, and made again of all.
+    shard = Shard(store / "embeddings", 0)
+    keys = shard.read_keys()
+    shard.keys_path.write_bytes(b"".join(key + b"\n" for key in keys[:-1]))
+    shard.statistics_path.unlink()
+    compute_statistics(store / "embeddings", [])
+    config = make_training(*CHANNEL, "TRAIN.EPOCHS", "2", store=store)
+    resumed = train(config, one_process, allow_config_change=True)
+    again = load_training_checkpoint(resumed.checkpoint)["normalisation"]
+    assert resumed.checkpoint != first.checkpoint
+    assert all(torch.equal(again[key], began[key]) for key in ("mean", "std"))
+    now = store_statistics(store / "embeddings")
+    assert not torch.equal(Normalisation.of(now.mean, now.variance).mean, began["mean"])
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_other_targets_are_no_continuation(change: bool, make_training: MakeTraining, one_process: Process) -> None:
+    train(make_training(*CHANNEL), one_process)
+    with pytest.raises(UserError, match=r"another DISTILL\.NORMALIZE than none.*MODEL\.PRETRAINED"):
+        train(make_training(*CHANNEL, "DISTILL.NORMALIZE", "none"), one_process, allow_config_change=change)
+
+
+def test_a_store_without_statistics_is_refused_with_the_command(
+    make_training: MakeTraining, one_process: Process, store_path: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(store_path, store)
+    Shard(store / "embeddings", 0).statistics_path.unlink()
+    with pytest.raises(UserError, match=r"efficientsam3 store statistics"):
+        plan_training(make_training(*CHANNEL, store=store))
+    # Without standardised targets it trains, and records what it can.
+    config = make_training(*CHANNEL, "DISTILL.NORMALIZE", "none", store=store)
+    train(config, one_process)
+    assert "val/relative_mse" not in last_line(config)
+
+
+def test_a_pretrained_head_gives_the_targets_of_the_new_training(
+    make_training: MakeTraining, one_process: Process
+) -> None:
+    """From raw features to standardised ones, and between statistics."""
+    summary = train(make_training(*CHANNEL), one_process)
+    raw = student_of(summary.checkpoint)
+    other = Normalisation(torch.linspace(-1, 1, 64), torch.linspace(0.5, 2, 64))
+    started = build_student(raw.architecture, summary.checkpoint, other).eval()
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(other.restore(started(pixels)), raw(pixels), rtol=1e-4, atol=1e-5)
+        plain = build_student(replace(raw.architecture), summary.checkpoint).eval()
+        torch.testing.assert_close(plain(pixels), raw(pixels))
