@@ -18,7 +18,7 @@ SMALLEST_DEVIATION = 1e-2
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Standardisation:
     """Mean and standard deviation of each of the teacher's channels."""
 
     mean: torch.Tensor  # (D,) float32
@@ -30,9 +30,9 @@ class Normalisation:
         least = SMALLEST_DEVIATION * float(variance.mean()) ** 0.5
         return cls(mean.float(), variance.sqrt().clamp(min=max(least, torch.finfo(torch.float32).tiny)).float())
 
-    def to(self, device: torch.device) -> "Normalisation":
+    def to(self, device: torch.device) -> "Standardisation":
         """The same on `device`."""
-        return Normalisation(self.mean.to(device), self.std.to(device))
+        return Standardisation(self.mean.to(device), self.std.to(device))
 
     def standardise(self, features: torch.Tensor) -> torch.Tensor:
         """(B, D, H, W) float, the teacher's features, to zero mean and unit variance, float32."""

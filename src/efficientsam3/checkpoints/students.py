@@ -9,7 +9,7 @@ import torch
 
 from efficientsam3.checkpoints.reading import load_pickled, read_tensors, select_tensors
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.student_keys import (
     HEAD_PREFIX,
     PUBLISHED_BACKBONES,
@@ -54,7 +54,7 @@ def read_student(path: Path, backbone: str | None = None) -> StudentFile:
         content = {"model": described["ema"]}
     bare = _bare_student(read_tensors(path) if content is None else select_tensors(content, path), path)
     if described.get("normalisation") is not None:
-        bare = Normalisation(**described["normalisation"]).fold(bare)
+        bare = Standardisation(**described["normalisation"]).fold(bare)
     architecture = described.get("architecture")
     found = str(architecture["backbone"]) if architecture else identify_backbone(bare)
     if None not in (found, backbone) and found != backbone:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.models.initial_weights import load_initial_weights
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
@@ -15,7 +15,7 @@ logger = logging.getLogger(LOGGER_NAME)
 
 
 def build_student(
-    architecture: StudentArchitecture, pretrained: bool | Path = False, normalisation: Normalisation | None = None
+    architecture: StudentArchitecture, pretrained: bool | Path = False, standardisation: Standardisation | None = None
 ) -> Student:
     """A student with its initial weights.
 
@@ -23,14 +23,14 @@ def build_student(
         architecture: what to build.
         pretrained: False for random weights; True for timm's ImageNet weights in the backbone, from the Hugging Face
             hub or its local cache; a path for a local file, see `load_initial_weights`.
-        normalisation: what the student's targets are standardised by.
+        standardisation: what the student's targets are standardised by.
 
     Raises:
         UserError: the weights cannot be had, or do not fit.
     """
     if isinstance(pretrained, Path):
         student = Student(architecture)
-        load_initial_weights(student, pretrained, normalisation)
+        load_initial_weights(student, pretrained, standardisation)
         return student
     try:
         student = Student(architecture, pretrained)

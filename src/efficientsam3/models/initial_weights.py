@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from efficientsam3.checkpoints.reading import read_tensors
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.student_keys import HEAD_PREFIX, TIMM_PREFIX, is_fused
 from efficientsam3.checkpoints.students import holds_student, read_student
 from efficientsam3.models.student import Student
@@ -30,14 +30,16 @@ class InitialWeights:
     by_order: bool  # whether the file has other names, so that its tensors were told by order and shape
 
 
-def load_initial_weights(student: Student, path: Path, normalisation: Normalisation | None = None) -> InitialWeights:
+def load_initial_weights(
+    student: Student, path: Path, standardisation: Standardisation | None = None
+) -> InitialWeights:
     """Load a local file into a student: its whole backbone, and its head where the file has one that fits.
 
     Args:
         student: gets the weights.
         path: a student in any form that `read_student` takes; or a backbone in timm's layout; or one with the tensors
             of timm's in the same order under other names. See `read_tensors` for the formats.
-        normalisation: what the student's targets are standardised by; a loaded head is made to give them.
+        standardisation: what the student's targets are standardised by; a loaded head is made to give them.
 
     Raises:
         UserError: nothing in the file fits, or not every tensor of the backbone is there in its shape.
@@ -59,8 +61,8 @@ def load_initial_weights(student: Student, path: Path, normalisation: Normalisat
     _check_backbone(student, path, fitting, {key for key, name in places.items() if name in tensors})
     if any(key not in fitting for key in own if key.startswith(HEAD_PREFIX)):
         fitting = {key: value for key, value in fitting.items() if key.startswith(TIMM_PREFIX)}
-    elif normalisation is not None:
-        fitting = normalisation.unfold(fitting)
+    elif standardisation is not None:
+        fitting = standardisation.unfold(fitting)
     student.load_state_dict({**own, **fitting})
     used = {places[key] for key in fitting}
     weights = InitialWeights(

@@ -51,7 +51,7 @@ def build_training(config: TrainConfig, plan: TrainPlan, process: Process, resum
     # Under DDP every process starts from rank 0's weights, so the others need none of their own.
     needs_weights = resumed is None and process.is_main
     student = (
-        build_student(plan.architecture, config.MODEL.PRETRAINED, plan.normalisation)
+        build_student(plan.architecture, config.MODEL.PRETRAINED, plan.standardisation)
         if needs_weights
         else Student(plan.architecture)
     )
@@ -100,7 +100,7 @@ def _build_trainer(config: TrainConfig, plan: TrainPlan, process: Process, stude
         autocast=autocast_dtype(process.device) if config.AMP_ENABLE else None,
         print_freq=config.PRINT_FREQ,
         variance=None if plan.statistics is None else float(plan.statistics.variance.mean()),
-        normalisation=plan.normalisation,
+        standardisation=plan.standardisation,
     )
     optimizer = build_optimizer(student, rate_at(0), settings.WEIGHT_DECAY)
     return Trainer(model, optimizer, rate_at, plan.store, process, step_settings, ema)

@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.profiler import record_function
 
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.data.preprocess import build_valid_mask, normalise
 from efficientsam3.runtime.distributed import Process, broadcast_state, sum_over_processes
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -47,21 +47,21 @@ class StepSettings:
     autocast: torch.dtype | None  # None: float32
     print_freq: int
     variance: float | None = None  # of the teacher's features, a mean over channels; None where it is not known
-    normalisation: Normalisation | None = None  # what the targets are standardised by
+    standardisation: Standardisation | None = None  # what the targets are standardised by
 
 
 class Restored(nn.Module):
     """A student that gives standardised features, made to give raw ones."""
 
-    def __init__(self, student: nn.Module, normalisation: Normalisation) -> None:
+    def __init__(self, student: nn.Module, standardisation: Standardisation) -> None:
         super().__init__()
-        self.student, self._normalisation = student, normalisation
+        self.student, self._standardisation = student, standardisation
         self.architecture: Any = student.architecture
         self.training = student.training
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """As the student, in raw features."""
-        return self._normalisation.restore(self.student(pixel_values))
+        return self._standardisation.restore(self.student(pixel_values))
 
 
 class Trainer:
@@ -105,7 +105,9 @@ class Trainer:
         self._process, self._settings = process, settings
         # float16 needs its gradients scaled; bfloat16 and float32 do not.
         self._scaler = torch.amp.GradScaler(process.device.type, enabled=settings.autocast == torch.float16)
-        self._normalisation = None if settings.normalisation is None else settings.normalisation.to(process.device)
+        self._standardisation = (
+            None if settings.standardisation is None else settings.standardisation.to(process.device)
+        )
         self._watch, self._sums = FiniteWatch(), self._zeros()
         self._guard = StatisticsGuard(self.student)
 
@@ -125,7 +127,7 @@ class Trainer:
     @property
     def observed(self) -> nn.Module:
         """`evaluated`, giving the teacher's features, whatever it is trained to give."""
-        return self.evaluated if self._normalisation is None else Restored(self.evaluated, self._normalisation)
+        return self.evaluated if self._standardisation is None else Restored(self.evaluated, self._standardisation)
 
     @property
     def learning_rate(self) -> float:
@@ -301,7 +303,7 @@ class Trainer:
         with self.stage("loss"):
             valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
             weights = (settings.pixel_wise, settings.cosine)
-            return distillation_loss(student, teacher, valid, batch.weights, *weights, self._normalisation)
+            return distillation_loss(student, teacher, valid, batch.weights, *weights, self._standardisation)
 
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(4, device=self._process.device)

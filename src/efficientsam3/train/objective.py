@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,24 @@ def distillation_loss(
     weights: torch.Tensor,
     pixel_wise: float,
     cosine: float,
-    normalisation: Normalisation | None = None,
+    standardisation: Standardisation | None = None,
 ) -> Loss:
     """`pixel_wise` * masked MSE + `cosine` * masked cosine distance, averaged over the batch.
 
     Args:
-        student: (B, D, E, E) float, standardised where there is a normalisation.
+        student: (B, D, E, E) float, standardised where there is a standardisation.
         teacher: (B, D, E, E) float, raw.
         valid: (B, E, E) bool, see `build_valid_mask`.
         weights: (B,) float, 1 for a picture and 0 for a stand-in that must not count.
         pixel_wise: weight of the squared error.
         cosine: weight of the cosine distance.
-        normalisation: minimise the loss of standardised features.
+        standardisation: minimise the loss of standardised features.
     """
-    if normalisation is not None:
-        standardised = normalisation.standardise(teacher)
+    if standardisation is not None:
+        standardised = standardisation.standardise(teacher)
         total = distillation_loss(student, standardised, valid, weights, pixel_wise, cosine).total
         with torch.no_grad():
-            raw = distillation_loss(normalisation.restore(student), teacher, valid, weights, pixel_wise, cosine)
+            raw = distillation_loss(standardisation.restore(student), teacher, valid, weights, pixel_wise, cosine)
         return Loss(total, raw.mse, raw.cosine)
     count = weights.sum().clamp(min=1)
     mse = (masked_mse(student, teacher, valid) * weights).sum() / count

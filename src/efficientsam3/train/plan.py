@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.listing import check_disjoint, list_images
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing
@@ -37,7 +37,7 @@ class TrainPlan:
     architecture: StudentArchitecture
     without_embedding: int  # images that the store has no embedding for
     statistics: ChannelStatistics | None  # of the store's features; None where not all were gathered
-    normalisation: Normalisation | None  # what the targets are standardised by
+    standardisation: Standardisation | None  # what the targets are standardised by
 
 
 def plan_training(config: TrainConfig) -> TrainPlan:
@@ -71,13 +71,13 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     )
     check_student_grid(architecture)
     lacking = sum(map(len, listings)) - len(train) - len(val)
-    statistics, normalisation = None, None
+    statistics, standardisation = None, None
     if config.DISTILL.NORMALIZE == "channel":
         statistics = store_statistics(store.directory)
-        normalisation = Normalisation.of(statistics.mean, statistics.variance)
+        standardisation = Standardisation.of(statistics.mean, statistics.variance)
     elif not config.DISTILL.ONLINE:
         statistics = gathered_statistics(store.directory)
-    return TrainPlan(train, val, store, architecture, lacking, statistics, normalisation)
+    return TrainPlan(train, val, store, architecture, lacking, statistics, standardisation)
 
 
 def open_store(config: TrainConfig) -> EmbeddingStore:

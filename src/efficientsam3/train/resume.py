@@ -54,7 +54,7 @@ def find_checkpoint(
             f"Checkpoint {path} is of {content['architecture']}, not of {asdict(plan.architecture)}: give another "
             "OUTPUT or --resume, or set TRAIN.AUTO_RESUME false."
         )
-    if ("normalisation" in content) != (plan.normalisation is not None):
+    if ("normalisation" in content) != (plan.standardisation is not None):
         raise UserError(
             f"Checkpoint {path} is of a student trained with another DISTILL.NORMALIZE than "
             f"{config.DISTILL.NORMALIZE}: set that back, or give the checkpoint as MODEL.PRETRAINED in another OUTPUT."

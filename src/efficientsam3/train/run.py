@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.build import build_student
 from efficientsam3.runtime.distributed import Process, StopVote, all_gather
@@ -59,7 +59,7 @@ def check_training(config: TrainConfig, world_size: int = 1, allow_config_change
     plan = plan_training(config)
     resumed = find_checkpoint(config, plan, world_size, allow_config_change)
     if resumed is None and config.MODEL.PRETRAINED is not False:
-        build_student(plan.architecture, config.MODEL.PRETRAINED, plan.normalisation)
+        build_student(plan.architecture, config.MODEL.PRETRAINED, plan.standardisation)
 
 
 def train(
@@ -83,9 +83,9 @@ def train(
     """
     plan = plan_training(config)
     resumed = find_checkpoint(config, plan, process.world_size, allow_config_change)
-    if resumed is not None and plan.normalisation is not None:
+    if resumed is not None and plan.standardisation is not None:
         # The store's statistics may have grown since, but what the student gives is standardised by these.
-        plan = replace(plan, normalisation=Normalisation(**resumed["normalisation"]))
+        plan = replace(plan, standardisation=Standardisation(**resumed["normalisation"]))
     with online_teacher(config, plan.store, process) as online:
         torch.manual_seed(config.SEED)
         run = _prepare(config, plan, process, resumed, observers or Observers())

@@ -77,8 +77,8 @@ class Saver:
             "processes": shares,
             "config": config.model_dump(mode="json"),
         }
-        if self._plan.normalisation is not None:
-            content["normalisation"] = asdict(self._plan.normalisation)
+        if self._plan.standardisation is not None:
+            content["normalisation"] = asdict(self._plan.standardisation)
         if trainer.ema is not None:
             content["ema"] = _weights(trainer.ema.module)
         save_training_checkpoint(self.path, content)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from efficientsam3.checkpoints.standardisation import SMALLEST_DEVIATION, Normalisation
+from efficientsam3.checkpoints.standardisation import SMALLEST_DEVIATION, Standardisation
 from efficientsam3.checkpoints.students import to_published_layout
 from efficientsam3.models.student import Student, StudentArchitecture
 
 DIM = 8
-NORMALISATION = Normalisation(torch.linspace(-5, 9, DIM), torch.logspace(-1, 1, DIM))
+STANDARDISATION = Standardisation(torch.linspace(-5, 9, DIM), torch.logspace(-1, 1, DIM))
 
 
 def student(head: str) -> Student:
@@ -22,8 +22,8 @@ def student(head: str) -> Student:
 def test_the_folded_student_gives_restored_features(head: str) -> None:
     plain, pixels = student(head), torch.randn(2, 3, 224, 224)
     folded = student(head)
-    folded.load_state_dict(NORMALISATION.fold(plain.state_dict()))
-    expected = NORMALISATION.restore(plain(pixels))
+    folded.load_state_dict(STANDARDISATION.fold(plain.state_dict()))
+    expected = STANDARDISATION.restore(plain(pixels))
     assert expected.std() > 2  # so that it is not the same anyway
     torch.testing.assert_close(folded(pixels), expected, rtol=1e-5, atol=1e-5)
 
@@ -31,7 +31,7 @@ def test_the_folded_student_gives_restored_features(head: str) -> None:
 @pytest.mark.parametrize("head", ["published", "fpn"])
 def test_unfolding_takes_it_back(head: str) -> None:
     state = student(head).state_dict()
-    again = NORMALISATION.unfold(NORMALISATION.fold(state))
+    again = STANDARDISATION.unfold(STANDARDISATION.fold(state))
     assert again.keys() == state.keys()
     for key, value in state.items():
         torch.testing.assert_close(again[key], value, rtol=1e-6, atol=1e-5)
@@ -39,14 +39,14 @@ def test_unfolding_takes_it_back(head: str) -> None:
 
 def test_the_published_layout_folds_as_well() -> None:
     state = student("published").state_dict()
-    folded = NORMALISATION.fold(to_published_layout(state, "efficientvit_b0"))
-    expected = to_published_layout(NORMALISATION.fold(state), "efficientvit_b0")
+    folded = STANDARDISATION.fold(to_published_layout(state, "efficientvit_b0"))
+    expected = to_published_layout(STANDARDISATION.fold(state), "efficientvit_b0")
     assert all(torch.equal(folded[key], value) for key, value in expected.items())
 
 
 def test_channels_that_hardly_vary_are_not_blown_up() -> None:
     variance = torch.tensor([4.0, 1e-12, 0.0, 4.0], dtype=torch.float64)
-    std = Normalisation.of(torch.zeros(4, dtype=torch.float64), variance).std
+    std = Standardisation.of(torch.zeros(4, dtype=torch.float64), variance).std
     assert std.tolist() == pytest.approx([2, *2 * [SMALLEST_DEVIATION * 2**0.5], 2])
-    constant = Normalisation.of(torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    constant = Standardisation.of(torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
     assert torch.equal(constant.standardise(torch.ones(1, 3, 2, 2)), torch.zeros(1, 3, 2, 2))

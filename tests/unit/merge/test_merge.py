@@ -13,7 +13,7 @@ import torch
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX, TEXT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.students import load_student_state, to_published_layout
 from efficientsam3.checkpoints.writing import _ReleasingFile
 from efficientsam3.merge import native_file
@@ -83,8 +83,8 @@ def test_standardised_targets_and_the_average_of_the_weights_are_worked_in(
     format: Literal["native", "hf"], head: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
     content = torch.load(student_checkpoint("efficientvit_b0", head), weights_only=True)
-    normalisation = Normalisation(torch.linspace(-3, 4, 64), torch.linspace(0.1, 5, 64))
-    content["normalisation"] = asdict(normalisation)
+    standardisation = Standardisation(torch.linspace(-3, 4, 64), torch.linspace(0.1, 5, 64))
+    content["normalisation"] = asdict(standardisation)
     content["ema"] = {
         key: value * 1.01 if value.is_floating_point() else value for key, value in content["model"].items()
     }
@@ -94,7 +94,7 @@ def test_standardised_targets_and_the_average_of_the_weights_are_worked_in(
     trained.load_state_dict(content["ema"])
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = normalisation.restore(trained(pixels)).flatten(2).transpose(1, 2)
+        expected = standardisation.restore(trained(pixels)).flatten(2).transpose(1, 2)
         found = build_models(read_contents(tmp_path / "out")).encoder(pixels).last_hidden_state
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.train.objective import distillation_loss, masked_cosine, masked_mse
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -48,11 +48,11 @@ def test_a_perfect_student_has_no_loss() -> None:
 
 
 def test_with_standardised_targets_only_the_total_is_theirs() -> None:
-    normalisation = Normalisation(torch.linspace(-1, 2, 5), torch.linspace(0.5, 3, 5))
-    raw = distillation_loss(normalisation.restore(STUDENT), TEACHER, VALID, torch.ones(2), 2.0, 3.0)
-    target = normalisation.standardise(TEACHER)
+    standardisation = Standardisation(torch.linspace(-1, 2, 5), torch.linspace(0.5, 3, 5))
+    raw = distillation_loss(standardisation.restore(STUDENT), TEACHER, VALID, torch.ones(2), 2.0, 3.0)
+    target = standardisation.standardise(TEACHER)
     standardised = distillation_loss(STUDENT, target, VALID, torch.ones(2), 2.0, 3.0)
-    found = distillation_loss(STUDENT, TEACHER, VALID, torch.ones(2), 2.0, 3.0, normalisation)
+    found = distillation_loss(STUDENT, TEACHER, VALID, torch.ones(2), 2.0, 3.0, standardisation)
     assert found.total.item() == pytest.approx(standardised.total.item())
     assert (found.mse.item(), found.cosine.item()) == pytest.approx((raw.mse.item(), raw.cosine.item()))
     assert found.total.item() != pytest.approx(raw.total.item(), rel=1e-2)

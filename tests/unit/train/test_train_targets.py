@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from efficientsam3.checkpoints.standardisation import Normalisation
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.students import read_student
 from efficientsam3.checkpoints.training import load_training_checkpoint
 from efficientsam3.config.schema import TrainConfig
@@ -98,7 +98,7 @@ def test_a_resumed_run_keeps_the_statistics_it_began_with(
     assert resumed.checkpoint != first.checkpoint
     assert all(torch.equal(again[key], began[key]) for key in ("mean", "std"))
     now = store_statistics(store / "embeddings")
-    assert not torch.equal(Normalisation.of(now.mean, now.variance).mean, began["mean"])
+    assert not torch.equal(Standardisation.of(now.mean, now.variance).mean, began["mean"])
 
 
 @pytest.mark.parametrize("change", [False, True])
@@ -128,7 +128,7 @@ def test_a_pretrained_head_gives_the_targets_of_the_new_training(
     """From raw features to standardised ones, and between statistics."""
     summary = train(make_training(*CHANNEL), one_process)
     raw = student_of(summary.checkpoint)
-    other = Normalisation(torch.linspace(-1, 1, 64), torch.linspace(0.5, 2, 64))
+    other = Standardisation(torch.linspace(-1, 1, 64), torch.linspace(0.5, 2, 64))
     started = build_student(raw.architecture, summary.checkpoint, other).eval()
     pixels = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
