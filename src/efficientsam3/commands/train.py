@@ -42,14 +42,17 @@ def _train(args: argparse.Namespace, stop: "StopRequest") -> None:
     from efficientsam3.evaluate.observers import training_observers
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.run import run_step
-    from efficientsam3.train.run import check_training, train
+    from efficientsam3.train.plan import plan_training
+    from efficientsam3.train.run import check_training, run_training
 
     if args.dry_run is not None:
         # The launcher says how many processes there will be on all machines together.
         world_size = int(os.environ.get("WORLD_SIZE", args.dry_run))
-        check_training(config, world_size, args.allow_config_change)
-        training_observers(config, select_device(config.DEVICE, args.dry_run - 1))
+        plan = plan_training(config)
+        check_training(plan, world_size, args.allow_config_change)
+        training_observers(plan, select_device(config.DEVICE, args.dry_run - 1))
         return
     with run_step(config, config.output_dir) as process:
-        observers = training_observers(config, process.device) if process.is_main else None
-        train(config, process, stop, observers, allow_config_change=args.allow_config_change)
+        plan = plan_training(config)
+        observers = training_observers(plan, process.device) if process.is_main else None
+        run_training(plan, process, stop, observers, args.allow_config_change)

@@ -104,10 +104,14 @@ class DistillConfig(EmbeddingConfig):
     )
     PIXEL_WISE: float = Field(1.0, ge=0, description="weight of the masked mean squared error")
     COSINE: float = Field(1.0, ge=0, description="weight of the masked 1 - cosine similarity")
+    TERMS: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="weights of further loss terms by their names, see train/objective.py"
+    )
     NORMALIZE: Literal["none", "channel"] = Field(
         "none",
         description="channel: learn the teacher's features at zero mean and unit variance per channel, by the store's "
-        "statistics; whatever reads the checkpoint undoes it in the last convolution",
+        "statistics or, with ONLINE, those of the first training images; whatever reads the checkpoint undoes it in the "
+        "last convolution",
     )
 
     @model_validator(mode="after")
@@ -116,18 +120,10 @@ class DistillConfig(EmbeddingConfig):
             raise ValueError(
                 f"READ_WINDOW {self.READ_WINDOW} has no effect with ONLINE, which reads no store: set it to 0"
             )
-        if self.ONLINE and self.NORMALIZE == "channel":
-            raise ValueError("NORMALIZE channel needs the statistics of a whole store: with ONLINE, leave it at none")
         if not self.ONLINE and (self.ONLINE_CACHE is not None or AugmentConfig() != self.AUGMENT):
             raise ValueError(
                 "ONLINE_CACHE and AUGMENT have no effect without ONLINE: set ONLINE true, or leave them out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> "DistillConfig":
-        if self.PIXEL_WISE == 0 and self.COSINE == 0:
-            raise ValueError("PIXEL_WISE and COSINE are both 0: nothing would be learnt, give one of them a weight")
         return self
 
 

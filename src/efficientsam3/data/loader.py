@@ -1,4 +1,4 @@
-"""Pictures as batches of encoder input, read by DataLoader workers; a broken picture is reported and left out."""
+"""Images as batches of encoder input, read by DataLoader workers; an image that cannot be read is reported and skipped."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,54 +9,67 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from efficientsam3.data.augment import Augmentation, augment, augmentation_seed
-from efficientsam3.data.images import BrokenImageError, read_rgb
+from efficientsam3.data.augment import Augmentation, augment
+from efficientsam3.data.images import read_rgb
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, resize_image
+from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.signals import end_by_parent_alone
+
+PADDING = -1  # what a sampler yields where a process has an image fewer than the others: nothing is read for it
+NO_ROW = -1  # the row of an image without a stored embedding
+SeedOf = Callable[[str, int], int]  # the seed of an image's augmentation, by its id and row
 
 
 @dataclass(frozen=True)
 class ImageSample:
-    """One picture, ready but for normalisation."""
+    """One image, ready but for normalisation."""
 
     image_id: str
     pixels: torch.Tensor  # (3, S, S) uint8
     content_size: tuple[int, int]  # height, width in pixels, see resize_image
     seed: int
+    row: int = NO_ROW
 
 
 @dataclass
 class ImageBatch:
-    """Several pictures; `broken` holds one sentence for each that could not be read."""
+    """Several images; `broken` holds one sentence for each that could not be read."""
 
     image_ids: list[str]
     pixels: torch.Tensor  # (B, 3, S, S) uint8
     content_sizes: torch.Tensor  # (B, 2) int64
     seeds: torch.Tensor  # (B,) int32
+    rows: list[int]  # where the embeddings are, see `Targets.rows`; NO_ROW for a stand-in
     broken: list[str]
 
     def pin_memory(self) -> Self:
         """Called by a DataLoader that pins."""
         self.pixels = self.pixels.pin_memory()
+        self.content_sizes = self.content_sizes.pin_memory()
         return self
 
 
 def read_sample(
-    listing: ImageListing, index: int, seed: int, preprocessing: Preprocessing, augmentation: Augmentation
+    listing: ImageListing,
+    index: int,
+    seed: int,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    row: int = NO_ROW,
 ) -> ImageSample:
-    """Read, augment and resize one picture.
+    """Read, augment and resize one image.
 
     Raises:
-        BrokenImageError: the picture cannot be read.
+        BrokenImageError: the image cannot be read.
     """
     image = augment(read_rgb(listing.path(index)), seed, augmentation)
     pixels, content_size = resize_image(image, preprocessing)
-    return ImageSample(listing.id(index), pixels, content_size, seed)
+    return ImageSample(listing.id(index), pixels, content_size, seed, row)
 
 
-class ImageDataset(Dataset[ImageSample | BrokenImageError]):
-    """The pictures of a listing; a broken one comes as its error, so that the others of its batch go on."""
+class ImageDataset(Dataset[ImageSample | UserError | None]):
+    """Images of a listing. One that cannot be read comes as its error, so that the rest of its batch goes on."""
 
     def __init__(
         self,
@@ -64,34 +77,76 @@ class ImageDataset(Dataset[ImageSample | BrokenImageError]):
         indices: npt.NDArray[np.intp],
         preprocessing: Preprocessing,
         augmentation: Augmentation,
-        seed: int,
+        seed_of: SeedOf,
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """Take those pictures of `listing` that `indices` names; `seed` is the run's SEED."""
-        self._listing, self._indices = listing, indices
-        self._preprocessing, self._augmentation, self._seed = preprocessing, augmentation, seed
+        """Take some images of a listing.
+
+        Args:
+            listing: all images of a split.
+            indices: (N,) which of them.
+            preprocessing: how they become the encoder's input.
+            augmentation: what changes them before that.
+            seed_of: gives the seed of an image's augmentation.
+            rows: (N,) where their embeddings are; None where there are none.
+        """
+        self.listing = listing
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.rows = np.full(len(indices), NO_ROW) if rows is None else rows
+        self._indices = indices
+        self._seed_of = seed_of
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, item: int) -> ImageSample | BrokenImageError:
-        index = int(self._indices[item])
-        seed = augmentation_seed(self._seed, self._listing.id(index))
+    def index(self, item: int) -> int:
+        """The place of an item in the listing."""
+        return int(self._indices[item])
+
+    def seed(self, item: int) -> int:
+        """The seed of an item's augmentation.
+
+        Raises:
+            UserError: it is stored, and cannot be read.
+        """
+        return self._seed_of(self.listing.id(self.index(item)), int(self.rows[item]))
+
+    def __getitem__(self, item: int) -> ImageSample | UserError | None:
+        if item == PADDING:
+            return None
         try:
-            return read_sample(self._listing, index, seed, self._preprocessing, self._augmentation)
-        except BrokenImageError as error:
+            return read_sample(
+                self.listing,
+                self.index(item),
+                self.seed(item),
+                self.preprocessing,
+                self.augmentation,
+                int(self.rows[item]),
+            )
+        except UserError as error:
             return error
 
 
-def collate_images(samples: list[ImageSample | BrokenImageError]) -> ImageBatch:
-    """Stack what could be read."""
+def collate_images(samples: list[ImageSample | UserError | None]) -> ImageBatch:
+    """Stack the images that could be read, possibly none."""
     whole = [sample for sample in samples if isinstance(sample, ImageSample)]
     return ImageBatch(
         [sample.image_id for sample in whole],
         torch.stack([sample.pixels for sample in whole]) if whole else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
         torch.tensor([sample.content_size for sample in whole], dtype=torch.int64).reshape(-1, 2),
         torch.tensor([sample.seed for sample in whole], dtype=torch.int32),
-        [str(sample) for sample in samples if isinstance(sample, BrokenImageError)],
+        [sample.row for sample in whole],
+        [str(sample) for sample in samples if isinstance(sample, UserError)],
     )
+
+
+def collate_never_empty(samples: list[ImageSample | UserError | None], image_size: int) -> ImageBatch:
+    """`collate_images`, with a grey stand-in where none could be read: under DDP every process must take every step."""
+    if not any(isinstance(sample, ImageSample) for sample in samples):
+        pixels = torch.full((3, image_size, image_size), 127, dtype=torch.uint8)
+        samples = [*samples, ImageSample("", pixels, (image_size, image_size), 0)]
+    return collate_images(samples)
 
 
 def build_loader(

@@ -1,11 +1,12 @@
 """The teacher at work: the pictures of a plan, in batches, and their embeddings."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from efficientsam3.config.schema import ExportConfig
-from efficientsam3.data.augment import Augmentation
+from efficientsam3.data.augment import Augmentation, augmentation_seed
 from efficientsam3.data.loader import ImageBatch, ImageDataset, build_loader, collate_images
 from efficientsam3.data.preprocess import Preprocessing, normalise
 from efficientsam3.embed.plan import ExportPlan, Indices
@@ -44,10 +45,16 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """Read the images that `indices` names in each split of the plan, as this run preprocesses them."""
     for split, of_split in zip(plan.splits, indices, strict=True):
-        dataset = ImageDataset(split, of_split, plan.preprocessing, export_augmentation(config), config.SEED)
+        dataset = ImageDataset(
+            split, of_split, plan.preprocessing, export_augmentation(config), partial(_seed, config.SEED)
+        )
         yield from build_loader(
             dataset, config.DATA.BATCH_SIZE, config.DATA.NUM_WORKERS, collate_images, process.device
         )
+
+
+def _seed(seed: int, image_id: str, row: int) -> int:
+    return augmentation_seed(seed, image_id)
 
 
 def embed_batch(

@@ -1,34 +1,76 @@
-"""What a training works with, built from its configuration; nothing is written."""
+"""What a training works with, built from its plan; nothing is written."""
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader, Subset
 
-from efficientsam3.config.schema import TrainConfig
-from efficientsam3.data.loader import build_loader
+from efficientsam3.checkpoints.standardisation import Standardisation
+from efficientsam3.data.loader import ImageBatch, build_loader
 from efficientsam3.models.build import build_student
 from efficientsam3.models.gradient_checkpointing import enable_gradient_checkpointing
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.device import autocast_dtype
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.logging import LOGGER_NAME
-from efficientsam3.train.dataset import PictureBatch
 from efficientsam3.train.loop import StepSettings, Trainer
+from efficientsam3.train.objective import Averages, FeatureObjective
 from efficientsam3.train.optimizer import build_optimizer, learning_rate_factor, scale_learning_rate
 from efficientsam3.train.plan import TrainPlan
-from efficientsam3.train.resume import images_per_step, restore, seed_process
+from efficientsam3.train.resume import restore, seed_process
 from efficientsam3.train.sampler import EpochSampler
+from efficientsam3.train.stages import Label
+from efficientsam3.train.targets import ComputedTargets
 
 logger = logging.getLogger(LOGGER_NAME)
+
+
+@dataclass(frozen=True)
+class TargetMoments:
+    """What is known of the teacher's embeddings; a training keeps what it began with."""
+
+    standardisation: Standardisation | None  # what the targets are standardised by
+    variance: float | None  # mean over channels
+    images: str | None = None  # SHA-256 of the names of the images that computed targets were measured on
+
+    @classmethod
+    def find(cls, plan: TrainPlan, process: Process, resumed: Mapping[str, Any] | None) -> Self:
+        """Those of a checkpoint's content, of the store, or, with the teacher in the loop, of the first images.
+
+        To be called on all processes, with the targets open.
+
+        Raises:
+            UserError: none of the first images can be read.
+        """
+        statistics, images = plan.statistics, None
+        if resumed is not None and plan.standardise:
+            # The store's statistics may have grown since, but what the student gives is standardised by these.
+            variance = resumed.get("variance") if statistics is None else float(statistics.variance.mean())
+            return cls(Standardisation(**resumed["normalisation"]), variance, resumed.get("statistics_images"))
+        if plan.standardise and isinstance(plan.targets, ComputedTargets):
+            statistics, images = plan.targets.statistics(process), plan.targets.statistics_hash()
+        if statistics is None:
+            return cls(None, None)
+        standardisation = Standardisation.of(statistics.mean, statistics.variance) if plan.standardise else None
+        return cls(standardisation, float(statistics.variance.mean()), images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints hold of it."""
+        state: dict[str, Any] = {}
+        if self.standardisation is not None:
+            state["normalisation"] = asdict(self.standardisation)
+        if self.images is not None:
+            state |= {"variance": self.variance, "statistics_images": self.images}
+        return state
 
 
 @dataclass(frozen=True)
@@ -36,82 +78,107 @@ class Training:
     """A trainer and what feeds it."""
 
     trainer: Trainer
+    moments: TargetMoments
     sampler: EpochSampler  # of the training images
-    train_loader: DataLoader[PictureBatch]
-    val_loader: DataLoader[PictureBatch]
+    train_loader: DataLoader[ImageBatch]
+    val_loader: DataLoader[ImageBatch]
 
 
-def build_training(config: TrainConfig, plan: TrainPlan, process: Process, resumed: dict[str, Any] | None) -> Training:
+def build_training(
+    plan: TrainPlan,
+    process: Process,
+    resumed: Mapping[str, Any] | None = None,
+    report: Callable[[int, Averages], None] = lambda step, figures: None,
+    stage: Label = record_function,
+) -> Training:
     """Build what `plan` describes, at the beginning or where the checkpoint content `resumed` was saved.
+
+    Args:
+        plan: of the training; its targets are open.
+        process: this process among its peers.
+        resumed: content of the checkpoint to continue from.
+        report: see `Trainer`.
+        stage: see `Trainer`.
 
     Raises:
         UserError: the weights to start from do not fit, see `build_student`.
     """
-    sampler = _train_sampler(config, plan, process)
+    moments = TargetMoments.find(plan, process, resumed)
+    torch.manual_seed(plan.seed)
     # Under DDP every process starts from rank 0's weights, so the others need none of their own.
     needs_weights = resumed is None and process.is_main
     student = (
-        build_student(plan.architecture, config.MODEL.PRETRAINED, plan.standardisation)
+        build_student(plan.architecture, plan.pretrained, moments.standardisation)
         if needs_weights
         else Student(plan.architecture)
     )
-    trainer = _build_trainer(config, plan, process, student)
+    trainer = _build_trainer(plan, process, student, moments, report, stage)
     if resumed is None:
-        seed_process(config.SEED, 0, process)
+        seed_process(plan.seed, 0, process)
     else:
-        restore(resumed, trainer, process, config.SEED)
-    return Training(trainer, sampler, *_loaders(config, plan, process, sampler))
+        restore(resumed, trainer, process, plan.seed)
+    sampler = _train_sampler(plan, process)
+    return Training(trainer, moments, sampler, *_loaders(plan, process, sampler))
 
 
 def _loaders(
-    config: TrainConfig, plan: TrainPlan, process: Process, sampler: EpochSampler
-) -> tuple[DataLoader[PictureBatch], DataLoader[PictureBatch]]:
-    """Of the training and of the validation images."""
-    loader = partial(build_loader, batch_size=config.DATA.BATCH_SIZE, num_workers=config.DATA.NUM_WORKERS)
-    train_loader = loader(plan.train, collate=plan.train.collate, device=process.device, sampler=sampler)
+    plan: TrainPlan, process: Process, sampler: EpochSampler
+) -> tuple[DataLoader[ImageBatch], DataLoader[ImageBatch]]:
+    """The loaders of the training and of the validation images."""
+    loader = partial(
+        build_loader,
+        batch_size=plan.batch_size,
+        num_workers=plan.num_workers,
+        collate=plan.collate,
+        device=process.device,
+    )
     # Validation takes every image exactly once: no padding, and nothing collective within the loop.
     share = Subset(plan.val, range(process.rank, len(plan.val), process.world_size))
-    return train_loader, loader(share, collate=plan.val.collate, device=process.device)
+    return loader(plan.train, sampler=sampler), loader(share)
 
 
-def _train_sampler(config: TrainConfig, plan: TrainPlan, process: Process) -> EpochSampler:
+def _train_sampler(plan: TrainPlan, process: Process) -> EpochSampler:
     """A new order each epoch, by SEED and epoch."""
-    window = config.DISTILL.READ_WINDOW
-    order = plan.train.file_order() if window else None
-    return EpochSampler(len(plan.train), process.world_size, process.rank, config.SEED, order, window)
+    order = plan.targets.file_order(plan.train.rows) if plan.read_window else None
+    return EpochSampler(len(plan.train), process.world_size, process.rank, plan.seed, order, plan.read_window)
 
 
-def _build_trainer(config: TrainConfig, plan: TrainPlan, process: Process, student: Student) -> Trainer:
-    settings = config.TRAIN
+def _build_trainer(
+    plan: TrainPlan,
+    process: Process,
+    student: Student,
+    moments: TargetMoments,
+    report: Callable[[int, Averages], None],
+    stage: Label,
+) -> Trainer:
+    optimisation = plan.optimisation
     # cuDNN's convolutions are faster on channels_last; CPUs were measured, see docs/training.md.
     layout = torch.channels_last if process.device.type == "cuda" else torch.preserve_format
     student.to(process.device, memory_format=layout)  # type: ignore[call-overload]
-    # Copied before the student's forward is wrapped: the average computes with its own.
-    ema = ModelEmaV3(student, settings.EMA, use_warmup=True) if settings.EMA else None
-    model = _wrap(config, process, student)
-    rate_at = _schedule(config, plan, process)
-    step_settings = StepSettings(
-        pixel_wise=config.DISTILL.PIXEL_WISE,
-        cosine=config.DISTILL.COSINE,
+    # Copied before the student's forward is wrapped: the average must keep the unwrapped one.
+    ema = ModelEmaV3(student, optimisation.ema, use_warmup=True) if optimisation.ema else None
+    model = _wrap(plan, process, student)
+    rate_at = _schedule(plan, process)
+    settings = StepSettings(
         images=len(plan.train),
-        batch=config.DATA.BATCH_SIZE * process.world_size,
-        accumulation=settings.ACCUMULATION_STEPS,
-        clip_norm=settings.CLIP_GRAD,
-        autocast=autocast_dtype(process.device) if config.AMP_ENABLE else None,
-        print_freq=config.PRINT_FREQ,
-        variance=None if plan.statistics is None else float(plan.statistics.variance.mean()),
-        standardisation=plan.standardisation,
+        batch=plan.batch_size * process.world_size,
+        accumulation=optimisation.accumulation_steps,
+        clip_norm=optimisation.clip_grad,
+        autocast=autocast_dtype(process.device) if plan.amp else None,
+        print_freq=plan.print_freq,
     )
-    optimizer = build_optimizer(student, rate_at(0), settings.WEIGHT_DECAY)
-    return Trainer(model, optimizer, rate_at, plan.store, process, step_settings, ema)
+    standardisation = None if moments.standardisation is None else moments.standardisation.to(process.device)
+    objective = FeatureObjective(plan.term_weights, standardisation, moments.variance)
+    optimizer = build_optimizer(student, rate_at(0), optimisation.weight_decay)
+    return Trainer(model, optimizer, rate_at, plan.targets, objective, process, settings, ema, report, stage)
 
 
-def _wrap(config: TrainConfig, process: Process, student: Student) -> nn.Module:
-    if config.TRAIN.USE_CHECKPOINT:
+def _wrap(plan: TrainPlan, process: Process, student: Student) -> nn.Module:
+    if plan.optimisation.use_checkpoint:
         enable_gradient_checkpointing(student.backbone)
-    if config.TRAIN.USE_SYNC_BN:
+    if plan.optimisation.use_sync_bn:
         convert_sync_batchnorm(student)
-    if config.TRAIN.COMPILE:
+    if plan.optimisation.compile:
         student.compile()  # in place: state-dict keys stay as they are
     if process.world_size == 1:
         return student
@@ -119,21 +186,21 @@ def _wrap(config: TrainConfig, process: Process, student: Student) -> nn.Module:
     return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
 
 
-def _schedule(config: TrainConfig, plan: TrainPlan, process: Process) -> Callable[[int], float]:
-    settings, total_batch = config.TRAIN, images_per_step(config, process.world_size)
-    rate = scale_learning_rate(settings.BASE_LR, total_batch, settings.LR_SCALING)
+def _schedule(plan: TrainPlan, process: Process) -> Callable[[int], float]:
+    settings, total_batch = plan.optimisation, plan.images_per_step(process.world_size)
+    rate = scale_learning_rate(settings.base_lr, total_batch, settings.lr_scaling)
     logger.info(
         "learning rate %.3g (BASE_LR %g, %s rule, %d images a step)",
         rate,
-        settings.BASE_LR,
-        settings.LR_SCALING,
+        settings.base_lr,
+        settings.lr_scaling,
         total_batch,
     )
     steps = math.ceil(len(plan.train) / total_batch)
     factor = partial(
         learning_rate_factor,
-        total_steps=steps * settings.EPOCHS,
-        warmup_steps=round(steps * settings.WARMUP_EPOCHS),
-        floor=settings.MIN_LR / settings.BASE_LR,
+        total_steps=steps * settings.epochs,
+        warmup_steps=round(steps * settings.warmup_epochs),
+        floor=settings.min_lr / settings.base_lr,
     )
     return lambda step: rate * factor(step)

@@ -1,72 +1,146 @@
-"""The distillation loss: masked mean squared error plus masked cosine distance."""
+"""What a training minimises: from the student's output and the teacher's embeddings to named losses.
 
-from dataclasses import dataclass
+A further loss term is a function here and an entry in `TERMS`; its weight in YAML is `DISTILL.TERMS.<name>`.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Protocol
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from efficientsam3.checkpoints.standardisation import Standardisation
+from efficientsam3.runtime.errors import UserError
+
+LOSS = "loss"  # the name of what is minimised; every objective gives it
+Losses = dict[str, torch.Tensor]  # scalars of one batch, on its device
+Averages = dict[str, float]
+# Student's and teacher's features (B, D, E, E) float, and valid cells (B, E, E) bool with at least one set in each
+# image, to each image's loss (B,) float32.
+Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Loss:
-    """Scalars of one batch; `total` is what is minimised, the others are of raw features, whatever is minimised."""
+class Objective(Protocol):
+    """What a training minimises. Whatever names it gives are summed, saved, logged and drawn."""
 
-    total: torch.Tensor
-    mse: torch.Tensor
-    cosine: torch.Tensor
+    def __call__(
+        self, student: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor
+    ) -> Losses:
+        """The losses of one batch, averaged over its images.
+
+        Args:
+            student: (B, D, E, E) float, what the student gives.
+            targets: (B, D, E, E) float, the teacher's embeddings.
+            valid: (B, E, E) bool, see `build_valid_mask`.
+            weights: (B,) float, 1 for an image and 0 for a stand-in that must not count.
+
+        Returns:
+            Scalars by name: `loss`, which is minimised, and any others, which are only recorded.
+        """
+        ...
+
+    def summarise(self, averages: Averages) -> Averages:
+        """An epoch's averages of the losses, with what can be told from them alone."""
+        ...
+
+    def raw(self, student: nn.Module) -> nn.Module:
+        """The student giving the teacher's embeddings, whatever it is trained to give."""
+        ...
+
+
+class FeatureObjective:
+    """Weighted terms of the difference between features.
+
+    With a standardisation, what is minimised is the loss of standardised features. The terms are recorded of raw
+    features in either case, so that trainings can be compared.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        standardisation: Standardisation | None = None,
+        variance: float | None = None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            weights: of the terms, by their names in `TERMS`.
+            standardisation: what the student's output is standardised by, on the device of the features.
+            variance: mean over channels of the teacher's variance; where it is known, `relative_mse` is recorded.
+
+        Raises:
+            UserError: there is no such term, or no term has a weight.
+        """
+        unknown = sorted(weights.keys() - TERMS.keys())
+        if unknown:
+            raise UserError(f"DISTILL.TERMS {unknown[0]!r} is not a loss term: use {', '.join(sorted(TERMS))}.")
+        if not any(weights.values()):
+            raise UserError("Every loss term has the weight 0, so nothing would be learnt: give one of them a weight.")
+        self.standardisation = standardisation
+        self._weights = dict(weights)
+        self._variance = variance
+
+    def __call__(
+        self, student: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor
+    ) -> Losses:
+        """See `Objective`."""
+        if self.standardisation is None:
+            terms = self._terms(student, targets, valid, weights)
+            return {LOSS: self._total(terms), **terms}
+        total = self._total(self._terms(student, self.standardisation.standardise(targets), valid, weights))
+        with torch.no_grad():
+            return {LOSS: total, **self._terms(self.standardisation.restore(student), targets, valid, weights)}
+
+    def summarise(self, averages: Averages) -> Averages:
+        """See `Objective`; adds `relative_mse`, the squared error as a share of the teacher's variance."""
+        if not self._variance or "mse" not in averages:
+            return averages
+        return averages | {"relative_mse": averages["mse"] / self._variance}
+
+    def raw(self, student: nn.Module) -> nn.Module:
+        """See `Objective`."""
+        return student if self.standardisation is None else _Restored(student, self.standardisation)
+
+    def _terms(
+        self, student: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor
+    ) -> Losses:
+        count = weights.sum().clamp(min=1)
+        return {name: (TERMS[name](student, targets, valid) * weights).sum() / count for name in self._weights}
+
+    def _total(self, terms: Losses) -> torch.Tensor:
+        return reduce(torch.add, (weight * terms[name] for name, weight in self._weights.items()))
+
+
+class _Restored(nn.Module):
+    """A student that gives standardised features, made to give raw ones."""
+
+    def __init__(self, student: nn.Module, standardisation: Standardisation) -> None:
+        super().__init__()
+        self.student = student
+        self.architecture = student.architecture
+        self.training = student.training
+        self._standardisation = standardisation
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """As the student, in raw features."""
+        return self._standardisation.restore(self.student(pixel_values))
 
 
 def masked_mse(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Squared error, averaged over channels and the valid cells of each image.
-
-    Args:
-        student: (B, D, E, E) float.
-        teacher: (B, D, E, E) float.
-        valid: (B, E, E) bool, at least one cell set per image.
-
-    Returns:
-        (B,) float32.
-    """
+    """Squared error, averaged over channels and the valid cells of each image; see `Term` for the shapes."""
     return _masked_mean((student.float() - teacher.float()).square().mean(dim=1), valid)
 
 
 def masked_cosine(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """1 - cosine similarity of the channel vectors, averaged over the valid cells of each image; arguments as above."""
+    """1 - cosine similarity of the channel vectors, averaged over the valid cells of each image."""
     return _masked_mean(1 - F.cosine_similarity(student.float(), teacher.float(), dim=1), valid)
-
-
-def distillation_loss(
-    student: torch.Tensor,
-    teacher: torch.Tensor,
-    valid: torch.Tensor,
-    weights: torch.Tensor,
-    pixel_wise: float,
-    cosine: float,
-    standardisation: Standardisation | None = None,
-) -> Loss:
-    """`pixel_wise` * masked MSE + `cosine` * masked cosine distance, averaged over the batch.
-
-    Args:
-        student: (B, D, E, E) float, standardised where there is a standardisation.
-        teacher: (B, D, E, E) float, raw.
-        valid: (B, E, E) bool, see `build_valid_mask`.
-        weights: (B,) float, 1 for a picture and 0 for a stand-in that must not count.
-        pixel_wise: weight of the squared error.
-        cosine: weight of the cosine distance.
-        standardisation: minimise the loss of standardised features.
-    """
-    if standardisation is not None:
-        standardised = standardisation.standardise(teacher)
-        total = distillation_loss(student, standardised, valid, weights, pixel_wise, cosine).total
-        with torch.no_grad():
-            raw = distillation_loss(standardisation.restore(student), teacher, valid, weights, pixel_wise, cosine)
-        return Loss(total, raw.mse, raw.cosine)
-    count = weights.sum().clamp(min=1)
-    mse = (masked_mse(student, teacher, valid) * weights).sum() / count
-    distance = (masked_cosine(student, teacher, valid) * weights).sum() / count
-    return Loss(pixel_wise * mse + cosine * distance, mse, distance)
 
 
 def _masked_mean(per_cell: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return (per_cell * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))
+
+
+# The weights of the first two have keys of their own: DISTILL.PIXEL_WISE and DISTILL.COSINE.
+TERMS: dict[str, Term] = {"mse": masked_mse, "cosine": masked_cosine}

@@ -1,15 +1,20 @@
-"""What a training will do, found out and checked before work begins."""
+"""What a training will do, found out and checked before work begins. Nothing below takes a configuration."""
 
+import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from efficientsam3.checkpoints.standardisation import Standardisation
-from efficientsam3.config.schema import TrainConfig
-from efficientsam3.data.listing import check_disjoint, list_images
+from efficientsam3.config.schema import ExportConfig, ExportDataConfig, StoreConfig, TrainConfig
+from efficientsam3.data.listing import ImageListing, check_disjoint, list_images
+from efficientsam3.data.loader import ImageBatch, ImageDataset, ImageSample, collate_never_empty
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing
+from efficientsam3.embed.plan import ExportPlan, plan_export
 from efficientsam3.embed.preprocessing import resolve_preprocessing
 from efficientsam3.models.student import StudentArchitecture, check_student_grid
 from efficientsam3.runtime.device import select_device
@@ -19,8 +24,8 @@ from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.store.manifest import Manifest, read_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import ChannelStatistics, gathered_statistics, store_statistics
-from efficientsam3.train.dataset import DistillDataset
-from efficientsam3.train.targets import open_online
+from efficientsam3.train.objective import FeatureObjective
+from efficientsam3.train.targets import ComputedTargets, StoredTargets, Targets
 
 logger = logging.getLogger(LOGGER_NAME)
 # Teachers that a store in the published format can come from, by its shape.
@@ -28,16 +33,71 @@ _PUBLISHED = {(1024, 72): SAM3_PREPROCESSING, (256, 64): SAM_PREPROCESSING}
 
 
 @dataclass(frozen=True)
-class TrainPlan:
-    """Datasets, store and student of a training."""
+class Optimisation:
+    """How weights are optimised and saved; the keys of TRAIN, whose meaning `TrainSettings` describes."""
 
-    train: DistillDataset
-    val: DistillDataset
-    store: EmbeddingStore
+    epochs: int
+    warmup_epochs: float
+    base_lr: float
+    min_lr: float
+    lr_scaling: Literal["sqrt", "linear", "none"]
+    weight_decay: float
+    clip_grad: float
+    accumulation_steps: int
+    use_checkpoint: bool
+    use_sync_bn: bool
+    ema: float
+    compile: bool
+    save_steps: int
+    keep_steps: int
+    keep_epochs: int
+    auto_resume: bool
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """What the mask probe measures after each epoch."""
+
+    decoder: Path
+    data_path: Path
+    images: int
+    objects: int
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Everything that a training works with."""
+
+    train: ImageDataset
+    val: ImageDataset
+    targets: Targets
     architecture: StudentArchitecture
     without_embedding: int  # images that the store has no embedding for
-    statistics: ChannelStatistics | None  # of the store's features; None where not all were gathered
-    standardisation: Standardisation | None  # what the targets are standardised by
+    standardise: bool  # whether the student learns standardised targets
+    statistics: ChannelStatistics | None  # of the teacher's embeddings; None where they are not known yet
+    term_weights: dict[str, float]  # of the objective, see FeatureObjective
+    optimisation: Optimisation
+    batch_size: int  # images per process
+    num_workers: int
+    read_window: int
+    pretrained: bool | Path
+    resume: Path | None
+    probe: ProbePlan | None
+    output_dir: Path
+    save_freq: int  # epochs
+    print_freq: int  # batches
+    seed: int
+    amp: bool
+    recorded: dict[str, Any]  # the configuration, as checkpoints record it
+
+    def images_per_step(self, world_size: int) -> int:
+        """Images an optimiser step, over all processes."""
+        return self.batch_size * self.optimisation.accumulation_steps * world_size
+
+    @property
+    def collate(self) -> Callable[[list[ImageSample | UserError | None]], ImageBatch]:
+        """What makes batches of the datasets' items; they are never empty."""
+        return partial(collate_never_empty, image_size=self.architecture.image_size)
 
 
 def plan_training(config: TrainConfig) -> TrainPlan:
@@ -49,48 +109,98 @@ def plan_training(config: TrainConfig) -> TrainPlan:
             are to be standardised, and the store lacks their statistics.
     """
     _check_options(config)
-    store = open_store(config)
-    _check_store(config, store.manifest)
+    targets = _open_targets(config)
+    _check_targets(config, targets.manifest)
     listings = [
         list_images(config.DATA.DATA_PATH, split, config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
         for split in ("train", "val")
     ]
     check_disjoint(*listings)
-    train, val = (DistillDataset(listing, store) for listing in listings)
+    train, val = (_dataset(listing, targets) for listing in listings)
     if len(train) == 0:
         raise UserError(
             f"None of the {len(listings[0])} training images in {config.DATA.DATA_PATH} has an embedding in "
-            f"{store.directory}: export that dataset first, or set DISTILL.TEACHER_EMBED_PATH to its store."
+            f"{config.DISTILL.TEACHER_EMBED_PATH}: embed that dataset first, or set DISTILL.TEACHER_EMBED_PATH to its "
+            "store."
         )
+    manifest = targets.manifest
     architecture = StudentArchitecture(
         config.MODEL.BACKBONE,
-        config.DISTILL.EMBED_DIM,
-        config.DISTILL.EMBED_SIZE,
-        config.DATA.IMG_SIZE,
+        manifest.embed_dim,
+        manifest.embed_size,
+        manifest.preprocessing.image_size,
         config.MODEL.HEAD,
     )
     check_student_grid(architecture)
-    lacking = sum(map(len, listings)) - len(train) - len(val)
-    statistics, standardisation = None, None
-    if config.DISTILL.NORMALIZE == "channel":
-        statistics = store_statistics(store.directory)
-        standardisation = Standardisation.of(statistics.mean, statistics.variance)
-    elif not config.DISTILL.ONLINE:
-        statistics = gathered_statistics(store.directory)
-    return TrainPlan(train, val, store, architecture, lacking, statistics, standardisation)
+    standardise = config.DISTILL.NORMALIZE == "channel"
+    weights = {"mse": config.DISTILL.PIXEL_WISE, "cosine": config.DISTILL.COSINE, **config.DISTILL.TERMS}
+    FeatureObjective(weights)  # names what is wrong with them
+    return TrainPlan(
+        train,
+        val,
+        targets,
+        architecture,
+        without_embedding=sum(map(len, listings)) - len(train) - len(val),
+        standardise=standardise,
+        statistics=_known_statistics(targets, standardise),
+        term_weights=weights,
+        optimisation=Optimisation(**{key.lower(): value for key, value in config.TRAIN}),
+        batch_size=config.DATA.BATCH_SIZE,
+        num_workers=config.DATA.NUM_WORKERS,
+        read_window=config.DISTILL.READ_WINDOW,
+        pretrained=config.MODEL.PRETRAINED,
+        resume=config.MODEL.RESUME,
+        probe=_plan_probe(config),
+        output_dir=config.output_dir,
+        save_freq=config.SAVE_FREQ,
+        print_freq=config.PRINT_FREQ,
+        seed=config.SEED,
+        amp=config.AMP_ENABLE,
+        recorded=_record(config, manifest),
+    )
 
 
-def open_store(config: TrainConfig) -> EmbeddingStore:
-    """The store that a training learns from, or what stands for it where the teacher is in the loop.
+def _dataset(listing: ImageListing, targets: Targets) -> ImageDataset:
+    """The images of a listing that have targets."""
+    rows = targets.rows(listing.ids)
+    indices = np.flatnonzero(rows >= 0)
+    manifest = targets.manifest
+    return ImageDataset(
+        listing, indices, manifest.preprocessing, manifest.augmentation, targets.seed, rows[indices]
+    )
 
-    One in the published format is described by the configuration.
+
+def _known_statistics(targets: Targets, needed: bool) -> ChannelStatistics | None:
+    if not isinstance(targets, StoredTargets):
+        return None
+    directory = targets.store.directory
+    return store_statistics(directory) if needed else gathered_statistics(directory)
+
+
+def _plan_probe(config: TrainConfig) -> ProbePlan | None:
+    probe = config.PROBE
+    if probe.DECODER is None:
+        return None
+    return ProbePlan(probe.DECODER, config.DATA.DATA_PATH, probe.IMAGES, probe.OBJECTS)
+
+
+def _record(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+    """The configuration as checkpoints record it, with the teacher's own numbers where it says `teacher`."""
+    recorded: dict[str, Any] = json.loads(config.model_dump_json())
+    recorded["DATA"]["IMG_SIZE"] = manifest.preprocessing.image_size
+    recorded["DISTILL"] |= {"EMBED_DIM": manifest.embed_dim, "EMBED_SIZE": manifest.embed_size}
+    return recorded
+
+
+def _open_targets(config: TrainConfig) -> Targets:
+    """The embeddings in the store, or those that the teacher computes in the loop.
 
     Raises:
-        UserError: there is none; or the teacher in the loop is missing, or does not fit.
+        UserError: there is no store; or the teacher is missing, or does not fit.
     """
     if config.DISTILL.ONLINE:
-        return open_online(config)
-    return EmbeddingStore(config.DISTILL.TEACHER_EMBED_PATH, _published_manifest(config))
+        return ComputedTargets(*_plan_online(config), cached=config.DISTILL.ONLINE_CACHE is not None)
+    return StoredTargets(EmbeddingStore(config.DISTILL.TEACHER_EMBED_PATH, _published_manifest(config)))
 
 
 def _check_options(config: TrainConfig) -> None:
@@ -100,8 +210,6 @@ def _check_options(config: TrainConfig) -> None:
         require_file(config.MODEL.RESUME, "MODEL.RESUME", "give a ckpt_epoch_N.pth, or leave it out")
     if isinstance(config.MODEL.PRETRAINED, Path):
         require_file(config.MODEL.PRETRAINED, "MODEL.PRETRAINED", "give a checkpoint file, true or false")
-
-
 def _published_manifest(config: TrainConfig) -> Manifest | None:
     """Describe a store without a manifest by the configuration; None where it has one."""
     directory = config.DISTILL.TEACHER_EMBED_PATH
@@ -114,7 +222,7 @@ def _published_manifest(config: TrainConfig) -> Manifest | None:
     return Manifest(embed_dim=shape[0], embed_size=shape[1], preprocessing=preprocessing)
 
 
-def _check_store(config: TrainConfig, manifest: Manifest) -> None:
+def _check_targets(config: TrainConfig, manifest: Manifest) -> None:
     shape = (config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE)
     if shape != (manifest.embed_dim, manifest.embed_size):
         raise UserError(
@@ -138,3 +246,17 @@ def _check_store(config: TrainConfig, manifest: Manifest) -> None:
 def _same(left: Preprocessing, right: Preprocessing) -> bool:
     # Statistics typed in a YAML file have fewer digits than the constants here.
     return left.resize == right.resize and np.allclose([left.mean, left.std], [right.mean, right.std], atol=1e-6)
+
+
+def _plan_online(config: TrainConfig) -> tuple[ExportPlan, ExportConfig]:
+    """The export whose embeddings this training computes; the cache is its OUTPUT."""
+    export = ExportConfig(
+        DATA=ExportDataConfig(**config.DATA.model_dump(), AUGMENT=config.DISTILL.AUGMENT),
+        MODEL=config.TEACHER,
+        DISTILL=StoreConfig(EMBED_DIM=config.DISTILL.EMBED_DIM, EMBED_SIZE=config.DISTILL.EMBED_SIZE),
+        OUTPUT=config.DISTILL.ONLINE_CACHE or config.output_dir,
+        SEED=config.SEED,
+        AMP_ENABLE=config.AMP_ENABLE,
+        DEVICE=config.DEVICE,
+    )
+    return plan_export(export), export

@@ -6,16 +6,16 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
-from efficientsam3.config.schema import TrainConfig
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.random_state import restore_random_state, seed_everything
 from efficientsam3.train.loop import Trainer
 from efficientsam3.train.plan import TrainPlan
+from efficientsam3.train.sums import LossSums
+from efficientsam3.train.targets import ComputedTargets
 
 logger = logging.getLogger(LOGGER_NAME)
 # Keys that leave the result as it is, but for rounding where the device computes differently. Batch size and
@@ -28,23 +28,16 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-def images_per_step(config: TrainConfig, world_size: int) -> int:
-    """Images an optimiser step, over all processes."""
-    return config.DATA.BATCH_SIZE * config.TRAIN.ACCUMULATION_STEPS * world_size
-
-
-def find_checkpoint(
-    config: TrainConfig, plan: TrainPlan, world_size: int, allow_config_change: bool
-) -> dict[str, Any] | None:
-    """The content of the checkpoint to go on from, or None to start afresh.
+def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool) -> dict[str, Any] | None:
+    """The content of the checkpoint to continue from, or None to start at the beginning.
 
     Raises:
         UserError: it is damaged, of another model, of other targets, or of another configuration and that is not
             allowed.
     """
-    path = config.MODEL.RESUME
-    if path is None and config.TRAIN.AUTO_RESUME:
-        path = latest_checkpoint(config.output_dir)
+    path = plan.resume
+    if path is None and plan.optimisation.auto_resume:
+        path = latest_checkpoint(plan.output_dir)
     if path is None:
         return None
     content = load_training_checkpoint(path)
@@ -54,12 +47,12 @@ def find_checkpoint(
             f"Checkpoint {path} is of {content['architecture']}, not of {asdict(plan.architecture)}: give another "
             "OUTPUT or --resume, or set TRAIN.AUTO_RESUME false."
         )
-    if ("normalisation" in content) != (plan.standardisation is not None):
+    if ("normalisation" in content) != plan.standardise:
         raise UserError(
             f"Checkpoint {path} is of a student trained with another DISTILL.NORMALIZE than "
-            f"{config.DISTILL.NORMALIZE}: set that back, or give the checkpoint as MODEL.PRETRAINED in another OUTPUT."
+            f"{plan.recorded['DISTILL']['NORMALIZE']}: set that back, or give the checkpoint as MODEL.PRETRAINED in another OUTPUT."
         )
-    changes = list(_changes(content, config, plan, world_size))
+    changes = list(_changes(content, plan, world_size))
     if changes and not allow_config_change:
         raise UserError(
             f"Checkpoint {path} was made with another configuration ({'; '.join(changes)}): set that back, give "
@@ -75,7 +68,7 @@ def restore(content: Mapping[str, Any], trainer: Trainer, process: Process, seed
     """Bring a trainer, and this process's random numbers, to where `content` was saved.
 
     With as many processes as before, all goes on as it would have. With another number, the sums of the epoch so far
-    go to the first process, and random numbers are seeded anew.
+    go to the first process, and random numbers are seeded by the step.
     """
     trainer.student.load_state_dict(content["model"])
     if trainer.ema is not None:
@@ -84,12 +77,12 @@ def restore(content: Mapping[str, Any], trainer: Trainer, process: Process, seed
     trainer.load_state_dict(dict(content))
     shares = content["processes"]
     if len(shares) == process.world_size:
-        trainer.sums = shares[process.rank]["sums"]
+        own = [shares[process.rank]["sums"]]
         restore_random_state(shares[process.rank]["random"], process.device)
     else:
-        total = torch.stack([share["sums"] for share in shares]).sum(dim=0)
-        trainer.sums = total if process.is_main else torch.zeros_like(total)
+        own = [share["sums"] for share in shares] if process.is_main else []
         seed_process(seed, trainer.step, process)
+    trainer.sums = LossSums.from_states(own, process.device)
     if content["finished"]:
         trainer.begin_epoch(trainer.epoch + 1)
 
@@ -99,8 +92,8 @@ def seed_process(seed: int, step: int, process: Process) -> None:
     seed_everything(int(np.random.SeedSequence([seed, step, process.rank]).generate_state(1)[0]))
 
 
-def _changes(content: Mapping[str, Any], config: TrainConfig, plan: TrainPlan, world_size: int) -> Iterator[str]:
-    old, new = dict(_flat(content["config"])), dict(_flat(config.model_dump(mode="json")))
+def _changes(content: Mapping[str, Any], plan: TrainPlan, world_size: int) -> Iterator[str]:
+    old, new = dict(_flat(content["config"])), dict(_flat(plan.recorded))
     for key in sorted(old.keys() | new.keys()):
         # Nothing is loaded to go on, so that it may be switched off, as on a machine without the file.
         needless = key == "MODEL.PRETRAINED" and new.get(key) is False
@@ -109,11 +102,18 @@ def _changes(content: Mapping[str, Any], config: TrainConfig, plan: TrainPlan, w
         if old.get(key) != new.get(key):
             yield f"{key}: {old.get(key)} -> {new.get(key)}"
     for what, was, now in (
-        ("images a step", content["images_per_step"], images_per_step(config, world_size)),
+        ("images a step", content["images_per_step"], plan.images_per_step(world_size)),
         ("training images", content["images"], len(plan.train)),
+        ("images that the statistics are of", *_statistics_images(content, plan)),
     ):
         if was != now:
             yield f"{what}: {was} -> {now}"
+
+
+def _statistics_images(content: Mapping[str, Any], plan: TrainPlan) -> tuple[str | None, str | None]:
+    """The hash that a checkpoint has, and the one that a new training would have; equal where none is of interest."""
+    was = content.get("statistics_images")
+    return was, plan.targets.statistics_hash() if was and isinstance(plan.targets, ComputedTargets) else was
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,13 +15,13 @@ from efficientsam3.checkpoints.training import (
     save_training_checkpoint,
     step_checkpoint_path,
 )
-from efficientsam3.config.schema import TrainConfig
 from efficientsam3.runtime.distributed import Process, all_gather
 from efficientsam3.runtime.files import write_json
 from efficientsam3.runtime.random_state import capture_random_state
-from efficientsam3.train.loop import Averages, Trainer
+from efficientsam3.train.build import TargetMoments
+from efficientsam3.train.loop import Trainer
+from efficientsam3.train.objective import Averages
 from efficientsam3.train.plan import TrainPlan
-from efficientsam3.train.resume import images_per_step
 
 BEST_NAME = "best.json"
 
@@ -29,26 +29,29 @@ BEST_NAME = "best.json"
 class Saver:
     """Saves a training."""
 
-    def __init__(self, config: TrainConfig, plan: TrainPlan, process: Process, trainer: Trainer) -> None:
-        """Save `trainer` to the output folder of `config`."""
-        self._config, self._plan, self._process, self._trainer = config, plan, process, trainer
-        self.path = checkpoint_path(config.output_dir, trainer.epoch - 1)  # of what was saved last
+    def __init__(self, plan: TrainPlan, process: Process, trainer: Trainer, moments: TargetMoments) -> None:
+        """Save `trainer`, whose targets have `moments`, to the output folder of `plan`."""
+        self._plan = plan
+        self._process = process
+        self._trainer = trainer
+        self._moments = moments
+        self.path = checkpoint_path(plan.output_dir, trainer.epoch - 1)  # of what was saved last
 
     def is_due(self) -> bool:
         """Whether this step is one of TRAIN.SAVE_STEPS."""
-        every = self._config.TRAIN.SAVE_STEPS
+        every = self._plan.optimisation.save_steps
         return every > 0 and self._trainer.step % every == 0
 
     def save_step(self) -> None:
         """Save within an epoch; to be called on all processes."""
-        self.path = step_checkpoint_path(self._config.output_dir, self._trainer.step)
+        self.path = step_checkpoint_path(self._plan.output_dir, self._trainer.step)
         self._save(finished=False)
         if self._process.is_main:
-            remove_old_checkpoints(self._config.output_dir, self._config.TRAIN.KEEP_STEPS, 0, None)
+            remove_old_checkpoints(self._plan.output_dir, self._plan.optimisation.keep_steps, 0, None)
 
     def save_epoch(self, lines: Sequence[Averages]) -> None:
         """Save at the end of an epoch; `lines` are the figures of all epochs so far. To be called on all processes."""
-        output = self._config.output_dir
+        output = self._plan.output_dir
         self.path = checkpoint_path(output, self._trainer.epoch)
         self._save(finished=True)
         if self._process.is_main:
@@ -56,29 +59,28 @@ class Saver:
             if best is not None:
                 write_json(output / BEST_NAME, best)
             kept = None if best is None else output / best["path"]
-            remove_old_checkpoints(output, 0, self._config.TRAIN.KEEP_EPOCHS, kept)
+            remove_old_checkpoints(output, 0, self._plan.optimisation.keep_epochs, kept)
 
     def _save(self, finished: bool) -> None:
-        trainer, config = self._trainer, self._config
+        trainer, plan = self._trainer, self._plan
         state = trainer.state_dict()
-        share = {"random": capture_random_state(self._process.device), "sums": trainer.sums.cpu()}
+        share = {"random": capture_random_state(self._process.device), "sums": trainer.sums.state_dict()}
         shares = all_gather(share)
         if not self._process.is_main:
             return
         content: dict[str, Any] = {
             **state,
             "model": _weights(trainer.student),
-            "architecture": asdict(self._plan.architecture),
-            "preprocessing": json.loads(self._plan.store.manifest.preprocessing.model_dump_json()),
+            "architecture": asdict(plan.architecture),
+            "preprocessing": json.loads(plan.targets.manifest.preprocessing.model_dump_json()),
             "finished": finished,
-            "images": len(self._plan.train),
-            "images_per_step": images_per_step(config, self._process.world_size),
+            "images": len(plan.train),
+            "images_per_step": plan.images_per_step(self._process.world_size),
             "world_size": self._process.world_size,
             "processes": shares,
-            "config": config.model_dump(mode="json"),
+            "config": plan.recorded,
+            **self._moments.state_dict(),
         }
-        if self._plan.standardisation is not None:
-            content["normalisation"] = asdict(self._plan.standardisation)
         if trainer.ema is not None:
             content["ema"] = _weights(trainer.ema.module)
         save_training_checkpoint(self.path, content)

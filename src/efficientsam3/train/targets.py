@@ -1,36 +1,137 @@
-"""The teacher in the training loop: no store is needed, and one may be kept as a cache."""
+"""What a student learns: the teacher's embeddings, read from a store or computed in the loop."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from efficientsam3.config.schema import ExportConfig, ExportDataConfig, StoreConfig, TrainConfig
 from efficientsam3.data.augment import augmentation_seed
-from efficientsam3.embed.batches import export_augmentation, load_teacher, not_storable
-from efficientsam3.embed.plan import ExportPlan, check_space, missing_images, plan_export
+from efficientsam3.embed.batches import (
+    embed_batch,
+    export_augmentation,
+    image_batches,
+    load_teacher,
+    not_storable,
+)
+from efficientsam3.config.schema import ExportConfig
+from efficientsam3.embed.plan import ExportPlan, check_space, missing_images
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.models.teacher import Teacher
-from efficientsam3.runtime.distributed import Process, barrier
-from efficientsam3.store.codecs import pack_records, storable
+from efficientsam3.runtime.distributed import Process, all_gather, barrier
+from efficientsam3.store.codecs import SEED_BYTES, pack_records, storable
+from efficientsam3.store.gather import measure_batch
 from efficientsam3.store.manifest import Manifest, read_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
+from efficientsam3.store.statistics import ChannelStatistics
 from efficientsam3.store.writer import BackgroundWriter
-from efficientsam3.train.records import DistillBatch
+from efficientsam3.train.batches import Records, TrainBatch
+
+STATISTICS_IMAGES = 256  # that the statistics of computed targets are taken from
 
 
-class OnlineStore(EmbeddingStore):
-    """Stands where a store would, and has a row for every image, but holds only the records that the cache has."""
+class Targets(Records, Protocol):
+    """The teacher's embeddings of a training's images.
+
+    An image's row says where its embedding is. What `Records` offers is read ahead while the device computes; calling
+    the targets gives a batch's embeddings from what was read, or computes them.
+    """
+
+    manifest: Manifest  # shape, preprocessing and augmentation of the embeddings
+
+    def rows(self, ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
+        """(N,) rows of image ids; -1 where there is no embedding."""
+        ...
+
+    def file_order(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The positions in `rows` in the order in which their records lie on the disk."""
+        ...
+
+    def seed(self, image_id: str, row: int) -> int:
+        """The seed of an image's augmentation, by its id and row."""
+        ...
+
+    def open(self, process: Process) -> AbstractContextManager[None]:
+        """Get ready to give embeddings; on all processes.
+
+        Raises:
+            UserError: a cache was begun with other settings, or the disk cannot hold it.
+        """
+        ...
+
+    def __call__(self, batch: TrainBatch, pixels: torch.Tensor) -> torch.Tensor:
+        """A batch's embeddings (B, D, E, E) float32, for its normalised pixels (B, 3, S, S) float32, on their device."""
+        ...
+
+    def embed_one(self, row: int, pixels: torch.Tensor) -> torch.Tensor:
+        """One image's embedding (1, D, E, E) float32, for its normalised pixels (1, 3, S, S) float32.
+
+        Raises:
+            UserError: its record is damaged.
+        """
+        ...
+
+    def end_epoch(self) -> None:
+        """Called on all processes after each epoch."""
+        ...
+
+
+class StoredTargets:
+    """The embeddings in a store."""
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        """Read from `store`."""
+        self.store = store
+        self.manifest = store.manifest
+
+    def rows(self, ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
+        """See `Targets`."""
+        return self.store.rows(ids)
+
+    def file_order(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """See `Targets`."""
+        return self.store.index.in_file_order(rows)
+
+    def seed(self, image_id: str, row: int) -> int:
+        """See `Targets`; 0 where nothing is drawn from it, because reading a seed costs one disk seek."""
+        return 0 if self.manifest.augmentation.is_off else self.store.read_seed(row)
+
+    def record_size(self, rows: Sequence[int]) -> int:
+        """See `Records`."""
+        return self.manifest.record_size
+
+    def read_into(self, row: int, record: torch.Tensor) -> None:
+        """See `Records`."""
+        self.store.read_into(row, record)
+
+    def open(self, process: Process) -> AbstractContextManager[None]:
+        """See `Targets`; the store is open already."""
+        return nullcontext()
+
+    def __call__(self, batch: TrainBatch, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Targets`; decoded on the batch's device."""
+        return self.store.decode(batch.records)[1]
+
+    def embed_one(self, row: int, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Targets`."""
+        return self.store.decode(self.store.read(row)[None])[1].to(pixels.device)
+
+    def end_epoch(self) -> None:
+        """See `Targets`."""
+
+
+class ComputedTargets:
+    """Embeddings that the teacher computes in the loop: every epoch again, or once into a cache."""
 
     def __init__(self, plan: ExportPlan, config: ExportConfig, cached: bool) -> None:
-        """Describe what an export by `config` would store; with `cached`, what is there already is read."""
-        self.plan, self._cached, self._seed = plan, cached, config.SEED
-        self.directory = plan.store_dir
-        self._ids = np.unique(np.concatenate([np.empty(0, "S1"), *(split.ids for split in plan.splits)]))
+        """Compute what `plan` describes; with `cached`, read and extend the store that it names."""
+        self.plan = plan
+        self._config = config
         self.manifest = Manifest(
             embed_dim=config.DISTILL.EMBED_DIM,
             embed_size=config.DISTILL.EMBED_SIZE,
@@ -38,53 +139,58 @@ class OnlineStore(EmbeddingStore):
             augmentation=export_augmentation(config),
             seed=config.SEED,
         )
-        self.codec = self.manifest.build_codec(plan.store_dir)
-        self.reread()
+        self._codec = self.manifest.build_codec(plan.store_dir)
+        self._ids = np.unique(np.concatenate([np.empty(0, "S1"), *(split.ids for split in plan.splits)]))
+        self._cached = cached
+        self._teacher: Teacher | None = None
+        self._shard: Shard | None = None
+        self._writer: BackgroundWriter | None = None
+        self._written: set[str] = set()
+        self._reread()
 
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    @property
-    def ids(self) -> npt.NDArray[np.bytes_]:
-        """Image ids, sorted, as a bytes array."""
-        return self._ids
+    def __getstate__(self) -> dict[str, Any]:
+        """What DataLoader workers need: neither the teacher nor what writes."""
+        return {**self.__dict__, "_teacher": None, "_shard": None, "_writer": None}
 
     def rows(self, ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
-        """Rows of image ids, all of which it has."""
+        """See `Targets`; every image has a row, because every one can be computed."""
         return np.searchsorted(self._ids, ids)
 
-    def reread(self) -> None:
-        """Find out what the cache has by now."""
-        there = self._cached and read_manifest(self.directory) is not None
-        self._cache = EmbeddingStore(self.directory) if there else None
-        self._cache_rows = self._cache.rows(self._ids) if self._cache else np.full(len(self._ids), -1, np.int64)
+    def file_order(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """See `Targets`; computed embeddings lie nowhere, so any order is theirs."""
+        return np.arange(len(rows))
 
-    def holds(self, rows: Sequence[int]) -> bool:
-        """Whether the cache had the records of all these rows when it was last looked at."""
-        return bool((self._cache_rows[list(rows)] >= 0).all())
+    def seed(self, image_id: str, row: int) -> int:
+        """See `Targets`; what an image's record has, or will have."""
+        return augmentation_seed(self.manifest.seed, image_id)
+
+    def record_size(self, rows: Sequence[int]) -> int:
+        """See `Records`; as of the epoch's beginning."""
+        return self.manifest.record_size if (self._cache_rows[list(rows)] >= 0).all() else 0
 
     def read_into(self, row: int, record: torch.Tensor) -> None:
-        """Read a record that it holds; errors as for a store's."""
+        """See `Records`; from the cache."""
         assert self._cache is not None
         self._cache.read_into(int(self._cache_rows[row]), record)
 
-    def read_seed(self, row: int) -> int:
-        """The augmentation seed of any image, as its record has it or will have it."""
-        return augmentation_seed(self._seed, os.fsdecode(self._ids[row]))
+    @contextmanager
+    def open(self, process: Process) -> Iterator[None]:
+        """See `Targets`; loads the teacher, and prepares the cache where there is one."""
+        if self._cached:
+            prepare_store(self._config, self.plan, process)
+            self._reread()
+            check_space(self.plan, missing_images(self.plan))
+            barrier()  # no process writes before all have read what is there
+            self._shard = Shard(self.plan.store_dir, process.rank)
+        self._teacher = load_teacher(self._config, self.plan.preprocessing, process)
+        try:
+            yield
+        finally:
+            self._close_writer()
+            self._teacher = None
 
-
-class OnlineTeacher:
-    """Gives a batch's embeddings: from its records where they are whole, else by computing them, once."""
-
-    def __init__(self, teacher: Teacher, store: OnlineStore, process: Process, cached: bool) -> None:
-        """Set up; with `cached`, what is computed is written to the process's shard of the store."""
-        self._teacher, self._store, self._process = teacher, store, process
-        self._shard = Shard(store.directory, process.rank) if cached else None
-        self._writer: BackgroundWriter | None = None
-        self._written: set[str] = set()
-
-    def __call__(self, batch: DistillBatch, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) normalised float32 to (B, D, E, E) float32.
+    def __call__(self, batch: TrainBatch, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Targets`.
 
         What goes to the cache is returned as it will be read from there, so that the first epoch's targets are those of
         the others.
@@ -92,89 +198,80 @@ class OnlineTeacher:
         Raises:
             UserError: an embedding that is to be stored is not finite in float16; or it cannot be written.
         """
-        store = self._store
         if batch.records.shape[1]:
-            return store.decode(batch.records)[1]
-        # Copied out of inference mode: the loss keeps it for the backward pass.
-        embeddings = self._teacher(pixels).clone()
+            return self._codec.decode(batch.records[:, SEED_BYTES:])
+        embeddings = self._embed(pixels)
         if self._shard is None:
             return embeddings
-        payloads = store.codec.encode(embeddings)
+        payloads = self._codec.encode(embeddings)
         self._write(batch, embeddings, payloads)
-        return store.codec.decode(payloads)
+        return self._codec.decode(payloads)
 
-    def _write(self, batch: DistillBatch, embeddings: torch.Tensor, payloads: torch.Tensor) -> None:
+    def embed_one(self, row: int, pixels: torch.Tensor) -> torch.Tensor:
+        """See `Targets`; computed, whatever the cache has."""
+        return self._embed(pixels)
+
+    def end_epoch(self) -> None:
+        """See `Targets`; makes what was written to the cache readable."""
+        if self._shard is None:
+            return
+        self._close_writer()
+        barrier()  # no process reads before all have written
+        self._reread()
+        self._written.clear()
+        barrier()  # no process writes before all have read
+
+    def statistics(self, process: Process) -> ChannelStatistics:
+        """Moments of the first training images' embeddings, the same for any number of processes; on all processes.
+
+        Raises:
+            UserError: none of those images can be read.
+        """
+        count = min(STATISTICS_IMAGES, len(self.plan.splits[0]))
+        assert self._teacher is not None
+        found: dict[str, ChannelStatistics] = {}
+        share = [np.arange(process.rank, count, process.world_size), *(np.empty(0, np.intp) for _ in self.plan.splits[1:])]
+        for batch in image_batches(self._config, self.plan, share, process):
+            if batch.image_ids:
+                embeddings = embed_batch(self._teacher, batch, self.plan.preprocessing, process.device)
+                if self._cached:
+                    embeddings = self._codec.decode(self._codec.encode(embeddings))
+                found |= dict(zip(batch.image_ids, measure_batch(embeddings, batch.content_sizes, self.manifest), strict=True))
+        everyone = {image_id: moments for of_rank in all_gather(found) for image_id, moments in of_rank.items()}
+        total = ChannelStatistics.nothing(self.manifest.embed_dim)
+        for image_id in sorted(everyone):  # one order, whatever the number of processes
+            total = total.merge(everyone[image_id])
+        return total
+
+    def statistics_hash(self) -> str:
+        """SHA-256 of the names of the images that `statistics` takes."""
+        return hashlib.sha256(b"\n".join(self.plan.splits[0].ids[:STATISTICS_IMAGES])).hexdigest()
+
+    def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self._teacher is not None, "the targets are open while there are batches"
+        # Copied out of inference mode: the loss keeps it for the backward pass.
+        return self._teacher(pixels).clone()
+
+    def _reread(self) -> None:
+        """Find out what the cache has by now."""
+        there = self._cached and read_manifest(self.plan.store_dir) is not None
+        self._cache = EmbeddingStore(self.plan.store_dir) if there else None
+        self._cache_rows = self._cache.rows(self._ids) if self._cache else np.full(len(self._ids), -1, np.int64)
+
+    def _write(self, batch: TrainBatch, embeddings: torch.Tensor, payloads: torch.Tensor) -> None:
         assert self._shard is not None
-        self._writer = self._writer or BackgroundWriter(self._shard, self._store.manifest.record_size)
-        seeds = np.array([self._store.read_seed(row) for row in batch.rows], np.int32)
-        records = pack_records(seeds, payloads.cpu().numpy())
+        self._writer = self._writer or BackgroundWriter(self._shard, self.manifest.record_size)
+        records = pack_records(batch.seeds.numpy(), payloads.cpu().numpy())
         columns = zip(batch.image_ids, batch.rows, records, storable(embeddings).tolist(), strict=True)
         for image_id, row, record, is_finite in columns:
-            if image_id in self._written or self._store.holds([row]):
+            if image_id in self._written or not image_id or self._cache_rows[row] >= 0:
                 continue
             if not is_finite:
                 raise not_storable(image_id)
             self._writer.append(image_id, record)
             self._written.add(image_id)
 
-    def commit(self) -> None:
-        """Make what was written to the cache readable, on all processes."""
-        if self._shard is None:
-            return
-        self.close()
-        barrier()  # nobody reads before all have written
-        self._store.reread()
-        self._written.clear()
-        barrier()  # nobody writes before all have read
-
-    def close(self) -> None:
-        """Write everything to the disk."""
+    def _close_writer(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.__exit__(None, None, None)
-
-
-def open_online(config: TrainConfig) -> OnlineStore:
-    """What stands for the store where the teacher is in the loop; nothing is written.
-
-    Raises:
-        UserError: the teacher or the dataset is missing, or does not fit.
-    """
-    export = _as_export(config)
-    return OnlineStore(plan_export(export), export, config.DISTILL.ONLINE_CACHE is not None)
-
-
-@contextmanager
-def online_teacher(config: TrainConfig, store: EmbeddingStore, process: Process) -> Iterator[OnlineTeacher | None]:
-    """The teacher of a training that computes its targets, ready to work; None for one that reads a store.
-
-    Raises:
-        UserError: the cache was begun with other settings.
-    """
-    if not isinstance(store, OnlineStore):
-        yield None
-        return
-    export, plan, cached = _as_export(config), store.plan, config.DISTILL.ONLINE_CACHE is not None
-    if cached:
-        prepare_store(export, plan, process)
-        store.reread()
-        check_space(plan, missing_images(plan))
-        barrier()  # nobody writes before all have read what is there
-    online = OnlineTeacher(load_teacher(export, plan.preprocessing, process), store, process, cached)
-    try:
-        yield online
-    finally:
-        online.close()
-
-
-def _as_export(config: TrainConfig) -> ExportConfig:
-    """The export whose embeddings this training computes; the cache is its OUTPUT."""
-    return ExportConfig(
-        DATA=ExportDataConfig(**config.DATA.model_dump(), AUGMENT=config.DISTILL.AUGMENT),
-        MODEL=config.TEACHER,
-        DISTILL=StoreConfig(EMBED_DIM=config.DISTILL.EMBED_DIM, EMBED_SIZE=config.DISTILL.EMBED_SIZE),
-        OUTPUT=config.DISTILL.ONLINE_CACHE or config.output_dir,
-        SEED=config.SEED,
-        AMP_ENABLE=config.AMP_ENABLE,
-        DEVICE=config.DEVICE,
-    )

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from efficientsam3.checkpoints.training import METRICS_NAME
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.logging import LOGGER_NAME
-from efficientsam3.train.loop import Averages
+from efficientsam3.train.objective import Averages
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -1,4 +1,4 @@
-"""A student's features beside the stored ones of its teacher, on the pictures that both have seen."""
+"""A student's features and its teacher's, of images that both have seen."""
 
 import logging
 from collections.abc import Iterator
@@ -7,64 +7,64 @@ from itertools import islice
 import numpy as np
 import torch
 
-from efficientsam3.data.images import read_rgb
-from efficientsam3.data.listing import ImageListing
-from efficientsam3.data.loader import ImageSample, read_sample
+from efficientsam3.data.images import read_size
+from efficientsam3.data.loader import ImageDataset, ImageSample
 from efficientsam3.data.preprocess import build_valid_mask, normalise
 from efficientsam3.evaluate.report.figures import Array, FeaturePair
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
-from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.train.targets import Targets
 
 logger = logging.getLogger(LOGGER_NAME)
 
 
-def feature_pairs(student: Student, store: EmbeddingStore, listing: ImageListing, count: int) -> list[FeaturePair]:
-    """Teacher's and student's features of the first `count` pictures of a listing that the store has.
+def feature_pairs(student: Student, targets: Targets, images: ImageDataset, count: int) -> list[FeaturePair]:
+    """Teacher's and student's features of the first `count` images that can be read.
 
-    Pictures are augmented as they were for the teacher; those that cannot be read are passed over.
+    Images are augmented as they are in training; those that cannot be read are skipped with a warning.
 
     Raises:
-        UserError: the student is for another embedding than the store's, or none of the pictures is in it.
+        UserError: the student is for another embedding than the targets', or no image can be read.
     """
-    manifest, architecture = store.manifest, student.architecture
+    manifest, architecture = targets.manifest, student.architecture
     wanted = (manifest.embed_dim, manifest.embed_size, manifest.preprocessing.image_size)
     found = (architecture.embed_dim, architecture.embed_size, architecture.image_size)
     if wanted != found:
         raise UserError(
-            f"The student is for channels, cells a side and pixels {found}, the store {store.directory} holds {wanted}:"
-            " give the store that it was trained on."
+            f"The student is for channels, cells a side and pixels {found}, the teacher's embeddings have {wanted}: "
+            "give the store that it was trained on."
         )
-    pairs = list(islice(_pairs(student, store, listing), count))
+    pairs = list(islice(_pairs(student, targets, images), count))
     if not pairs:
-        raise UserError(f"{store.directory} has none of the pictures in {listing.root}: give the store of these.")
+        raise UserError(f"No image in {images.listing.root} has features to show: give the store of these images.")
     return pairs
 
 
-def _pairs(student: Student, store: EmbeddingStore, listing: ImageListing) -> Iterator[FeaturePair]:
-    rows = store.rows(listing.ids)
-    for index in np.flatnonzero(rows >= 0):
+def _pairs(student: Student, targets: Targets, images: ImageDataset) -> Iterator[FeaturePair]:
+    for item in range(len(images)):
+        sample = images[item]
         try:
-            yield _pair(student, store, listing, int(index), int(rows[index]))
-        except UserError as error:  # the picture's, or its record's
+            if isinstance(sample, ImageSample):
+                yield _pair(student, targets, sample, read_size(images.listing.path(images.index(item))))
+                continue
+            assert sample is not None, item
+            raise sample
+        except UserError as error:  # the image's, or its record's
             logger.warning("%s", error)
 
 
 @torch.inference_mode()
-def _pair(student: Student, store: EmbeddingStore, listing: ImageListing, index: int, row: int) -> FeaturePair:
+def _pair(student: Student, targets: Targets, sample: ImageSample, size: tuple[int, int]) -> FeaturePair:
     device = next(student.parameters()).device
-    seeds, teacher = store.decode(store.read(row)[None])
-    preprocessing = store.manifest.preprocessing
-    sample = read_sample(listing, index, int(seeds[0]), preprocessing, store.manifest.augmentation)
-    pixels = normalise(sample.pixels[None], torch.tensor([sample.content_size]), preprocessing)
-    features = student(pixels.to(device))
-    height, width = read_rgb(listing.path(index)).shape[1:]
+    preprocessing = targets.manifest.preprocessing
+    pixels = normalise(sample.pixels[None], torch.tensor([sample.content_size]), preprocessing).to(device)
+    teacher = targets.embed_one(sample.row, pixels)
     return FeaturePair(
         photograph=_content(sample),
-        size=(height, width),
+        size=size,
         teacher=visible_cells(teacher[0], sample.content_size, preprocessing.image_size),
-        student=visible_cells(features[0], sample.content_size, preprocessing.image_size),
+        student=visible_cells(student(pixels)[0], sample.content_size, preprocessing.image_size),
     )
 
 

@@ -1,0 +1,152 @@
+"""Training batches: images with their stored embeddings, read and copied to the device while it computes on earlier ones."""
+
+import mmap
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+
+from efficientsam3.data.loader import NO_ROW, ImageBatch
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.train.stages import Label
+
+_AHEAD = 2  # batches that are being read while one is computed
+_THREADS = 4  # a disk has several reads to work on; reading and checksums need no interpreter lock
+_TENSORS = ("pixels", "content_sizes", "records", "weights")
+
+
+@dataclass
+class TrainBatch(ImageBatch):
+    """Images with undecoded embeddings."""
+
+    records: torch.Tensor  # (B, record_size) uint8; (B, 0) where they are not all stored
+    weights: torch.Tensor  # (B,) float32: 0 for a stand-in or an image whose record is damaged, else 1
+
+    def to(self, device: torch.device) -> Self:
+        """Move it, without waiting where its memory is pinned."""
+        for name in _TENSORS:
+            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+        return self
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that lies on a device."""
+        return tuple(getattr(self, name) for name in _TENSORS)
+
+
+class Records(Protocol):
+    """Where the records of a batch are read from."""
+
+    def record_size(self, rows: Sequence[int]) -> int:
+        """Bytes of each of these rows' records; 0 where they are not all stored, and none is read."""
+        ...
+
+    def read_into(self, row: int, record: torch.Tensor) -> None:
+        """Read one record into (record_size,) uint8.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        ...
+
+
+def with_records(batches: Iterable[ImageBatch], records: Records, device: torch.device) -> Iterator[TrainBatch]:
+    """The batches, in their order, with the records of their rows.
+
+    Threads read each record from the file into the batch's own memory, the only copy that is made on the CPU, two
+    batches ahead. For a GPU that memory is pinned; PyTorch's allocator gives it out again once it has been copied from.
+    A damaged record comes as zeros of weight 0, which every codec decodes to finite values, and as its sentence in
+    `broken`. The threads end with the iterator, however it ends: exhausted, failed, closed or garbage-collected.
+    """
+    pool = ThreadPoolExecutor(_THREADS, "record-reader")
+    reading: deque[_Reading] = deque()
+    try:
+        for batch in batches:
+            reading.append(_Reading(batch, records, device.type == "cuda", pool))
+            if len(reading) > _AHEAD:
+                yield reading.popleft().finish()
+        while reading:
+            yield reading.popleft().finish()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Reading:
+    """A batch whose records are on their way."""
+
+    def __init__(self, batch: ImageBatch, records: Records, pinned: bool, pool: ThreadPoolExecutor) -> None:
+        self._batch = batch
+        self._pinned = pinned
+        size = records.record_size([row for row in batch.rows if row != NO_ROW])
+        self._records = _allocate(len(batch.rows), size, pinned)
+        places = zip(batch.rows, self._records, strict=True) if size else ()
+        self._reads: list[Future[str | None]] = [pool.submit(_read, records, *place) for place in places]
+
+    def finish(self) -> TrainBatch:
+        """Wait for the records."""
+        batch, broken = self._batch, list(self._batch.broken)
+        weights = torch.tensor([float(row != NO_ROW) for row in batch.rows], pin_memory=self._pinned)
+        for number, read in enumerate(self._reads):
+            if (sentence := read.result()) is not None:
+                broken.append(sentence)
+                weights[number] = 0
+        return TrainBatch(**vars(batch) | {"broken": broken}, records=self._records, weights=weights)
+
+
+def _allocate(count: int, size: int, pinned: bool) -> torch.Tensor:
+    """Memory for records, (count, size) uint8, of any content.
+
+    Pinned memory is used again and again by PyTorch's allocator. Other memory comes as fresh pages, which cost several
+    times what reading into them does unless they are huge, see docs/training.md.
+    """
+    if pinned or not count * size or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty((count, size), dtype=torch.uint8, pin_memory=pinned)
+    memory = mmap.mmap(-1, count * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8).reshape(count, size)
+
+
+def _read(records: Records, row: int, record: torch.Tensor) -> str | None:
+    """Fill `record`, with zeros where there is nothing to read; returns what is wrong with a damaged one."""
+    if row == NO_ROW:
+        record.zero_()
+        return None
+    try:
+        records.read_into(row, record)
+    except UserError as error:
+        record.zero_()
+        return str(error)
+    return None
+
+
+def on_device(batches: Iterable[TrainBatch], device: torch.device, stage: Label) -> Iterator[TrainBatch]:
+    """The batches on `device`; on a GPU, the next one is copied while the device computes on the one before."""
+    if device.type != "cuda":
+        for batch in batches:
+            with stage("transfer"):
+                batch.to(device)
+            yield batch
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: TrainBatch | None = None
+    for batch in batches:
+        with torch.cuda.stream(copying), stage("transfer"):
+            batch.to(device)
+        if waiting is not None:
+            yield _arrived(waiting, copying, device)
+        waiting = batch
+    if waiting is not None:
+        yield _arrived(waiting, copying, device)
+
+
+def _arrived(batch: TrainBatch, copying: torch.cuda.Stream, device: torch.device) -> TrainBatch:
+    computing = torch.cuda.current_stream(device)
+    computing.wait_stream(copying)
+    for tensor in batch.tensors:
+        tensor.record_stream(computing)  # or its memory would be given away while it is still read
+    return batch
