@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from efficientsam3.train.dataset import PictureBatch
+from efficientsam3.train.records import with_records
 from rich.console import Console
 from rich.table import Table
 
@@ -27,8 +29,6 @@ from efficientsam3.store.manifest import Manifest, write_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter
-from efficientsam3.train.dataset import PictureBatch
-from efficientsam3.train.records import with_records
 
 MANIFEST = Manifest(embed_dim=1024, embed_size=72, preprocessing=SAM3_PREPROCESSING)
 SIZE = MANIFEST.record_size

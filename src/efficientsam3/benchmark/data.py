@@ -1,4 +1,4 @@
-"""Where the time of the data path goes: file to picture, record to batch, on one thread and through the DataLoader."""
+"""Where the time of the data path goes: file to image, record to batch, on one thread and through the DataLoader."""
 
 import statistics
 import time
@@ -10,17 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.augment import augment
 from efficientsam3.data.images import BrokenImageError, decode_rgb
-from efficientsam3.data.loader import build_loader
+from efficientsam3.data.loader import ImageBatch, ImageDataset, build_loader
 from efficientsam3.data.preprocess import resize_image
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.reader import EmbeddingStore
-from efficientsam3.train.dataset import DistillDataset, PictureBatch
-from efficientsam3.train.plan import plan_training
-from efficientsam3.train.records import with_records
+from efficientsam3.train.batches import with_records
+from efficientsam3.train.plan import TrainPlan
+from efficientsam3.train.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class DataProfile:
     """What it costs to bring training images and their records into batches."""
 
     images: int  # that were measured
-    megapixels: float  # of the median picture
+    megapixels: float  # of the median image
     milliseconds: dict[str, float]  # median of an image, by stage, on one thread
     cpu_milliseconds: dict[str, float]  # the same in CPU time: waiting for a disk or for a core does not count
     loader_rate: float  # images/s of the DataLoader with the threads that read records, as training uses them
@@ -40,53 +38,48 @@ class DataProfile:
         return 1000 / sum(self.cpu_milliseconds.values())
 
 
-def profile_data(config: TrainConfig, process: Process, images: int = 64) -> DataProfile:
+def profile_data(plan: TrainPlan, process: Process, images: int = 64) -> DataProfile:
     """Time each stage of reading on the first training images, then the DataLoader on the same ones.
 
     The page cache is left as it is, so that a second run reads from memory.
 
     Args:
-        config: of the training.
+        plan: of the training.
         process: this process; alone.
         images: how many to measure; fewer where the training split has fewer.
 
     Raises:
-        UserError: see `plan_training`; or none of the pictures can be read.
+        UserError: none of the images can be read.
     """
-    plan = plan_training(config)
     count = min(images, len(plan.train))
     stages, pixels = _Stages(), []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a DataLoader's worker
     try:
-        record = torch.empty(plan.store.manifest.record_size, dtype=torch.uint8)
+        record = torch.empty(plan.targets.manifest.record_size, dtype=torch.uint8)
         for item in range(count):
             try:
-                pixels.append(_read(plan.train, item, plan.store, record, stages))
+                pixels.append(_read(plan.train, item, plan.targets, record, stages))
             except BrokenImageError:
                 continue
     finally:
         torch.set_num_threads(threads)
     if not pixels:
         raise UserError(
-            f"None of the first {images} training pictures in {config.DATA.DATA_PATH} can be read: see "
+            f"None of the first {images} training images in {plan.train.listing.root} can be read: see "
             "`efficientsam3 data check`."
         )
     loader = build_loader(
-        Subset(plan.train, range(count)),
-        config.DATA.BATCH_SIZE,
-        config.DATA.NUM_WORKERS,
-        plan.train.collate,
-        process.device,
+        Subset(plan.train, range(count)), plan.batch_size, plan.num_workers, plan.collate, process.device
     )
-    seconds = _epoch_seconds(loader, plan.store, process.device)
+    seconds = _epoch_seconds(loader, plan.targets, process.device)
     return DataProfile(
         len(pixels),
         statistics.median(pixels) / 1e6,
         _medians(stages.seconds),
         _medians(stages.cpu_seconds),
         count / seconds,
-        config.DATA.NUM_WORKERS,
+        plan.num_workers,
     )
 
 
@@ -109,29 +102,28 @@ def _medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {stage: 1000 * statistics.median(values) for stage, values in seconds.items()}
 
 
-def _read(dataset: DistillDataset, item: int, store: EmbeddingStore, record: torch.Tensor, stage: _Stages) -> int:
-    """What a training does for one image, in its workers and into a batch's `record`; returns its pixels."""
-    index, row = dataset.place(item)
-    path = dataset.listing.path(index)
-    if store.holds([row]):  # else the teacher computes it
+def _read(dataset: ImageDataset, item: int, targets: Targets, record: torch.Tensor, stage: _Stages) -> int:
+    """What a training does for one image, in its workers and into a batch's `record`; returns the image's pixels."""
+    path, row = dataset.listing.path(dataset.index(item)), int(dataset.rows[item])
+    if targets.record_size([row]):  # else the teacher computes it
         with stage("read record"):
-            store.read_into(row, record)
-    with stage("read picture"):
+            targets.read_into(row, record)
+    with stage("read image"):
         data = path.read_bytes()
     with stage("decode"):
         image = decode_rgb(data, path)
     with stage("augment"):
-        augmented = augment(image, dataset.seed(item), store.manifest.augmentation)
+        augmented = augment(image, dataset.seed(item), dataset.augmentation)
     with stage("resize"):
-        resize_image(augmented, store.manifest.preprocessing)
+        resize_image(augmented, dataset.preprocessing)
     return image.shape[-2] * image.shape[-1]
 
 
-def _epoch_seconds(loader: DataLoader[PictureBatch], store: EmbeddingStore, device: torch.device) -> float:
-    """Of the second pass: in the first, the workers start."""
-    for _ in with_records(loader, store, device):
+def _epoch_seconds(loader: DataLoader[ImageBatch], targets: Targets, device: torch.device) -> float:
+    """Seconds of the second pass: in the first, the workers start."""
+    for _ in with_records(loader, targets, device):
         pass
     start = time.perf_counter()
-    for _ in with_records(loader, store, device):
+    for _ in with_records(loader, targets, device):
         pass
     return time.perf_counter() - start

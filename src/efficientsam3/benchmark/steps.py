@@ -16,30 +16,29 @@ from efficientsam3.runtime.memory import peak_of
 from efficientsam3.train.build import Training, build_training
 from efficientsam3.train.plan import plan_training
 from efficientsam3.train.stages import STAGES, Stage
-from efficientsam3.train.targets import online_teacher
 
 _DATA_IMAGES = 16
 
 
 class Cost(NamedTuple):
-    """Of a stage, or of a step."""
+    """Time spent in one stage or one whole step."""
 
-    milliseconds: float  # as they passed; on a GPU, for it
-    cpu_milliseconds: float  # of this process, its threads added up; waiting for a core does not count
+    milliseconds: float  # wall clock; device time on a GPU
+    cpu_milliseconds: float  # of all threads of this process; waiting for a core does not count
 
 
 @dataclass(frozen=True)
 class StepProfile:
-    """What a step costs, as a mean over the measured ones."""
+    """Mean cost of a step over the measured ones."""
 
     steps: int  # that were measured
     images: int  # that these took, over all processes
     seconds: float  # that these took
     stages: dict[Stage, Cost]  # a step, in the order of `STAGES`
     cpu_milliseconds: float  # a step
-    overlapping: frozenset[Stage]  # stages that a GPU does beside the others
-    peak_memory: int | None  # bytes, the model's included; None where the system does not tell
-    data: DataProfile  # what workers and threads do for the data meanwhile, image by image
+    overlapping: frozenset[Stage]  # stages that overlap with the others on a GPU
+    peak_memory: int | None  # bytes, the model's included; None where the system does not report it
+    data: DataProfile  # cost of reading the data, image by image, in workers and threads
 
     @property
     def rate(self) -> float:
@@ -80,12 +79,9 @@ def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_u
     plan, measured = plan_training(config), list[tuple[int, Cost, dict[Stage, Cost]]]()
 
     def work() -> None:
-        with online_teacher(config, plan.store, process) as online:
-            torch.manual_seed(config.SEED)
-            training = build_training(config, plan, process, None)
-            if online is not None:
-                training.trainer.targets = online
-            measured.append(_measure(training, process.device, steps, warm_up))
+        clock = StageClock(process.device)
+        with plan.targets.open(process):
+            measured.append(_measure(build_training(plan, process, stage=clock), clock, steps, warm_up))
 
     peak = peak_of(work, process.device)
     [(images, whole, totals)] = measured
@@ -97,7 +93,7 @@ def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_u
         whole.cpu_milliseconds / steps,
         frozenset({"transfer"} if process.device.type == "cuda" else ()),
         peak,
-        profile_data(config, process, _DATA_IMAGES),
+        profile_data(plan, process, _DATA_IMAGES),
     )
 
 
@@ -124,7 +120,7 @@ class StageClock:
         self._spans.append((stage, start, self.now()))
 
     def now(self) -> Moment:
-        """This moment."""
+        """Current timestamp."""
         return Moment(self._of_device(), time.process_time())
 
     def _of_device(self) -> float | torch.cuda.Event:
@@ -141,7 +137,7 @@ class StageClock:
         self._spans.clear()
 
     def totals(self) -> dict[Stage, Cost]:
-        """Of each stage that there was."""
+        """Total cost per stage."""
         totals: dict[Stage, Cost] = {}
         for stage, start, end in self._spans:
             before, cost = totals.get(stage, Cost(0.0, 0.0)), elapsed(start, end)
@@ -164,10 +160,8 @@ def _mean(total: Cost, count: int) -> Cost:
     return Cost(total.milliseconds / count, total.cpu_milliseconds / count)
 
 
-def _measure(training: Training, device: torch.device, steps: int, warm_up: int) -> tuple[int, Cost, dict[Stage, Cost]]:
-    """Returns the measured steps' images, and what they and their stages cost, all together."""
-    clock = StageClock(device)
-    training.trainer.stage = clock
+def _measure(training: Training, clock: StageClock, steps: int, warm_up: int) -> tuple[int, Cost, dict[Stage, Cost]]:
+    """Returns the measured steps' images, and what the steps and their stages cost, all together."""
     with closing(_steps(training)) as images:
         for _ in range(warm_up):
             next(images)

@@ -66,11 +66,11 @@ def _data(args: argparse.Namespace) -> None:
     from efficientsam3.runtime.distributed import process_group
     from efficientsam3.train.plan import plan_training
 
+    plan = plan_training(config)
     if args.dry_run is not None:
-        plan_training(config)
         return
     with process_group(config.DEVICE) as process:
-        _print_data(profile_data(config, process, args.images))
+        _print_data(profile_data(plan, process, args.images))
     print(describe_machine())
 
 

@@ -110,8 +110,8 @@ class DistillConfig(EmbeddingConfig):
     NORMALIZE: Literal["none", "channel"] = Field(
         "none",
         description="channel: learn the teacher's features at zero mean and unit variance per channel, by the store's "
-        "statistics or, with ONLINE, those of the first training images; whatever reads the checkpoint undoes it in the "
-        "last convolution",
+        "statistics or, with ONLINE, those of the first training images; every reader of the checkpoint undoes it in "
+        "the last convolution",
     )
 
     @model_validator(mode="after")

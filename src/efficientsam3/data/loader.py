@@ -1,4 +1,4 @@
-"""Images as batches of encoder input, read by DataLoader workers; an image that cannot be read is reported and skipped."""
+"""Images as batches of encoder input, read by DataLoader workers. One that cannot be read is reported and skipped."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

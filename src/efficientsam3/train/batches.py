@@ -1,4 +1,4 @@
-"""Training batches: images with their stored embeddings, read and copied to the device while it computes on earlier ones."""
+"""Training batches: images with their stored embeddings, read and copied ahead while the device computes."""
 
 import mmap
 from collections import deque

@@ -74,7 +74,7 @@ class Trainer:
             settings: how steps are taken.
             ema: average of the weights, updated after every step, and what is validated.
             report: called now and then with the number of steps taken and figures of the last one.
-            stage: marks the stages of a step; by default for PyTorch's profiler, which costs nearly nothing without one.
+            stage: marks the stages of a step; by default for PyTorch's profiler, which costs nearly nothing.
         """
         self.model = model
         self.ema = ema

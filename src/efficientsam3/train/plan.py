@@ -116,7 +116,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
         for split in ("train", "val")
     ]
     check_disjoint(*listings)
-    train, val = (_dataset(listing, targets) for listing in listings)
+    train, val = (paired_images(listing, targets) for listing in listings)
     if len(train) == 0:
         raise UserError(
             f"None of the {len(listings[0])} training images in {config.DATA.DATA_PATH} has an embedding in "
@@ -160,14 +160,12 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     )
 
 
-def _dataset(listing: ImageListing, targets: Targets) -> ImageDataset:
+def paired_images(listing: ImageListing, targets: Targets) -> ImageDataset:
     """The images of a listing that have targets."""
     rows = targets.rows(listing.ids)
     indices = np.flatnonzero(rows >= 0)
     manifest = targets.manifest
-    return ImageDataset(
-        listing, indices, manifest.preprocessing, manifest.augmentation, targets.seed, rows[indices]
-    )
+    return ImageDataset(listing, indices, manifest.preprocessing, manifest.augmentation, targets.seed, rows[indices])
 
 
 def _known_statistics(targets: Targets, needed: bool) -> ChannelStatistics | None:
@@ -210,6 +208,8 @@ def _check_options(config: TrainConfig) -> None:
         require_file(config.MODEL.RESUME, "MODEL.RESUME", "give a ckpt_epoch_N.pth, or leave it out")
     if isinstance(config.MODEL.PRETRAINED, Path):
         require_file(config.MODEL.PRETRAINED, "MODEL.PRETRAINED", "give a checkpoint file, true or false")
+
+
 def _published_manifest(config: TrainConfig) -> Manifest | None:
     """Describe a store without a manifest by the configuration; None where it has one."""
     directory = config.DISTILL.TEACHER_EMBED_PATH

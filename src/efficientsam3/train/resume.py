@@ -50,7 +50,8 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
     if ("normalisation" in content) != plan.standardise:
         raise UserError(
             f"Checkpoint {path} is of a student trained with another DISTILL.NORMALIZE than "
-            f"{plan.recorded['DISTILL']['NORMALIZE']}: set that back, or give the checkpoint as MODEL.PRETRAINED in another OUTPUT."
+            f"{plan.recorded['DISTILL']['NORMALIZE']}: set that back, or give "
+            "the checkpoint as MODEL.PRETRAINED in another OUTPUT."
         )
     changes = list(_changes(content, plan, world_size))
     if changes and not allow_config_change:

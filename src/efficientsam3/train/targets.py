@@ -1,7 +1,6 @@
 """What a student learns: the teacher's embeddings, read from a store or computed in the loop."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.embed.batches import (
     embed_batch,
@@ -18,7 +18,6 @@ from efficientsam3.embed.batches import (
     load_teacher,
     not_storable,
 )
-from efficientsam3.config.schema import ExportConfig
 from efficientsam3.embed.plan import ExportPlan, check_space, missing_images
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.models.teacher import Teacher
@@ -65,7 +64,7 @@ class Targets(Records, Protocol):
         ...
 
     def __call__(self, batch: TrainBatch, pixels: torch.Tensor) -> torch.Tensor:
-        """A batch's embeddings (B, D, E, E) float32, for its normalised pixels (B, 3, S, S) float32, on their device."""
+        """A batch's embeddings (B, D, E, E) float32, on the device of its normalised pixels (B, 3, S, S) float32."""
         ...
 
     def embed_one(self, row: int, pixels: torch.Tensor) -> torch.Tensor:
@@ -230,13 +229,18 @@ class ComputedTargets:
         count = min(STATISTICS_IMAGES, len(self.plan.splits[0]))
         assert self._teacher is not None
         found: dict[str, ChannelStatistics] = {}
-        share = [np.arange(process.rank, count, process.world_size), *(np.empty(0, np.intp) for _ in self.plan.splits[1:])]
+        share = [
+            np.arange(process.rank, count, process.world_size),
+            *(np.empty(0, np.intp) for _ in self.plan.splits[1:]),
+        ]
         for batch in image_batches(self._config, self.plan, share, process):
             if batch.image_ids:
                 embeddings = embed_batch(self._teacher, batch, self.plan.preprocessing, process.device)
                 if self._cached:
                     embeddings = self._codec.decode(self._codec.encode(embeddings))
-                found |= dict(zip(batch.image_ids, measure_batch(embeddings, batch.content_sizes, self.manifest), strict=True))
+                found |= dict(
+                    zip(batch.image_ids, measure_batch(embeddings, batch.content_sizes, self.manifest), strict=True)
+                )
         everyone = {image_id: moments for of_rank in all_gather(found) for image_id, moments in of_rank.items()}
         total = ChannelStatistics.nothing(self.manifest.embed_dim)
         for image_id in sorted(everyone):  # one order, whatever the number of processes

@@ -12,6 +12,7 @@ from efficientsam3.config.schema import TrainConfig
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.train.loop import Trainer
+from efficientsam3.train.objective import Losses
 from efficientsam3.train.run import train
 from efficientsam3.train.stages import STAGES
 
@@ -42,10 +43,10 @@ def test_the_steps_are_those_of_a_training(
 ) -> None:
     step, losses = Trainer._take_step, list[float]()
 
-    def spy(trainer: Trainer, group: object) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, norm = step(trainer, group)  # type: ignore[arg-type]
-        losses.append(loss.item())
-        return loss, norm
+    def spy(trainer: Trainer, group: object) -> tuple[Losses, torch.Tensor]:
+        found, norm = step(trainer, group)  # type: ignore[arg-type]
+        losses.append(found["loss"].item())
+        return found, norm
 
     monkeypatch.setattr(Trainer, "_take_step", spy)
     config = make_training("TRAIN.EPOCHS", "2")

@@ -10,7 +10,9 @@ from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.evaluate.observers import training_observers
 from efficientsam3.models.teacher import Sam3Teacher, Teacher, build_teacher
+from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.train.plan import plan_training
 
 CPU = torch.device("cpu")
 
@@ -39,8 +41,10 @@ class Perfect(torch.nn.Module):
         return self._teacher(pixels)
 
 
-def test_with_the_teacher_in_the_loop_the_probe_asks_it(configure, tiny_sam3_path: Path, monkeypatch) -> None:
-    config = configure("DISTILL.ONLINE", "true", "TEACHER.RESUME", str(tiny_sam3_path))
+def test_with_the_teacher_in_the_loop_the_probe_asks_it(
+    configure, one_process: Process, tiny_sam3_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_training(configure("DISTILL.ONLINE", "true", "TEACHER.RESUME", str(tiny_sam3_path)))
     loaded: list[weakref.ref[Teacher]] = []
 
     def build(*args: Any) -> Teacher:
@@ -48,29 +52,30 @@ def test_with_the_teacher_in_the_loop_the_probe_asks_it(configure, tiny_sam3_pat
         loaded.append(weakref.ref(teacher))
         return teacher
 
-    monkeypatch.setattr("efficientsam3.evaluate.observers.build_teacher", build)
-    probe = training_observers(config, CPU).probe
+    monkeypatch.setattr("efficientsam3.embed.batches.build_teacher", build)
+    probe = training_observers(plan, CPU).probe
     assert probe is not None
     assert not loaded, "nothing is computed before the first epoch has ended"
     student = Perfect(tiny_sam3_path)
-    first = probe(student)
-    assert first["box_agreement"] == first["point_agreement"] == 1
-    assert first["box_miou"] == first["teacher_box_miou"] > 0
+    with plan.targets.open(one_process):
+        first = probe(student)
+        assert first["box_agreement"] == first["point_agreement"] == 1
+        assert first["box_miou"] == first["teacher_box_miou"] > 0
+        assert probe(student) == first
+    assert len(loaded) == 1, "the training's own teacher answers"
     gc.collect()
-    assert [teacher() for teacher in loaded] == [None], "it is loaded once, and let go"
-    assert probe(student) == first
-    assert len(loaded) == 1
+    assert [teacher() for teacher in loaded] == [None], "it is let go with the targets"
 
 
 def test_a_probe_without_a_store_or_decoder_is_refused_before_training(configure, write_store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Embedding store .* does not exist"):
-        training_observers(configure("DISTILL.TEACHER_EMBED_PATH", str(tmp_path / "nowhere")), CPU)
+        training_observers(plan_training(configure("DISTILL.TEACHER_EMBED_PATH", str(tmp_path / "nowhere"))), CPU)
     small = write_store(tmp_path / "small", ["sa_7"])
     with pytest.raises(UserError, match="8 channels on 4x4 cells at 64 pixels, the decoder takes 64 on 16x16 at 224"):
-        training_observers(configure("DISTILL.TEACHER_EMBED_PATH", str(small)), CPU)
+        training_observers(plan_training(configure("DISTILL.TEACHER_EMBED_PATH", str(small))), CPU)
     with pytest.raises(UserError, match="is not a file"):
-        training_observers(configure("PROBE.DECODER", "nowhere.onnx"), CPU)
+        training_observers(plan_training(configure("PROBE.DECODER", "nowhere.onnx")), CPU)
 
 
 def test_without_a_decoder_nothing_is_probed(configure) -> None:
-    assert training_observers(configure("PROBE.DECODER", "null"), CPU).probe is None
+    assert training_observers(plan_training(configure("PROBE.DECODER", "null")), CPU).probe is None

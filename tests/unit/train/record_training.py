@@ -13,8 +13,8 @@ from efficientsam3.models.student import Student
 from efficientsam3.runtime.distributed import Process, all_gather, process_group
 from efficientsam3.runtime.signals import StopRequest
 from efficientsam3.train import loop
+from efficientsam3.train.batches import TrainBatch
 from efficientsam3.train.loop import Trainer
-from efficientsam3.train.records import DistillBatch
 from efficientsam3.train.run import train
 
 
@@ -36,7 +36,7 @@ def record(config: TrainConfig, process: Process, stop_after: int) -> dict[str, 
     gradients: list[dict[str, torch.Tensor]] = []
     step, apply, switch = Trainer._take_step, loop.apply_if_finite, Student.train
 
-    def spy_images(trainer: Trainer, group: tuple[DistillBatch, ...]) -> Any:
+    def spy_images(trainer: Trainer, group: tuple[TrainBatch, ...]) -> Any:
         images.extend(image_id for batch in group for image_id in batch.image_ids if image_id)
         return step(trainer, group)
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.train.finite import FiniteWatch
 from efficientsam3.train.loop import Trainer
-from efficientsam3.train.objective import Loss
+from efficientsam3.train.objective import Losses
 from efficientsam3.train.optimizer import apply_if_finite, build_optimizer
 from efficientsam3.train.run import train
 
@@ -66,9 +65,9 @@ def test_a_loss_that_is_not_finite_is_counted_and_kept_out_of_the_averages(
 ) -> None:
     compute, calls = Trainer._loss, iter(range(100))
 
-    def sometimes_nan(trainer: Trainer, *arguments: Any) -> Loss:
-        loss = compute(trainer, *arguments)
-        return replace(loss, total=loss.total * torch.nan) if next(calls) == 1 else loss
+    def sometimes_nan(trainer: Trainer, *arguments: Any) -> Losses:
+        losses = compute(trainer, *arguments)
+        return losses | {"loss": losses["loss"] * torch.nan} if next(calls) == 1 else losses
 
     monkeypatch.setattr(Trainer, "_loss", sometimes_nan)
     config = make_training("TRAIN.EPOCHS", "2")

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from efficientsam3.checkpoints.standardisation import Standardisation
-from efficientsam3.train.objective import distillation_loss, masked_cosine, masked_mse
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.train.objective import FeatureObjective, masked_cosine, masked_mse
 
 GENERATOR = torch.Generator().manual_seed(0)
 STUDENT = torch.randn(2, 5, 3, 3, generator=GENERATOR)
@@ -33,26 +34,38 @@ def test_what_lies_in_the_padding_does_not_matter() -> None:
 
 
 def test_the_total_is_weighted_and_stand_ins_do_not_count() -> None:
-    both = distillation_loss(STUDENT, TEACHER, VALID, torch.ones(2), 2.0, 3.0)
-    assert both.total.item() == pytest.approx(2 * both.mse.item() + 3 * both.cosine.item())
-    first = distillation_loss(STUDENT, TEACHER, VALID, torch.tensor([1.0, 0.0]), 2.0, 3.0)
-    assert first.mse.item() == pytest.approx(masked_mse(STUDENT, TEACHER, VALID)[0].item())
-    none = distillation_loss(STUDENT, TEACHER, VALID, torch.zeros(2), 2.0, 3.0)
-    assert none.total.item() == 0
+    objective = FeatureObjective({"mse": 2.0, "cosine": 3.0})
+    both = objective(STUDENT, TEACHER, VALID, torch.ones(2))
+    assert list(both) == ["loss", "mse", "cosine"]
+    assert both["loss"].item() == pytest.approx(2 * both["mse"].item() + 3 * both["cosine"].item())
+    first = objective(STUDENT, TEACHER, VALID, torch.tensor([1.0, 0.0]))
+    assert first["mse"].item() == pytest.approx(masked_mse(STUDENT, TEACHER, VALID)[0].item())
+    none = objective(STUDENT, TEACHER, VALID, torch.zeros(2))
+    assert none["loss"].item() == 0
 
 
 def test_a_perfect_student_has_no_loss() -> None:
-    loss = distillation_loss(TEACHER, TEACHER, VALID, torch.ones(2), 1.0, 1.0)
-    assert loss.mse.item() == 0
-    assert loss.cosine.item() == pytest.approx(0, abs=1e-6)
+    loss = FeatureObjective({"mse": 1.0, "cosine": 1.0})(TEACHER, TEACHER, VALID, torch.ones(2))
+    assert loss["mse"].item() == 0
+    assert loss["cosine"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_with_standardised_targets_only_the_total_is_theirs() -> None:
+    weights = {"mse": 2.0, "cosine": 3.0}
     standardisation = Standardisation(torch.linspace(-1, 2, 5), torch.linspace(0.5, 3, 5))
-    raw = distillation_loss(standardisation.restore(STUDENT), TEACHER, VALID, torch.ones(2), 2.0, 3.0)
+    raw = FeatureObjective(weights)(standardisation.restore(STUDENT), TEACHER, VALID, torch.ones(2))
     target = standardisation.standardise(TEACHER)
-    standardised = distillation_loss(STUDENT, target, VALID, torch.ones(2), 2.0, 3.0)
-    found = distillation_loss(STUDENT, TEACHER, VALID, torch.ones(2), 2.0, 3.0, standardisation)
-    assert found.total.item() == pytest.approx(standardised.total.item())
-    assert (found.mse.item(), found.cosine.item()) == pytest.approx((raw.mse.item(), raw.cosine.item()))
-    assert found.total.item() != pytest.approx(raw.total.item(), rel=1e-2)
+    standardised = FeatureObjective(weights)(STUDENT, target, VALID, torch.ones(2))
+    found = FeatureObjective(weights, standardisation)(STUDENT, TEACHER, VALID, torch.ones(2))
+    assert found["loss"].item() == pytest.approx(standardised["loss"].item())
+    assert (found["mse"].item(), found["cosine"].item()) == pytest.approx((raw["mse"].item(), raw["cosine"].item()))
+    assert found["loss"].item() != pytest.approx(raw["loss"].item(), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("weights", "named"),
+    [({"mse": 1.0, "huber": 1.0}, "'huber' is not a loss term: use cosine, mse"), ({"mse": 0.0}, "weight 0")],
+)
+def test_weights_that_make_no_loss_are_refused(weights: dict[str, float], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        FeatureObjective(weights)

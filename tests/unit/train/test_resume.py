@@ -19,6 +19,7 @@ from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.train.plan import plan_training
 from efficientsam3.train.run import Observers, check_training, train
 from unit.train.record_training import StopAfter
 
@@ -143,13 +144,13 @@ def test_a_changed_configuration_is_named_and_refused(
     train(make_training(), one_process, StopAfter(1))
     changed = make_training(*opts)
     if named is None:
-        check_training(changed)
+        check_training(plan_training(changed))
         return
     with pytest.raises(UserError, match=named):
-        check_training(changed)
-    check_training(changed, allow_config_change=True)
+        check_training(plan_training(changed))
+    check_training(plan_training(changed), allow_config_change=True)
     train(changed, one_process, allow_config_change=True)
-    check_training(changed)
+    check_training(plan_training(changed))
 
 
 def test_weights_to_start_from_are_needless_to_go_on(make_training: MakeTraining, one_process: Process) -> None:
@@ -161,7 +162,7 @@ def test_weights_to_start_from_are_needless_to_go_on(make_training: MakeTraining
     begun = make_training("MODEL.PRETRAINED", str(weights), "TAG", "begun")
     train(begun, one_process, StopAfter(1))
     weights.unlink()
-    check_training(make_training("TAG", "begun"))
+    check_training(plan_training(make_training("TAG", "begun")))
 
 
 def test_the_average_of_the_weights_is_what_is_validated(make_training: MakeTraining, one_process: Process) -> None:

@@ -12,6 +12,7 @@ from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.embed.run import export_embeddings
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.train.plan import plan_training
 from efficientsam3.train.run import check_training, train
 from efficientsam3.train.sampler import EpochSampler
 
@@ -132,15 +133,15 @@ def test_bad_input_is_refused_before_anything_is_written(
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         config = _replace(config, key.split("."), value)
     with pytest.raises(UserError, match=named):
-        check_training(config)
+        check_training(plan_training(config))
     assert not (tmp_path / "student").exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(make_training: MakeTraining, one_process: Process) -> None:
     train(make_training("TRAIN.EPOCHS", "1"), one_process)
     with pytest.raises(UserError, match=r"efficientvit_b0.*not of.*repvit_m0_9"):
-        check_training(make_training("MODEL.BACKBONE", "repvit_m0_9"))
-    check_training(make_training("MODEL.BACKBONE", "repvit_m0_9", "TRAIN.AUTO_RESUME", "false"))
+        check_training(plan_training(make_training("MODEL.BACKBONE", "repvit_m0_9")))
+    check_training(plan_training(make_training("MODEL.BACKBONE", "repvit_m0_9", "TRAIN.AUTO_RESUME", "false")))
 
 
 def test_a_damaged_checkpoint_is_refused(make_training: MakeTraining, one_process: Process) -> None:
@@ -148,7 +149,7 @@ def test_a_damaged_checkpoint_is_refused(make_training: MakeTraining, one_proces
     path = train(config, one_process).checkpoint
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"ckpt_epoch_0\.pth is broken"):
-        check_training(config)
+        check_training(plan_training(config))
 
 
 def test_a_store_in_the_published_format_trains(
@@ -163,7 +164,7 @@ def test_a_store_in_the_published_format_trains(
     with_manifest = make_training("TRAIN.EPOCHS", "1", "OUTPUT", str(tmp_path / "other"), "TAG", "other")
     assert train(config, one_process).metrics == train(with_manifest, one_process).metrics
     with pytest.raises(UserError, match=r"DATA\.RESIZE, DATA\.MEAN, DATA\.STD cannot be 'teacher'"):
-        check_training(make_training(store=store))
+        check_training(plan_training(make_training(store=store)))
 
 
 def _replace(model: object, keys: list[str], value: str) -> TrainConfig:

@@ -21,10 +21,11 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.gather import compute_statistics
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.statistics import store_statistics
-from efficientsam3.train.objective import distillation_loss
+from efficientsam3.train.batches import with_records
+from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.plan import plan_training
-from efficientsam3.train.records import with_records
 from efficientsam3.train.run import Observers, train
+from efficientsam3.train.targets import StoredTargets
 
 MakeTraining = Callable[..., TrainConfig]
 CHANNEL = ("DISTILL.NORMALIZE", "channel", "MODEL.HEAD", "fpn", "DATA.BATCH_SIZE", "3", "TRAIN.EPOCHS", "1")
@@ -46,17 +47,18 @@ def last_line(config: TrainConfig) -> dict[str, float]:
 def validate(student: nn.Module, config: TrainConfig) -> tuple[float, float, float]:
     """MSE, cosine distance and relative MSE of raw features over the val split, by hand."""
     plan = plan_training(config)
-    pictures = plan.val.collate([plan.val[index] for index in range(len(plan.val))])
-    [items] = with_records([pictures], plan.store, torch.device("cpu"))
-    preprocessing = plan.store.manifest.preprocessing
+    images = plan.collate([plan.val[index] for index in range(len(plan.val))])
+    [items] = with_records([images], plan.targets, torch.device("cpu"))
+    preprocessing = plan.targets.manifest.preprocessing
     pixels = (items.pixels.float() / 255 - 0.5) / 0.5
     assert preprocessing.mean == (0.5, 0.5, 0.5)
-    _, teacher = plan.store.decode(items.records)
+    assert isinstance(plan.targets, StoredTargets)
+    teacher = plan.targets(items, pixels)
     valid = torch.ones(len(teacher), 16, 16, dtype=torch.bool)
     with torch.no_grad():
-        loss = distillation_loss(student(pixels), teacher, valid, items.weights, 1.0, 1.0)
-    variance = store_statistics(plan.store.directory).variance.mean()
-    return loss.mse.item(), loss.cosine.item(), loss.mse.item() / float(variance)
+        losses = FeatureObjective({"mse": 1.0, "cosine": 1.0})(student(pixels), teacher, valid, items.weights)
+    variance = store_statistics(plan.targets.store.directory).variance.mean()
+    return losses["mse"].item(), losses["cosine"].item(), losses["mse"].item() / float(variance)
 
 
 @pytest.mark.parametrize("ema", ["0", "0.5"])

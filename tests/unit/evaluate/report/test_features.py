@@ -10,11 +10,14 @@ from PIL import Image
 from efficientsam3.data.listing import ImageListing, list_images
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.evaluate.report.features import feature_pairs
+from efficientsam3.evaluate.report.figures import FeaturePair
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.models.trained import load_trained_student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.manifest import Manifest
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.train.plan import paired_images
+from efficientsam3.train.targets import StoredTargets
 
 ARCHITECTURE = StudentArchitecture("efficientvit_b0", embed_dim=8, embed_size=4, image_size=64)
 
@@ -56,11 +59,16 @@ def write_store(directory: Path, ids: list[str], resize: str, embed_dim: int = 8
     return EmbeddingStore(directory)
 
 
-def test_pictures_in_the_store_are_paired(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
+def pairs_of(student: Student, store: EmbeddingStore, listing: ImageListing, count: int) -> list[FeaturePair]:
+    targets = StoredTargets(store)
+    return feature_pairs(student, targets, paired_images(listing, targets), count)
+
+
+def test_images_in_the_store_are_paired(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_2", "sa_0"], "square")
     student = load_trained_student(checkpoint)
     assert not student.training
-    first, second = feature_pairs(student, store, listing, count=5)
+    first, second = pairs_of(student, store, listing, 5)
     assert (first.size, second.size) == ((40, 20), (20, 20))
     assert first.photograph.shape == (64, 64, 3)
     assert first.teacher.shape == first.student.shape == (8, 4, 4)
@@ -73,7 +81,7 @@ def test_pictures_in_the_store_are_paired(tmp_path: Path, checkpoint: Path, list
 
 def test_padding_is_left_out(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_0", "sa_1"], "pad")
-    tall, wide = feature_pairs(load_trained_student(checkpoint), store, listing, count=2)
+    tall, wide = pairs_of(load_trained_student(checkpoint), store, listing, 2)
     assert tall.photograph.shape == (64, 32, 3)
     assert tall.teacher.shape == tall.student.shape == (8, 4, 2)
     assert wide.photograph.shape == (32, 64, 3)
@@ -83,13 +91,13 @@ def test_padding_is_left_out(tmp_path: Path, checkpoint: Path, listing: ImageLis
 
 def test_no_more_pictures_than_asked_for(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
-    assert len(feature_pairs(load_trained_student(checkpoint), store, listing, count=2)) == 2
+    assert len(pairs_of(load_trained_student(checkpoint), store, listing, 2)) == 2
 
 
 def test_pictures_that_cannot_be_read_are_passed_over(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
     listing.path(0).write_bytes(b"no picture")
-    sizes = [pair.size for pair in feature_pairs(load_trained_student(checkpoint), store, listing, count=2)]
+    sizes = [pair.size for pair in pairs_of(load_trained_student(checkpoint), store, listing, 2)]
     assert sizes == [(20, 40), (20, 20)]
 
 
@@ -100,13 +108,13 @@ def test_damaged_records_are_passed_over(tmp_path: Path, checkpoint: Path, listi
     checksums = [0, *(zlib.crc32(record) for record in records[1:])]
     (store.directory / "rank0-crc32.bin").write_bytes(np.array(checksums, "<u4").tobytes())
     store = EmbeddingStore(store.directory)
-    sizes = [pair.size for pair in feature_pairs(load_trained_student(checkpoint), store, listing, count=3)]
+    sizes = [pair.size for pair in pairs_of(load_trained_student(checkpoint), store, listing, 3)]
     assert sizes == [(20, 40), (20, 20)]
 
 
 def test_another_store_is_refused(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     student = load_trained_student(checkpoint)
     with pytest.raises(UserError, match=r"\(8, 4, 64\).*\(16, 4, 64\)"):
-        feature_pairs(student, write_store(tmp_path / "other", ["sa_0"], "square", embed_dim=16), listing, 1)
-    with pytest.raises(UserError, match="none of the pictures"):
-        feature_pairs(student, write_store(tmp_path / "strange", ["sa_9"], "square"), listing, 1)
+        pairs_of(student, write_store(tmp_path / "other", ["sa_0"], "square", embed_dim=16), listing, 1)
+    with pytest.raises(UserError, match="No image in"):
+        pairs_of(student, write_store(tmp_path / "strange", ["sa_9"], "square"), listing, 1)

@@ -13,18 +13,19 @@ import torch
 
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.listing import list_images
+from efficientsam3.data.loader import NO_ROW, ImageBatch, ImageSample, collate_images
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.codecs import build_codec
 from efficientsam3.store.manifest import Manifest, write_manifest
 from efficientsam3.store.projection import Projection
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter
-from efficientsam3.train import records
-from efficientsam3.train.dataset import STAND_IN, DistillDataset, PictureBatch
-from efficientsam3.train.objective import distillation_loss
-from efficientsam3.train.records import DistillBatch, with_records
+from efficientsam3.train import batches as module
+from efficientsam3.train.batches import TrainBatch, with_records
+from efficientsam3.train.objective import FeatureObjective
+from efficientsam3.train.plan import paired_images
+from efficientsam3.train.targets import StoredTargets
 
 CPU = torch.device("cpu")
 MANIFEST = Manifest(embed_dim=4, embed_size=2, preprocessing=Preprocessing(image_size=28))
@@ -42,11 +43,12 @@ def store(tmp_path: Path) -> EmbeddingStore:
     return EmbeddingStore(tmp_path)
 
 
-def pictures(rows: list[int], broken: list[str] | None = None) -> PictureBatch:
+def images(rows: list[int], broken: list[str] | None = None) -> ImageBatch:
     count = len(rows)
     names = [f"row {row}" for row in rows]
     pixels = torch.zeros(count, 3, 28, 28, dtype=torch.uint8)
-    return PictureBatch(names, pixels, torch.full((count, 2), 28), rows, broken or [])
+    seeds = torch.zeros(count, dtype=torch.int32)
+    return ImageBatch(names, pixels, torch.full((count, 2), 28), seeds, rows, broken or [])
 
 
 def readers() -> int:
@@ -63,7 +65,7 @@ def damage(store: EmbeddingStore, row: int, offset: int) -> None:
 
 def test_every_batch_has_the_records_of_its_rows_in_the_order_of_the_batches(store: EmbeddingStore) -> None:
     orders = [[8, 0], [3, 4, 7], [1], [6, 2], [5, 5]]
-    found = list(with_records(map(pictures, orders), store, CPU))
+    found = list(with_records(map(images, orders), StoredTargets(store), CPU))
     assert [batch.rows for batch in found] == orders
     for batch in found:
         assert batch.image_ids == [f"row {row}" for row in batch.rows]
@@ -82,7 +84,7 @@ def test_a_record_is_read_into_the_memory_of_its_batch(store: EmbeddingStore, mo
         read(self, row, record)
 
     monkeypatch.setattr(EmbeddingStore, "read_into", spy)
-    [batch] = with_records([pictures([4, 1, 7])], store, CPU)
+    [batch] = with_records([images([4, 1, 7])], StoredTargets(store), CPU)
     assert [places[row] for row in batch.rows] == [record.data_ptr() for record in batch.records]
     assert batch.records.is_contiguous()
 
@@ -95,13 +97,13 @@ def test_two_batches_are_read_ahead_and_no_more(store: EmbeddingStore, monkeypat
         read(self, row, record)
         seen[row].set()
 
-    def loader() -> Iterator[PictureBatch]:
+    def loader() -> Iterator[ImageBatch]:
         for row in range(9):
             taken.append(row)
-            yield pictures([row])
+            yield images([row])
 
     monkeypatch.setattr(EmbeddingStore, "read_into", spy)
-    batches = with_records(loader(), store, CPU)
+    batches = with_records(loader(), StoredTargets(store), CPU)
     for number in range(3):
         assert next(batches).rows == [number]
         assert all(seen[row].wait(60) for row in (number + 1, number + 2))  # though nobody asked for them yet
@@ -112,18 +114,18 @@ def test_two_batches_are_read_ahead_and_no_more(store: EmbeddingStore, monkeypat
 @pytest.mark.parametrize("offset", [0, 3, 4, SIZE - 1])  # the seed's bytes too
 def test_a_damaged_record_comes_as_zeros_without_weight_and_by_name(store: EmbeddingStore, offset: int) -> None:
     damage(store, 4, offset)
-    [batch] = with_records([pictures([3, 4, 5], ["a broken picture"])], store, CPU)
+    [batch] = with_records([images([3, 4, 5], ["a broken image"])], StoredTargets(store), CPU)
     assert batch.weights.tolist() == [1, 0, 1]
     assert batch.records.any(dim=1).tolist() == [True, False, True]
-    assert batch.broken[0] == "a broken picture"
+    assert batch.broken[0] == "a broken image"
     assert [f"image {store.ids[4].decode()!r}" in sentence for sentence in batch.broken[1:]] == [True]
 
 
 def test_a_stand_in_has_no_weight_and_nothing_is_read_for_it(
     store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_allocate", lambda *shape: torch.full(shape[:2], 255, dtype=torch.uint8))
-    [batch] = with_records([pictures([STAND_IN])], store, CPU)
+    monkeypatch.setattr(module, "_allocate", lambda *shape: torch.full(shape[:2], 255, dtype=torch.uint8))
+    [batch] = with_records([images([NO_ROW])], StoredTargets(store), CPU)
     assert batch.weights.tolist() == [0]
     assert batch.records.shape == (1, SIZE)
     assert not batch.records.any()
@@ -137,31 +139,32 @@ def test_zeros_decode_to_what_a_loss_can_leave_out(name: str) -> None:
     teacher = codec.decode(torch.zeros(2, codec.payload_size, dtype=torch.uint8))
     assert teacher.isfinite().all()
     for student in (torch.randn(2, 4, 2, 2, requires_grad=True), torch.zeros(2, 4, 2, 2, requires_grad=True)):
-        loss = distillation_loss(student, teacher, torch.ones(2, 2, 2, dtype=torch.bool), torch.zeros(2), 1.0, 1.0)
-        loss.total.backward()
-        assert loss.total.item() == 0
+        objective = FeatureObjective({"mse": 1.0, "cosine": 1.0})
+        loss = objective(student, teacher, torch.ones(2, 2, 2, dtype=torch.bool), torch.zeros(2))["loss"]
+        loss.backward()
+        assert loss.item() == 0
         assert student.grad is not None
         assert not student.grad.any()
 
 
 def test_the_threads_end_with_the_loop(store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(batches: Iterator[PictureBatch]) -> Iterator[DistillBatch]:
-        iterator = with_records(batches, store, CPU)
+    def begin(batches: Iterator[ImageBatch]) -> Iterator[TrainBatch]:
+        iterator = with_records(batches, StoredTargets(store), CPU)
         next(iterator)
         assert readers() > 0
         return iterator
 
-    def failing() -> Iterator[PictureBatch]:
-        yield from map(pictures, [[0], [1], [2]])
+    def failing() -> Iterator[ImageBatch]:
+        yield from map(images, [[0], [1], [2]])
         raise RuntimeError("a worker died")
 
-    for _ in begin(map(pictures, [[0], [1], [2], [3]])):
+    for _ in begin(map(images, [[0], [1], [2], [3]])):
         pass
     assert readers() == 0
-    iterator = begin(map(pictures, [[0], [1], [2], [3]]))
+    iterator = begin(map(images, [[0], [1], [2], [3]]))
     iterator.close()
     assert readers() == 0
-    iterator = begin(map(pictures, [[0], [1], [2], [3]]))
+    iterator = begin(map(images, [[0], [1], [2], [3]]))
     del iterator
     assert readers() == 0
     iterator = begin(failing())
@@ -174,7 +177,7 @@ def test_the_threads_end_with_the_loop(store: EmbeddingStore, monkeypatch: pytes
 
     monkeypatch.setattr(EmbeddingStore, "read_into", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        next(with_records(map(pictures, [[0], [1]]), store, CPU))
+        next(with_records(map(images, [[0], [1]]), StoredTargets(store), CPU))
     assert readers() == 0
 
 
@@ -183,12 +186,12 @@ def test_an_iterator_that_is_left_open_keeps_no_process_alive(store: EmbeddingSt
         import sys
         sys.path.insert(0, sys.argv[1])
         from pathlib import Path
-        import test_records
+        import test_batches
         from efficientsam3.store.reader import EmbeddingStore
 
-        store = EmbeddingStore(Path(sys.argv[2]))
-        batches = test_records.with_records(map(test_records.pictures, [[0], [1], [2], [3]]), store, test_records.CPU)
-        print(next(batches).rows, test_records.readers() > 0)
+        store = test_batches.StoredTargets(EmbeddingStore(Path(sys.argv[2])))
+        batches = test_batches.with_records(map(test_batches.images, [[0], [1], [2], [3]]), store, test_batches.CPU)
+        print(next(batches).rows, test_batches.readers() > 0)
     """)
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(store.directory)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
@@ -202,7 +205,7 @@ def test_of_a_record_the_workers_read_the_seed_alone_and_only_where_it_has_an_ef
     store = EmbeddingStore(store_path / "embeddings")
     store.manifest = store.manifest.model_copy(update={"augmentation": Augmentation(hflip=hflip)})
     listing = list_images(photographs_path, "train", "sa1b")
-    dataset, seeds = DistillDataset(listing, store), list[int]()
+    dataset, seeds = paired_images(listing, StoredTargets(store)), list[int]()
     read = EmbeddingStore.read_seed
 
     def spy(self: EmbeddingStore, row: int) -> int:
@@ -215,8 +218,8 @@ def test_of_a_record_the_workers_read_the_seed_alone_and_only_where_it_has_an_ef
     monkeypatch.setattr(EmbeddingStore, "read_seed", spy)
     monkeypatch.setattr(EmbeddingStore, "read_into", fail)
     items = [dataset[number] for number in range(len(dataset))]
-    assert not any(item is None or isinstance(item, UserError) for item in items)
-    batch = dataset.collate(items)
+    assert all(isinstance(item, ImageSample) for item in items)
+    batch = collate_images(items)
     assert batch.rows == store.rows(listing.ids).tolist()
     monkeypatch.undo()
     expected = [int(store.decode(store.read(row)[None])[0]) for row in batch.rows]
