@@ -33,11 +33,16 @@ def training_observers(plan: TrainPlan, device: torch.device) -> Observers:
     def features(student: nn.Module) -> Figure:
         return feature_figure(feature_pairs(cast(Student, student), plan.targets, plan.val, _IMAGES))
 
-    probe = None if plan.probe is None else _build_probe(plan.probe, plan.targets, plan.seed, device)
+    probe = None if plan.probe is None else build_probe(plan.probe, plan.targets, plan.seed, device)
     return Observers(probe, features)
 
 
-def _build_probe(probe: ProbePlan, targets: Targets, seed: int, device: torch.device) -> MaskProbe:
+def build_probe(probe: ProbePlan, targets: Targets, seed: int, device: torch.device) -> MaskProbe:
+    """The mask probe of a training.
+
+    Raises:
+        UserError: see `training_observers`.
+    """
     decoder = load_decoder(probe.decoder, device)
     manifest = targets.manifest
     check_fits("The teacher", (manifest.embed_dim, manifest.embed_size), manifest.preprocessing, decoder)

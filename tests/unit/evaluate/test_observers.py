@@ -8,21 +8,27 @@ import torch
 
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import TrainConfig
-from efficientsam3.evaluate.observers import training_observers
+from efficientsam3.evaluate.observers import build_probe, training_observers
 from efficientsam3.models.teacher import Sam3Teacher, Teacher, build_teacher
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.train.plan import plan_training
+from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.train.plan import ProbePlan, plan_training
+from efficientsam3.train.targets import StoredTargets
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def configure(tmp_path: Path, repository: Path, photographs_path: Path, tiny_sam3_path: Path, tiny_opts):
+def configure(
+    tmp_path: Path, repository: Path, photographs_path: Path, tiny_sam3_path: Path, store_path: Path, tiny_opts
+):
     """Builds a training's configuration, probed by the small SAM3."""
 
     def make(*opts: str) -> TrainConfig:
         probe = ["PROBE.DECODER", str(tiny_sam3_path), "PROBE.IMAGES", "2", "PROBE.OBJECTS", "1"]
+        store = [] if "DISTILL.ONLINE" in opts else ["DISTILL.TEACHER_EMBED_PATH", str(store_path / "embeddings")]
+        opts = (*store, *opts)
         given = {"DATA.DATA_PATH": photographs_path, "OUTPUT": tmp_path / "out"}
         return load_config(TrainConfig, repository / "stage1/configs/es_ev_s.yaml", [*tiny_opts, *probe, *opts], given)
 
@@ -67,12 +73,13 @@ def test_with_the_teacher_in_the_loop_the_probe_asks_it(
     assert [teacher() for teacher in loaded] == [None], "it is let go with the targets"
 
 
-def test_a_probe_without_a_store_or_decoder_is_refused_before_training(configure, write_store, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Embedding store .* does not exist"):
-        training_observers(plan_training(configure("DISTILL.TEACHER_EMBED_PATH", str(tmp_path / "nowhere"))), CPU)
-    small = write_store(tmp_path / "small", ["sa_7"])
+def test_a_probe_that_does_not_fit_is_refused_before_training(
+    configure, write_store, photographs_path: Path, tiny_sam3_path: Path, tmp_path: Path
+) -> None:
+    small = StoredTargets(EmbeddingStore(write_store(tmp_path / "small", ["sa_7"])))
+    probe = ProbePlan(tiny_sam3_path, photographs_path, images=2, objects=1)
     with pytest.raises(UserError, match="8 channels on 4x4 cells at 64 pixels, the decoder takes 64 on 16x16 at 224"):
-        training_observers(plan_training(configure("DISTILL.TEACHER_EMBED_PATH", str(small))), CPU)
+        build_probe(probe, small, 0, CPU)
     with pytest.raises(UserError, match="is not a file"):
         training_observers(plan_training(configure("PROBE.DECODER", "nowhere.onnx")), CPU)
 
