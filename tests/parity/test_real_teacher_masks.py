@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from efficientsam3.evaluate.masks.ground_truth import Selection
-from efficientsam3.evaluate.masks.run import EvaluationRequest, evaluate_masks
+from efficientsam3.evaluate.run import EvaluationRequest, evaluate_masks
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.sam3.decoders import OnnxDecoder
 from efficientsam3.sam3.geometry import Picture

@@ -9,8 +9,8 @@ from efficientsam3.data.split import SPLITS
 from efficientsam3.evaluate.masks.ground_truth import Selection
 from efficientsam3.evaluate.masks.objects import PROMPT_KINDS
 from efficientsam3.evaluate.masks.open_models import FedPixels
-from efficientsam3.evaluate.masks.run import EvaluationRequest, evaluate_masks
 from efficientsam3.evaluate.report.score_tables import score_table
+from efficientsam3.evaluate.run import EvaluationRequest, evaluate_masks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from efficientsam3.cli import main
 from efficientsam3.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from efficientsam3.evaluate.masks.ground_truth import Selection
 from efficientsam3.evaluate.masks.open_models import FedPixels, last_that_sees, open_models
-from efficientsam3.evaluate.masks.run import EvaluationRequest, evaluate_masks
+from efficientsam3.evaluate.run import EvaluationRequest, evaluate_masks
 from efficientsam3.export.onnx.run import export_onnx
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import load_decoder

@@ -11,12 +11,12 @@ from PIL import Image
 
 from efficientsam3.evaluate.masks.ground_truth import TrueImage
 from efficientsam3.evaluate.masks.objects import TrueObject
-from efficientsam3.evaluate.masks.run import EvaluationRequest, evaluate_masks
 from efficientsam3.evaluate.masks.scores import ObjectScore
 from efficientsam3.evaluate.masks.segmenters import to_rle
 from efficientsam3.evaluate.report.charts import metric_charts
 from efficientsam3.evaluate.report.gallery import Gallery
 from efficientsam3.evaluate.report.overlays import example_pictures
+from efficientsam3.evaluate.run import EvaluationRequest, evaluate_masks
 
 NAN = float("nan")
 
