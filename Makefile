@@ -1,12 +1,12 @@
-# Two commands do everything: `make demo` and `make test`. Each makes the virtual environment first when it is missing.
+# `make demo` shows it, `make checks` checks it. Each makes the virtual environment first when it is missing.
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n auto --dist loadfile
+PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: help install demo test test-slow test-oldest resolve checks format lint types clean
+.PHONY: help install demo test test-slow test-oldest resolve checks format format-check lint types clean
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -24,7 +24,7 @@ test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)  ## run the slow tests: full-size SAM3, minutes of training
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 0 -m slow $(PYTEST_ARGS)
 
 test-oldest:  ## run the tests on the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(OLDEST)
@@ -37,9 +37,13 @@ resolve: $(INSTALLED)  ## show that the dependencies resolve on Python 3.11, 3.1
 	  $(BIN)/python -m pip install --quiet --dry-run --ignore-installed --only-binary=:all: --python-version $$version \
 	    --target /tmp/resolve $$($(BIN)/python requirements/list.py) && echo "Python $$version: resolves"; done
 
-checks: format lint types test  ## everything that a change must pass
+checks: format-check lint types test  ## everything that a change must pass; what CI runs
 
-format: $(INSTALLED)  ## check the formatting
+format: $(INSTALLED)  ## format the code and fix what the linter can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format-check: $(INSTALLED)  ## check the formatting
 	$(BIN)/ruff format --check .
 
 lint: $(INSTALLED)  ## check the style

@@ -1,4 +1,4 @@
-"""What all tests share: a small SAM3, a few photographs, and no network."""
+"""What all tests share: a small SAM3, a few images, and no network."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,12 @@ from tiny import TINY_OPTS
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No workers for a single file: each would import PyTorch again."""
+    arguments = [argument.partition("::")[0] for argument in config.args]
+    return 0 if len(set(arguments)) == 1 and arguments[0].endswith(".py") else None
 
 
 @pytest.fixture(scope="session")
