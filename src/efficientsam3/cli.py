@@ -1,4 +1,4 @@
-"""`efficientsam3 COMMAND`: one table, from command to the module that has its arguments and calls its function."""
+"""`efficientsam3 COMMAND`: one table, from command to the module that has its request and calls its function."""
 
 import argparse
 import importlib
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from types import FrameType, ModuleType
 
 import efficientsam3
+from efficientsam3.commands.arguments import fill_parser, run_request
 from efficientsam3.runtime.errors import UserError
 
-# In the order of the way of the data. A command's module in `commands` has its arguments and calls its function.
+# In the order of the way of the data. Each command has a module in `commands`.
 COMMANDS = {
     "download": "download SA-1B's archives by the links that Meta issues",
     "reorg": "arrange SA-1B's archives or folders as images/{train,val} and annotations/{train,val}",
@@ -18,7 +19,8 @@ COMMANDS = {
     "distill": "from a folder of pictures to a merged model: plan, export, train, evaluate and merge in one",
     "plan": "say what an export will take in disk, memory and time, before it is begun",
     "export": "run the teacher over the dataset once and store its embeddings",
-    "store": "look after an embedding store: info, verify, convert, merge-shards, export-missing-list, advise",
+    "store": "look after an embedding store: info, verify, convert, merge-shards, export-missing-list, "
+    "statistics, advise",
     "train": "train a student to reproduce the stored embeddings",
     "merge": "put a trained student in the place of SAM3's image trunk",
     "fuse": "fuse a merged model for faster inference: BatchNorms into convolutions, branches into one",
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(argv[0] if argv else None).parse_args(argv)
     try:
-        _module(args.command).run(args)
+        run_request(args)
     except UserError as error:
         if args.debug:
             raise
@@ -71,8 +73,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         sub = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name == command:
-            # The other modules stay unloaded: some import PyTorch, which takes seconds.
-            _module(name).add_arguments(sub)
+            # The other modules stay unloaded.
+            fill_parser(sub, _module(name))
             sub.add_argument("--debug", action="store_true", help="show the traceback of a refused input")
     return parser
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from efficientsam3.evaluate.masks.ground_truth import Selection
-from efficientsam3.evaluate.run import EvaluationRequest, evaluate_masks
+from efficientsam3.evaluate.masks.request import EvaluationRequest
+from efficientsam3.evaluate.run import evaluate_masks
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.sam3.decoders import OnnxDecoder
 from efficientsam3.sam3.geometry import Picture
@@ -53,10 +53,18 @@ def test_the_encoder_s_masks_are_as_good_as_known(decoder_path: Path, tmp_path: 
     encoder, photographs = SHARED / "real_teacher" / "encoder.onnx", SHARED / "real_photos"
     if not photographs.is_dir():
         pytest.skip("shared/real_photos is not beside this checkout")
-    selection = Selection(min_area=1024, max_images=8, max_objects=3)
-    models = [f"teacher={encoder}", "random"]
-    request = EvaluationRequest(models, photographs, ["box"], decoder=decoder_path, selection=selection, device="cpu")
-    teacher, noise = evaluate_masks(request, tmp_path).summaries
+    request = EvaluationRequest(
+        models=[f"teacher={encoder}", "random"],
+        data=photographs,
+        prompt=["box"],
+        decoder=decoder_path,
+        out=tmp_path,
+        min_area=1024,
+        max_images=8,
+        max_objects=3,
+        device="cpu",
+    )
+    teacher, noise = evaluate_masks(request).summaries
     # Known of 399 objects of all sizes: 0.68 and 0.09; of 138 of at least 1024 pixels in other photographs, 0.69.
     assert teacher.miou is not None
     assert noise.miou is not None

@@ -54,7 +54,8 @@ def test_sigterm_ends_a_command_in_order(tmp_path: Path) -> None:
         "def run(args):\n"
         "    with atomic_path(Path(sys.argv[1]) / 'out'):\n"
         "        print('ready', flush=True); import time; time.sleep(60)\n"
-        "cli._module = lambda _: SimpleNamespace(add_arguments=lambda _: None, run=run)\n"
+        "from efficientsam3.runtime.request import Request\n"
+        "cli._module = lambda _: SimpleNamespace(REQUEST=Request, run=run)\n"
         "cli.main(['merge'])"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:

@@ -11,6 +11,7 @@ import torch
 
 from efficientsam3.benchmark.latency_onnx import onnx_forwards
 from efficientsam3.benchmark.parameters import StudentSize, measure_student, select_students
+from efficientsam3.benchmark.requests import EAGER, WAYS
 from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.heads import Head
 from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
@@ -19,18 +20,6 @@ from efficientsam3.runtime.memory import peak_of
 from efficientsam3.runtime.progress import progress_bar
 
 Forward = Callable[[], object]
-EAGER = "eager"
-# In the order of the table; `eager` is the baseline.
-WAYS = (
-    EAGER,
-    "channels_last",
-    "fused",
-    "fused channels_last",
-    "compiled",
-    "fused compiled",
-    "onnx",
-    "onnx int8",
-)
 
 
 @dataclass(frozen=True)

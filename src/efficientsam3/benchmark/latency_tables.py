@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from efficientsam3.benchmark.latency import EAGER, WAYS, Latency
+from efficientsam3.benchmark.latency import Latency
 from efficientsam3.benchmark.parameter_tables import billions, millions
+from efficientsam3.benchmark.requests import EAGER, WAYS
 from efficientsam3.runtime.tables import plain_table
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import Sam3ViTConfig, Sam3ViTModel
 
+from efficientsam3.benchmark.requests import ALL
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3 import inspect_trunk
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX, sam3_tensors
@@ -18,7 +19,6 @@ from efficientsam3.runtime.errors import UserError
 
 VISION_PREFIX = "detector.backbone.vision_backbone."
 LANGUAGE_PREFIX = "detector.backbone.language_backbone."
-ALL = "all"
 # The order of the published table: EfficientViT, RepViT, TinyViT, each from small to large.
 PUBLISHED_ORDER = sorted(STUDENTS, key=lambda name: name[: len("es_ev")])
 

@@ -1,24 +1,27 @@
 """`efficientsam3 plan`: what an export will take, before it is begun."""
 
-import argparse
 from datetime import timedelta
-from pathlib import Path
 
-from efficientsam3.commands.arguments import add_config_arguments, read_config
+from pydantic import Field
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    add_config_arguments(parser)
-    parser.add_argument("--resume", type=Path, metavar="TEACHER", help="MODEL.RESUME, as for the export")
-    parser.add_argument("--batches", type=int, default=3, metavar="N", help="to time (default: %(default)s)")
+from efficientsam3.commands.arguments import read_config
+from efficientsam3.commands.export import TeacherRequest
+from efficientsam3.config.schema import ExportConfig
+from efficientsam3.runtime.request import Count
 
 
-def run(args: argparse.Namespace) -> None:
+class PlanRequest(TeacherRequest):
+    """The export to plan."""
+
+    batches: Count = Field(3, description="batches to time")
+
+
+REQUEST = PlanRequest
+
+
+def run(request: PlanRequest) -> None:
     """Measure and print; nothing is written."""
-    from efficientsam3.config.schema import ExportConfig
-
-    config = read_config(ExportConfig, args, MODEL__RESUME=args.resume)
+    config = read_config(ExportConfig, request)
 
     from rich.console import Console
     from rich.table import Table
@@ -27,11 +30,11 @@ def run(args: argparse.Namespace) -> None:
     from efficientsam3.embed.plan import plan_export
     from efficientsam3.runtime.distributed import process_group
 
-    if args.dry_run is not None:
+    if request.dry_run is not None:
         plan_export(config)
         return
     with process_group(config.DEVICE) as process:
-        estimate = estimate_export(config, process, args.batches)
+        estimate = estimate_export(config, process, request.batches)
     print(f"{estimate.images} images, {estimate.missing} of them to export; {estimate.free / 1e9:.1f} GB free")
     table = Table("DISTILL.CODEC", "GB", "fits", title="On disk")
     for name, size in estimate.codec_sizes.items():

@@ -206,7 +206,7 @@ class ExportConfig(RunConfig):
     DATA: ExportDataConfig = Field(default_factory=ExportDataConfig)
     MODEL: TeacherConfig = Field(default_factory=TeacherConfig)
     DISTILL: StoreConfig = Field(default_factory=StoreConfig)
-    OUTPUT: Path = Path("output/stage1_teacher")
+    OUTPUT: Path = Field(Path("output/stage1_teacher"), description="where everything is written")
 
     @property
     def output_dir(self) -> Path:
@@ -223,7 +223,7 @@ class TrainConfig(RunConfig):
     DISTILL: DistillConfig = Field(default_factory=DistillConfig)
     TRAIN: TrainSettings = Field(default_factory=TrainSettings)
     PROBE: ProbeConfig = Field(default_factory=ProbeConfig)
-    OUTPUT: Path | None = Field(None, description="default: output/stage1/<MODEL.NAME>")
+    OUTPUT: Path | None = Field(None, description="where everything is written; by default output/stage1/<MODEL.NAME>")
     SAVE_FREQ: Positive = Field(1, description="a checkpoint every N epochs; the last epoch is always saved")
 
     @property

@@ -3,44 +3,27 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from efficientsam3.checkpoints.training import METRICS_NAME
-from efficientsam3.data.split import Split
 from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
 from efficientsam3.evaluate.masks.measure import Measurement, measure
-from efficientsam3.evaluate.masks.objects import PromptKind
 from efficientsam3.evaluate.masks.open_models import FedPixels, last_that_sees, named_models, open_models
+from efficientsam3.evaluate.masks.request import EvaluationRequest
 from efficientsam3.evaluate.masks.scores import Summary, summarise
 from efficientsam3.evaluate.masks.segmenters import Segmenter, WholeModel
 from efficientsam3.evaluate.report.feature_rows import feature_rows
 from efficientsam3.evaluate.report.gallery import Gallery
 from efficientsam3.evaluate.report.page import REPORT_NAME, ReportContent, write_report
-from efficientsam3.runtime.device import DeviceName, select_device
+from efficientsam3.runtime.device import select_device
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_json
 from efficientsam3.train.metrics import read_metrics
 
 RESULTS_NAME = "results.json"
 RESULTS_VERSION = 1
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What is measured on what."""
-
-    models: Sequence[str]  # see open_models
-    data: Path  # SA-1B folder, COCO folder, or COCO instances file
-    prompts: Sequence[PromptKind]
-    split: Split = "val"
-    images: Path | None = None  # pictures of an instances file
-    decoder: Path | None = None
-    fed: FedPixels = field(default_factory=FedPixels)
-    selection: Selection = field(default_factory=Selection)
-    device: DeviceName = "auto"
-    runs: Sequence[Path] = ()  # folders of trainings whose curves the report shows, beside those of the models
 
 
 @dataclass(frozen=True)
@@ -54,7 +37,7 @@ class Evaluation:
     report: Path
 
 
-def evaluate_masks(request: EvaluationRequest, output_dir: Path) -> Evaluation:
+def evaluate_masks(request: EvaluationRequest) -> Evaluation:
     """Measure, and write `results.json` and `report.html`.
 
     Raises:
@@ -63,19 +46,19 @@ def evaluate_masks(request: EvaluationRequest, output_dir: Path) -> Evaluation:
     """
     started = time.monotonic()
     truth = open_ground_truth(request.data, request.split, request.images)
-    if "text" in request.prompts and not truth.has_categories:
+    if "text" in request.prompt and not truth.has_categories:
         raise UserError("--prompt text needs the categories of a COCO dataset: SA-1B's objects have no names.")
     device = select_device(request.device)
-    segmenters = open_models(request.models, request.decoder, request.fed, device, request.selection.seed)
-    if "text" in request.prompts:
+    segmenters = open_models(request.models, request.decoder, _fed(request), device, request.seed)
+    if "text" in request.prompt:
         _check_text(segmenters)
     runs = _training_curves(request)
     gallery = Gallery(shown=last_that_sees(request.models))
-    measurement = measure(segmenters, truth, request.prompts, request.selection, gallery)
+    measurement = measure(segmenters, truth, request.prompt, _selection(request), gallery)
     summaries = [
-        summarise(measurement.scores, segmenter.name, prompt) for prompt in request.prompts for segmenter in segmenters
+        summarise(measurement.scores, segmenter.name, prompt) for prompt in request.prompt for segmenter in segmenters
     ]
-    path, report = output_dir / RESULTS_NAME, output_dir / REPORT_NAME
+    path, report = request.out / RESULTS_NAME, request.out / REPORT_NAME
     write_json(path, _results(request, measurement, summaries))
     content = ReportContent(
         title=f"Masks of {measurement.images} images",
@@ -90,27 +73,34 @@ def evaluate_masks(request: EvaluationRequest, output_dir: Path) -> Evaluation:
     return Evaluation(summaries, measurement, time.monotonic() - started, path, report)
 
 
+def _fed(request: EvaluationRequest) -> FedPixels:
+    return FedPixels(request.resize, request.mean)
+
+
+def _selection(request: EvaluationRequest) -> Selection:
+    return Selection(request.min_area, request.max_images, request.max_objects, request.seed)
+
+
 def _training_curves(request: EvaluationRequest) -> dict[str, list[dict[str, float]]]:
     """By name, the epochs of the trainings that are named, and of those that a model's checkpoint lies with."""
     beside = [Path(model).parent for model in named_models(request.models).values()]
-    folders = [*request.runs, *(folder for folder in beside if (folder / METRICS_NAME).is_file())]
+    folders = [*request.run, *(folder for folder in beside if (folder / METRICS_NAME).is_file())]
     return {folder.name: read_metrics(folder / METRICS_NAME) for folder in dict.fromkeys(folders)}
 
 
 def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, str]:
-    selection, fed = request.selection, request.fed
     chosen = {
-        "of at least {} pixels": selection.min_area,
-        "of at most {} images": selection.max_images,
-        "at most {} an image": selection.max_objects,
+        "of at least {} pixels": request.min_area,
+        "of at most {} images": request.max_images,
+        "at most {} an image": request.max_objects,
     }
     limits = [text.format(value) for text, value in chosen.items() if value]
     facts = dict(named_models(request.models))
     facts |= {} if request.decoder is None else {"decoder": os.fspath(request.decoder)}
     facts |= {
         "ground truth": f"{request.data}, {request.split}",
-        "objects": ", ".join([*(limits or ["all"]), f"seed {selection.seed}"]),
-        "fed": f"resize {fed.resize}, mean and deviation {fed.mean}",
+        "objects": ", ".join([*(limits or ["all"]), f"seed {request.seed}"]),
+        "fed": f"resize {request.resize}, mean and deviation {request.mean}",
     }
     if measurement.broken or measurement.lacking:
         facts["left out"] = f"{len(measurement.broken)} broken images, {measurement.lacking} without an embedding"
@@ -134,9 +124,9 @@ def _results(request: EvaluationRequest, measurement: Measurement, summaries: li
         "split": request.split,
         "models": list(request.models),
         "decoder": None if request.decoder is None else os.fspath(request.decoder),
-        "prompts": list(request.prompts),
-        "fed": asdict(request.fed),
-        "selection": asdict(request.selection),
+        "prompts": list(request.prompt),
+        "fed": asdict(_fed(request)),
+        "selection": asdict(_selection(request)),
         "summary": [asdict(summary) for summary in summaries],
         "images": images,
         "broken": measurement.broken,

@@ -13,7 +13,8 @@ from types import FrameType
 from rich.console import Console
 
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.workflow.settings import DistillRequest, guess_dataset, is_annotated, write_configs
+from efficientsam3.workflow.request import DistillRequest
+from efficientsam3.workflow.settings import guess_dataset, is_annotated, write_configs
 from efficientsam3.workflow.steps import Record, Step, best_checkpoint, closing_lines, first_steps, last_steps
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

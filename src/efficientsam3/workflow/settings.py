@@ -1,6 +1,5 @@
-"""What `efficientsam3 distill` is asked for, and the configurations that it writes for the single commands."""
+"""The configurations that `efficientsam3 distill` writes for the single commands."""
 
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -24,72 +23,25 @@ from efficientsam3.models.student import (
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 from efficientsam3.sam3.contents import read_contents
+from efficientsam3.workflow.request import DistillRequest
 
 _LONGEST_WARMUP = 5  # epochs
 _WARMUP_SHARE = 0.1  # of the epochs
 
 
-@dataclass(frozen=True)
-class DistillRequest:
-    """What is asked for."""
+def find_backbone(student: str) -> str:
+    """The backbone of a student that is named by its configuration (es_ev_s), its backbone, or `timm/<name>`.
 
-    images: Path  # a folder of pictures
-    sam3: Path  # sam3.pt, or a Hugging Face directory of it
-    student: str  # a config's name (es_ev_s), a published backbone's, or timm/<name>
-    out: Path
-    dataset: DatasetName | None = None  # None: told by the folders
-    epochs: int = 50
-    batch_size: int = 4  # images per process and step
-    processes: int = 1
-    head: str = "published"
-    pretrained: str = "true"
-    codec: str = "float16"
-    online: bool = False
-    workers: int = 2
-    seed: int = 0
-    device: str = "auto"
-
-    @property
-    def backbone(self) -> str:
-        """The student's backbone.
-
-        Raises:
-            UserError: there is no such student, nor such a model of timm's.
-        """
-        backbone = STUDENTS.get(self.student, self.student)
-        if is_known_backbone(backbone):
-            return backbone
-        known = [*STUDENTS, *(TIMM_PREFIX + model for model in timm.list_models())]
-        close = get_close_matches(self.student, known, n=1)
-        meant = f"did you mean {close[0]}? Else " if close else ""
-        raise UserError(
-            f"--student {self.student} is not known: {meant}give one of {', '.join(STUDENTS)}, or timm/<name>."
-        )
-
-    @property
-    def export_config(self) -> Path:
-        """The export's configuration."""
-        return self.out / "export.yaml"
-
-    @property
-    def train_config(self) -> Path:
-        """The training's configuration."""
-        return self.out / "train.yaml"
-
-    @property
-    def teacher_dir(self) -> Path:
-        """The export's output."""
-        return self.out / "teacher"
-
-    @property
-    def student_dir(self) -> Path:
-        """The training's output."""
-        return self.out / "student"
-
-    @property
-    def merged(self) -> Path:
-        """The merged model: a file for a file, a directory for a directory."""
-        return self.out / ("efficient_sam3" if self.sam3.is_dir() else "efficient_sam3.pt")
+    Raises:
+        UserError: there is no such student, nor such a model in timm.
+    """
+    backbone = STUDENTS.get(student, student)
+    if is_known_backbone(backbone):
+        return backbone
+    known = [*STUDENTS, *(TIMM_PREFIX + model for model in timm.list_models())]
+    close = get_close_matches(student, known, n=1)
+    meant = f"did you mean {close[0]}? Else " if close else ""
+    raise UserError(f"--student {student} is not known: {meant}give one of {', '.join(STUDENTS)}, or timm/<name>.")
 
 
 def guess_dataset(images: Path) -> DatasetName:
@@ -129,7 +81,8 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
         raise UserError(f"--sam3 {request.sam3} is an EfficientSAM3 already: give SAM3's own sam3.pt or directory.")
     pretrained = yaml.safe_load(request.pretrained)
     size, width, grid = trunk.image_size, trunk.hidden_size, trunk.image_size // trunk.patch_size
-    architecture = StudentArchitecture(request.backbone, width, grid, size, request.head)
+    backbone = find_backbone(request.student)
+    architecture = StudentArchitecture(backbone, width, grid, size, request.head)
     check_student_grid(architecture)
     if pretrained and not any(request.student_dir.glob("ckpt_*.pth")):  # now, not after days of exporting
         build_student(architecture, Path(pretrained) if isinstance(pretrained, str) else True)
@@ -155,7 +108,7 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     train = common | {
         "MODEL": {
             "NAME": request.student,
-            "BACKBONE": request.backbone,
+            "BACKBONE": backbone,
             "HEAD": request.head,
             "PRETRAINED": pretrained,
         },
@@ -172,7 +125,7 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     if annotated:
         train["PROBE"] = {"DECODER": str(request.sam3)}
     if not request.online:
-        _write(request.export_config, "efficientsam3 export", export, ExportConfig)
+        _write(request.embed_config, "efficientsam3 export", export, ExportConfig)
     _write(request.train_config, "efficientsam3 train", train, TrainConfig)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from efficientsam3.data.listing import DatasetName
 from efficientsam3.runtime.files import sha256_file, write_json
 from efficientsam3.train.saving import BEST_NAME
-from efficientsam3.workflow.settings import DistillRequest
+from efficientsam3.workflow.request import DistillRequest
 
 RECORD_NAME = "steps.json"
 _MOST_IMAGES, _MOST_OBJECTS = 100, 4
@@ -30,7 +30,7 @@ def first_steps(request: DistillRequest) -> list[Step]:
     steps = [Step("train", train, resumes=True)]
     if request.online:
         return steps
-    config = ("--cfg", str(request.export_config))
+    config = ("--cfg", str(request.embed_config))
     export = Step("export", _distributed(request, "export", *config), resumes=True)
     return [Step("plan", ("efficientsam3", "plan", *config)), export, *steps]
 

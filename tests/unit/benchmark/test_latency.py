@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from efficientsam3.benchmark.latency import EAGER, WAYS, build_ways, measure_latency
+from efficientsam3.benchmark.latency import build_ways, measure_latency
 from efficientsam3.benchmark.latency_tables import latency_table
+from efficientsam3.benchmark.requests import EAGER, WAYS
 from efficientsam3.cli import main
-from efficientsam3.commands import benchmark
 from efficientsam3.models.student import StudentArchitecture
 from efficientsam3.runtime.errors import UserError
 
@@ -26,10 +26,6 @@ def test_all_ways_say_the_same() -> None:
         limit = 0.3 if way == "onnx int8" else 1e-4
         assert (output - outputs[EAGER]).norm() <= limit * outputs[EAGER].norm(), way
     assert (outputs["onnx int8"] - outputs["onnx"]).norm() > 1e-3 * outputs["onnx"].norm()
-
-
-def test_the_command_offers_all_ways() -> None:
-    assert benchmark._WAYS == WAYS
 
 
 def test_onnx_runtime_is_timed_on_the_cpu() -> None:

@@ -1,21 +1,14 @@
-import argparse
-
 import pytest
 
-from efficientsam3.commands import compare
-
-
-def run(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    compare.run(parser.parse_args(arguments))
+from efficientsam3.benchmark.requests import CompareRequest
+from efficientsam3.cli import main
 
 
 def test_tables_hold_the_published_and_the_unpublished_figures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    run(["--student", "es_rv_m"])
+    assert main(["compare", "--student", "es_rv_m"]) == 0
     printed = capsys.readouterr().out
     for figure in (
         "860.06M",
@@ -35,6 +28,4 @@ def test_tables_hold_the_published_and_the_unpublished_figures(
 
 
 def test_all_nine_are_the_default() -> None:
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    assert parser.parse_args([]).student == ["all"]
+    assert CompareRequest().student == ("all",)

@@ -3,7 +3,6 @@
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ import pytest
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_json
 from efficientsam3.workflow import run as run_module
+from efficientsam3.workflow.request import DistillRequest
 from efficientsam3.workflow.run import StoppedError, distill, run_command
-from efficientsam3.workflow.settings import DistillRequest
 
 
 class Commands:
@@ -44,7 +43,9 @@ class Commands:
 
 @pytest.fixture
 def request_for(tiny_sam3_path: Path, photographs_path: Path, tmp_path: Path) -> DistillRequest:
-    return DistillRequest(photographs_path, tiny_sam3_path, "es_ev_s", tmp_path / "out", pretrained="false")
+    return DistillRequest(
+        images=photographs_path, sam3=tiny_sam3_path, student="es_ev_s", out=tmp_path / "out", pretrained="false"
+    )
 
 
 @pytest.fixture
@@ -105,12 +106,12 @@ def test_what_is_asked_to_end_goes_no_further(
 
 
 def test_without_a_store_and_without_masks(request_for: DistillRequest, commands: Commands) -> None:
-    distill(replace(request_for, online=True, dataset="images"))
+    distill(request_for.model_copy(update={"online": True, "dataset": "images"}))
     assert commands.names() == ["train", "merge"]
 
 
 def test_several_processes_are_torchruns(request_for: DistillRequest, commands: Commands) -> None:
-    distill(replace(request_for, processes=2))
+    distill(request_for.model_copy(update={"processes": 2}))
     launched = [command for command in commands.seen if command[0] == "torchrun"]
     assert [command[5:7] for command in launched] == [("efficientsam3", "export"), ("efficientsam3", "train")]
     assert all(command[3] == "2" for command in launched)

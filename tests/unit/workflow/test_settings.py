@@ -1,6 +1,5 @@
 """Requests that cannot work are refused before any step, and folders are told apart."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,17 +7,20 @@ import pytest
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.workflow.settings import DistillRequest, guess_dataset, is_annotated, write_configs
+from efficientsam3.workflow.request import DistillRequest
+from efficientsam3.workflow.settings import guess_dataset, is_annotated, write_configs
 
 
 @pytest.fixture
 def request_for(tiny_sam3_path: Path, photographs_path: Path, tmp_path: Path) -> DistillRequest:
-    return DistillRequest(photographs_path, tiny_sam3_path, "es_ev_s", tmp_path / "out", pretrained="false")
+    return DistillRequest(
+        images=photographs_path, sam3=tiny_sam3_path, student="es_ev_s", out=tmp_path / "out", pretrained="false"
+    )
 
 
 def test_the_shape_is_the_teachers(request_for: DistillRequest) -> None:
     write_configs(request_for, "sa1b", annotated=True)
-    export = load_config(ExportConfig, request_for.export_config)
+    export = load_config(ExportConfig, request_for.embed_config)
     train = load_config(TrainConfig, request_for.train_config)
     for config in (export, train):
         assert (config.DATA.IMG_SIZE, config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE) == (224, 64, 16)
@@ -29,12 +31,12 @@ def test_the_shape_is_the_teachers(request_for: DistillRequest) -> None:
 
 
 def test_without_a_store_the_training_has_the_teacher(request_for: DistillRequest) -> None:
-    write_configs(replace(request_for, online=True), "sa1b", annotated=False)
+    write_configs(request_for.model_copy(update={"online": True}), "sa1b", annotated=False)
     train = load_config(TrainConfig, request_for.train_config)
     assert train.DISTILL.ONLINE
     assert request_for.sam3 == train.TEACHER.RESUME
     assert train.PROBE.DECODER is None
-    assert not request_for.export_config.exists()
+    assert not request_for.embed_config.exists()
 
 
 @pytest.mark.parametrize(
@@ -51,19 +53,19 @@ def test_without_a_store_the_training_has_the_teacher(request_for: DistillReques
 )
 def test_what_cannot_work_is_refused(request_for: DistillRequest, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        write_configs(replace(request_for, **changes), "images", annotated=False)
+        write_configs(request_for.model_copy(update=changes), "images", annotated=False)
 
 
 def test_a_training_that_has_begun_needs_no_weights_to_start_from(request_for: DistillRequest) -> None:
     request_for.student_dir.mkdir(parents=True)
     (request_for.student_dir / "ckpt_step_3.pth").touch()
-    write_configs(replace(request_for, pretrained="true"), "images", annotated=False)
+    write_configs(request_for.model_copy(update={"pretrained": "true"}), "images", annotated=False)
 
 
 def test_an_empty_folder_is_refused(request_for: DistillRequest, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures"):
-        write_configs(replace(request_for, images=tmp_path / "empty"), "images", annotated=False)
+        write_configs(request_for.model_copy(update={"images": tmp_path / "empty"}), "images", annotated=False)
 
 
 def test_the_layout_is_told_by_the_folders(tmp_path: Path, photographs_path: Path) -> None:

@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from efficientsam3.checkpoints.training import is_training_checkpoint
 from efficientsam3.data.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
 from efficientsam3.evaluate.masks.encoders import Encoder, ModuleEncoder, RandomEncoder, StoreEncoder
+from efficientsam3.evaluate.masks.request import Mean, Resize
 from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Segmenter, WholeModel
 from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory, read_manifest
 from efficientsam3.models.teacher import build_teacher, is_onnx
@@ -35,8 +36,8 @@ class FedPixels:
     Embeddings that are read from a store were computed long ago, and stay as they are.
     """
 
-    resize: Literal["teacher", "square", "pad"] = "teacher"
-    mean: Literal["teacher", "half", "imagenet"] = "teacher"  # and the standard deviation that goes with it
+    resize: Resize = "teacher"
+    mean: Mean = "teacher"  # and the standard deviation that goes with it
 
     def apply(self, own: Preprocessing) -> Preprocessing:
         """An encoder's own preprocessing with these changes."""

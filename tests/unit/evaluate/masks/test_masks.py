@@ -6,12 +6,20 @@ import torch
 
 from efficientsam3.cli import main
 from efficientsam3.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from efficientsam3.evaluate.masks.ground_truth import Selection
 from efficientsam3.evaluate.masks.open_models import FedPixels, last_that_sees, open_models
-from efficientsam3.evaluate.run import EvaluationRequest, evaluate_masks
+from efficientsam3.evaluate.masks.request import EvaluationRequest
+from efficientsam3.evaluate.run import Evaluation, evaluate_masks
 from efficientsam3.export.onnx.run import export_onnx
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import load_decoder
+
+
+def evaluate(models: list[str], data: Path, prompt: list[str], out: Path, **request: object) -> Evaluation:
+    return evaluate_masks(
+        EvaluationRequest.model_validate(
+            {"models": models, "data": data, "prompt": prompt, "out": out, "device": "cpu", **request}
+        )
+    )
 
 
 @pytest.fixture
@@ -22,8 +30,7 @@ def data(tmp_path: Path, write_sa1b, two_images) -> Path:
 def test_several_models_and_what_is_written(tmp_path: Path, data, write_store, box_decoder, student_path) -> None:
     store = write_store(tmp_path / "store", ["sa_1", "sa_2"])
     models = [f"teacher={store}", "random", str(student_path)]
-    request = EvaluationRequest(models, data, ["box", "point"], decoder=box_decoder, device="cpu")
-    evaluation = evaluate_masks(request, tmp_path / "out")
+    evaluation = evaluate(models, data, ["box", "point"], tmp_path / "out", decoder=box_decoder)
     assert [(row.model, row.prompt, row.objects) for row in evaluation.summaries] == [
         (model, prompt, 4)
         for prompt in ("box", "point")
@@ -53,10 +60,7 @@ def test_several_models_and_what_is_written(tmp_path: Path, data, write_store, b
 def test_both_formats_give_the_same_scores(tmp_path: Path, data, write_coco, two_images, box_decoder) -> None:
     coco = write_coco(tmp_path / "coco", two_images)
     one, other = (
-        evaluate_masks(
-            EvaluationRequest(["random"], folder, ["box", "center"], decoder=box_decoder, device="cpu"),
-            tmp_path / "out",
-        ).summaries
+        evaluate(["random"], folder, ["box", "center"], tmp_path / "out", decoder=box_decoder).summaries
         for folder in (data, coco)
     )
     assert one == other
@@ -70,8 +74,7 @@ def test_only_what_the_store_has_and_can_be_read_is_measured(
     annotation = data / "annotations" / "val" / "sa_4.json"
     annotation.write_text(annotation.read_text().replace('"width": 48', '"width": 47'))
     store = write_store(tmp_path / "store", ["sa_1", "sa_2", "sa_4"])
-    request = EvaluationRequest([str(store)], data, ["box"], decoder=box_decoder, device="cpu")
-    measurement = evaluate_masks(request, tmp_path / "out").measurement
+    measurement = evaluate([str(store)], data, ["box"], tmp_path / "out", decoder=box_decoder).measurement
     assert (measurement.images, measurement.lacking, len(measurement.broken)) == (1, 1, 2)
     assert {score.image_id for score in measurement.scores} == {"sa_1"}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -99,41 +102,37 @@ def test_a_mismatch_on_purpose_changes_what_encoders_are_fed(tmp_path, student_p
         (["random", "random"], {}, "Two models are called 'random'"),
         (["random:loud"], {}, "is no noise"),
         (["random:-1"], {}, "is no noise"),
-        (["random"], {"prompts": ["text"]}, "SA-1B's objects have no names"),
-        (["random"], {"selection": Selection(min_area=10**6)}, "No object could be measured"),
-        (["random"], {"runs": [Path("nowhere")]}, r"nowhere/metrics\.jsonl cannot be read"),
+        (["random"], {"prompt": ["text"]}, "SA-1B's objects have no names"),
+        (["random"], {"min_area": 10**6}, "No object could be measured"),
+        (["random"], {"run": [Path("nowhere")]}, r"nowhere/metrics\.jsonl cannot be read"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path, data, box_decoder, models, changes, named) -> None:
-    request = {"decoder": box_decoder, "prompts": ["box"], "device": "cpu"} | changes
+    request = {"decoder": box_decoder, "prompt": ["box"]} | changes
     with pytest.raises(UserError, match=named):
-        evaluate_masks(EvaluationRequest(models, data, **request), tmp_path / "out")
+        evaluate(models, data, out=tmp_path / "out", **request)
     assert not (tmp_path / "out").exists()
 
 
 def test_stores_that_do_not_fit_are_refused(tmp_path: Path, data, write_store, box_decoder, tiny_sam3_path) -> None:
-    def evaluate(store: Path, decoder: Path) -> None:
-        request = EvaluationRequest([str(store)], data, ["box"], decoder=decoder, device="cpu")
-        evaluate_masks(request, tmp_path / "out")
-
     with pytest.raises(UserError, match=r"8 channels on 4x4 cells at 64 pixels, the decoder takes 64 on 16x16 at 224"):
-        evaluate(write_store(tmp_path / "small", ["sa_1"]), tiny_sam3_path)
+        store = write_store(tmp_path / "small", ["sa_1"])
+        evaluate([str(store)], data, ["box"], tmp_path / "out", decoder=tiny_sam3_path)
     with pytest.raises(UserError, match="flipped"):
-        evaluate(write_store(tmp_path / "flipped", ["sa_1"], hflip=0.5), box_decoder)
+        store = write_store(tmp_path / "flipped", ["sa_1"], hflip=0.5)
+        evaluate([str(store)], data, ["box"], tmp_path / "out", decoder=box_decoder)
 
 
 def test_text_needs_a_whole_model_and_finds_by_category(
     tmp_path: Path, write_coco, two_images, box_decoder, tiny_sam3_path
 ) -> None:
     coco = write_coco(tmp_path / "coco", two_images)
-    request = EvaluationRequest(["random"], coco, ["text"], decoder=box_decoder, device="cpu")
     with pytest.raises(UserError, match="only a SAM3 has a text encoder"):
-        evaluate_masks(request, tmp_path / "out")
-    request = EvaluationRequest([str(tiny_sam3_path)], coco, ["text", "box"], device="cpu")
-    evaluation = evaluate_masks(request, tmp_path / "out")
+        evaluate(["random"], coco, ["text"], tmp_path / "out", decoder=box_decoder)
+    evaluation = evaluate([str(tiny_sam3_path)], coco, ["text", "box"], tmp_path / "out")
     assert [(row.prompt, row.objects) for row in evaluation.summaries] == [("text", 4), ("box", 4)]
     with pytest.raises(UserError, match="every model brings its own"):
-        evaluate_masks(EvaluationRequest([str(tiny_sam3_path)], coco, ["box"], decoder=box_decoder), tmp_path / "out")
+        evaluate([str(tiny_sam3_path)], coco, ["box"], tmp_path / "out", decoder=box_decoder)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +151,7 @@ def test_graphs_are_measured_as_the_model_they_come_from(
     graphs = tmp_path / "onnx"
     export_onnx(tiny_sam3_path, graphs, variants=["int8"], calibrate=folder / "val2017")
     models = [str(tiny_sam3_path), f"graphs={graphs}", f"coarse={graphs}:int8"]
-    request = EvaluationRequest(models, folder, ["box", "text"], device="cpu")
-    by_box = evaluate_masks(request, tmp_path / "out").summaries[:3]
+    by_box = evaluate(models, folder, ["box", "text"], tmp_path / "out").summaries[:3]
     assert [row.model for row in by_box][1:] == ["graphs", "coarse"]
     assert by_box[1].agreement > 0.99 > by_box[2].agreement > 0
     with pytest.raises(UserError, match="has no fp16 image encoder"):

@@ -11,12 +11,13 @@ from PIL import Image
 
 from efficientsam3.evaluate.masks.ground_truth import TrueImage
 from efficientsam3.evaluate.masks.objects import TrueObject
+from efficientsam3.evaluate.masks.request import EvaluationRequest
 from efficientsam3.evaluate.masks.scores import ObjectScore
 from efficientsam3.evaluate.masks.segmenters import to_rle
 from efficientsam3.evaluate.report.charts import metric_charts
 from efficientsam3.evaluate.report.gallery import Gallery
 from efficientsam3.evaluate.report.overlays import example_pictures
-from efficientsam3.evaluate.run import EvaluationRequest, evaluate_masks
+from efficientsam3.evaluate.run import evaluate_masks
 
 NAN = float("nan")
 
@@ -48,8 +49,8 @@ def page(tmp_path: Path, write_sa1b, two_images, write_store, box_decoder, stude
     data = write_sa1b(tmp_path / "sa1b", two_images)
     store = write_store(tmp_path / "store", ["sa_1", "sa_2"])
     models = [f"<b>teacher</b>={store}", str(student_path)]
-    request = EvaluationRequest(models, data, ["box", "point"], decoder=box_decoder, device="cpu")
-    return evaluate_masks(request, tmp_path / "out").report.read_text()
+    request = EvaluationRequest(models=models, data=data, decoder=box_decoder, out=tmp_path / "out", device="cpu")
+    return evaluate_masks(request).report.read_text()
 
 
 def test_the_page_needs_nothing_but_itself(page: str) -> None:

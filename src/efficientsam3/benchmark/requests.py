@@ -1,0 +1,46 @@
+"""What `compare` and `benchmark student` are asked to do."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from efficientsam3.runtime.request import Argument, Count, CountOrZero, Device, File, Request
+
+ALL = "all"
+EAGER = "eager"
+Way = Literal[
+    "eager", "channels_last", "fused", "fused channels_last", "compiled", "fused compiled", "onnx", "onnx int8"
+]
+WAYS: tuple[Way, ...] = get_args(Way)  # in the order of the table; `eager` is the baseline
+QUICK_WAYS = tuple(way for way in WAYS if not ("compiled" in way or "onnx" in way))
+HeadName = Literal["published", "fpn"]
+Students = Annotated[
+    tuple[str, ...],
+    Argument("NAME"),
+    Field(description=f"students: {ALL}, or one or more of es_ev_s to es_tv_l, see stage1/configs/"),
+]
+
+
+class CompareRequest(Request):
+    """Which students to compare with SAM3."""
+
+    student: Students = (ALL,)
+    head: HeadName = Field("published", description="the students' head")
+    sam3_ckpt: File | None = Field(
+        None, description="count this sam3.pt, and size the students for it; default: a shipped table of its shapes"
+    )
+
+
+class LatencyRequest(Request):
+    """Which students to time, in which ways."""
+
+    student: Students = (ALL,)
+    head: tuple[HeadName, ...] = Field(("published", "fpn"), description="the students' heads")
+    way: tuple[Way, ...] = Field(
+        QUICK_WAYS,
+        description="ways to run them; default: all of PyTorch's but the compiled ones, which take minutes to compile; "
+        "onnx and onnx int8 (CPU alone) are what export-onnx writes",
+    )
+    rounds: Count = Field(5, description="measurements of each way")
+    threads: CountOrZero = Field(0, description="PyTorch's threads; 0, the default: as many as it takes")
+    device: Device = "auto"

@@ -1,0 +1,86 @@
+"""What `download`, `reorg` and `data` are asked to do."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from efficientsam3.data.sa1b.links import SOURCE, Subset
+from efficientsam3.data.sa1b.placing import Mode
+from efficientsam3.data.split import DEFAULT_VAL_RATIO
+from efficientsam3.runtime.cores import usable_cores
+from efficientsam3.runtime.request import Argument, Count, File, Folder, Request
+
+DatasetName = Literal["sa1b", "images", "coco"]
+Dataset = Annotated[DatasetName, Field(description="layout: images/{train,val}, any folder tree, or COCO's")]
+
+
+def _cores() -> int:
+    return min(usable_cores(), 8)
+
+
+class DownloadRequest(Request):
+    """What to download of SA-1B."""
+
+    links: File = Field(
+        description=f"the tab-separated file that {SOURCE} issues once you accept the licence; its links expire after "
+        "weeks"
+    )
+    subset: Subset = Field("all", description="all tars with links, or the 100 or 10 of the published subsets")
+    output: Folder = Field(description="folder for the tars, ~11 GB each")
+    workers: Count = Field(4, description="downloads at a time")
+
+
+class ReorganiseRequest(Request):
+    """What to make a dataset of, and how."""
+
+    source: Path | None = Field(
+        None,
+        description="folder of .tar files, or of extracted ID.jpg + ID.json pairs, at any depth (default: --output, "
+        "in place)",
+    )
+    output: Path = Field(Path("data/sa-1b"), description="the dataset")
+    val_ratio: Annotated[float, Argument("R")] = Field(
+        DEFAULT_VAL_RATIO, description="share of images for val; a hash of its id decides, so later tars move none"
+    )
+    workers: Count = Field(
+        default_factory=_cores, description="processes, each with a tar at a time; one per core, up to 8"
+    )
+    delete_tars: bool = Field(
+        False, description="remove each tar once all of it is in place and on disk; one with anything skipped stays"
+    )
+    mode: Annotated[
+        Mode | None,
+        Argument(
+            flags={
+                "link": "hard-link the files of folders",
+                "move": "move them (default in place)",
+                "copy": "copy them (default elsewhere)",
+            }
+        ),
+    ] = Field(None, description="what to do with the files of folders")
+
+    @property
+    def source_or_output(self) -> Path:
+        """The source, by default the dataset itself."""
+        return self.source or self.output
+
+    @property
+    def mode_or_default(self) -> Mode:
+        """The mode, by default `move` in place and `copy` elsewhere."""
+        in_place = self.source_or_output.resolve() == self.output.resolve()
+        return self.mode or ("move" if in_place else "copy")
+
+
+class CheckRequest(Request):
+    """Which dataset to check, and what to do with what is broken."""
+
+    data_path: Annotated[Path, Argument("DIR", positional=True)] = Field(description="the dataset's folder")
+    dataset: Dataset = "sa1b"
+    workers: Count = Field(default_factory=_cores, description="processes; one per core, up to 8")
+    report: File | None = Field(None, description="where to list all problems (default: DIR/check_problems.tsv)")
+    fix: bool = Field(
+        False,
+        description="move broken images, broken annotations, annotations without image to DIR/.quarantine; delete "
+        "nothing",
+    )

@@ -1,0 +1,92 @@
+"""Typed requests: what a command is asked to do, each field described once.
+
+A request is checked when it is made. `commands.arguments` turns its fields into flags, with their descriptions as help.
+Modules that define requests import no PyTorch, so that `--help` answers at once.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+from efficientsam3.runtime.errors import UserError
+
+AnyRequest = TypeVar("AnyRequest", bound="Request")
+
+
+class Request(BaseModel):
+    """Base of all requests: immutable; unknown fields, NaN and infinities are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """How a field is written on the command line, where its name and type do not say it; `Annotated` metadata."""
+
+    metavar: str | tuple[str, ...] | None = None
+    positional: bool = False
+    # Of a list: `store` takes several values at once, `append` one for each time the flag is given, `extend` both.
+    action: Literal["store", "append", "extend"] = "store"
+    const: Any = None  # the value of the flag alone, whose value is then optional
+    aliases: tuple[str, ...] = ()  # former flags, which still work and are not in the help
+    flags: Mapping[str, str] | None = None  # a flag for each choice, with its help, instead of one flag with choices
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A text that names an entry of a table; `Annotated` metadata. Entries that are added later are accepted too."""
+
+    table: Mapping[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check after the text itself; see pydantic's custom types."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: str) -> str:
+        if value not in self.table:
+            raise ValueError(f"should be one of {', '.join(self.table)}")
+        return value
+
+
+Folder = Annotated[Path, Argument("DIR")]
+File = Annotated[Path, Argument("FILE")]
+FileOrFolder = Annotated[Path, Argument("PATH")]
+Count = Annotated[int, Field(ge=1), Argument("N")]
+CountOrZero = Annotated[int, Field(ge=0), Argument("N")]
+DEVICES = ("auto", "cpu", "mps", "cuda")
+Device = Annotated[Literal["auto", "cpu", "mps", "cuda"], Field(description="where to compute")]
+
+
+def make_request(request: type[AnyRequest], values: Mapping[str, Any]) -> AnyRequest:
+    """Make a request from the values of its fields.
+
+    Raises:
+        UserError: a value is missing or wrong; all of them are named at once, by their flags.
+    """
+    try:
+        return request.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{'; '.join(_explain(request, error))}.") from error
+
+
+def flag_name(field: str) -> str:
+    """The flag of a field, e.g. `--batch-size` of `batch_size`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def _explain(request: type[Request], error: ValidationError) -> Iterable[str]:
+    problems: dict[str, list[str]] = {}
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else ""
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if not name:
+            problems.setdefault(message, [])
+            continue
+        flag = flag_name(name) if name in request.model_fields else name
+        value = item["input"] if item["type"] != "missing" else ""
+        problems.setdefault(f"{flag} {value}".strip(), []).append(message)
+    return (": ".join(filter(None, (what, " or ".join(messages)))) for what, messages in problems.items())

@@ -1,0 +1,61 @@
+"""What `store` is asked to do."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from efficientsam3.data.requests import Dataset
+from efficientsam3.runtime.request import Argument, Count, Device, Folder, Request
+
+
+class StoreRequest(Request):
+    """Which store."""
+
+    store: Annotated[Path, Argument("DIR", positional=True)] = Field(description="an embedding store's folder")
+
+
+class VerifyRequest(StoreRequest):
+    """Which store to verify, and whether to repair it."""
+
+    repair: bool = Field(False, description="drop damaged records: the next `efficientsam3 embed` computes them again")
+
+
+class ConvertRequest(StoreRequest):
+    """Which store to re-encode, and how."""
+
+    codec: str = Field(description="float16, int8, int4, pca{K}-int8 or pca{K}-int4")
+    output: Folder = Field(description="folder of the new store")
+    device: Device = "auto"
+
+
+class MissingRequest(StoreRequest):
+    """The dataset that a store should hold."""
+
+    data_path: Folder = Field(description="folder of the dataset")
+    dataset: Dataset = "sa1b"
+
+
+class StatisticsRequest(StoreRequest):
+    """The store whose statistics to gather, and what it does not know itself."""
+
+    data_path: Folder | None = Field(
+        None, description="folder of the dataset that was embedded; needed where its images are padded"
+    )
+    published: Annotated[tuple[str, str, str, str] | None, Argument(("DIM", "SIZE", "PIXELS", "RESIZE"))] = Field(
+        None,
+        description="what a store without a manifest holds: channels, cells a side, pixels a side of the input, square "
+        "or pad",
+    )
+    dataset: Dataset = "sa1b"
+
+
+class AdviseRequest(StoreRequest):
+    """The store to measure codecs on, and the training to recommend one for."""
+
+    count: Count = Field(64, description="how many embeddings to measure on")
+    images: Count = Field(1_100_000, description="images in the dataset, by default SA-1B's 1,100,000")
+    speed: Annotated[float, Argument("RATE")] = Field(
+        300.0, gt=0, description="images/s of the training, whose read rate is shown"
+    )
+    least_cosine: Annotated[float, Argument("C")] = Field(0.995, description="lowest cosine similarity to accept")

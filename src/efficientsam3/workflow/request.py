@@ -1,0 +1,83 @@
+"""What `distill` is asked to do."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from efficientsam3.benchmark.requests import HeadName
+from efficientsam3.data.requests import DatasetName
+from efficientsam3.runtime.cores import usable_cores
+from efficientsam3.runtime.request import Argument, Count, CountOrZero, Device, FileOrFolder, Folder, Request
+
+
+class DistillRequest(Request):
+    """From a folder of images to a merged model."""
+
+    images: Folder = Field(
+        description="your images: any tree of folders, of which 10 % are kept for validation unless there are folders "
+        "train/ and val/; or SA-1B's layout; or COCO's"
+    )
+    sam3: FileOrFolder = Field(description="the teacher: sam3.pt, or facebook/sam3's directory")
+    student: Annotated[str, Argument("NAME")] = Field(
+        description="es_ev_s (0.7M parameters) to es_rv_l (22M), see the README; or timm/<name>, any backbone of timm"
+    )
+    out: Folder = Field(description="where everything goes")
+    dataset: DatasetName | None = Field(
+        None,
+        description="how DIR is laid out (default: sa1b where there is images/train, coco where there is train2017, "
+        "otherwise images)",
+    )
+    epochs: Count = Field(50, description="epochs of training")
+    batch_size: Count = Field(4, description="images per process and step")
+    processes: Count = Field(1, description="processes on this machine, one per GPU")
+    head: HeadName = Field(
+        "published", description="the student's head; fpn fuses strides 8, 16 and 32: fewer parameters, half the work"
+    )
+    pretrained: Annotated[str, Argument("WHAT")] = Field(
+        "true",
+        description="true, the default: ImageNet weights, which timm downloads; false: from scratch; or a local file",
+    )
+    workers: CountOrZero = Field(
+        default_factory=lambda: min(2, usable_cores()),
+        description="image-reading processes per process; 2, or 1 on one core",
+    )
+    seed: CountOrZero = Field(0, description="seed of the whole run")
+    device: Device = "auto"
+    codec: Annotated[str, Argument("CODEC")] = Field(
+        "float16", description="how the teacher's embeddings are stored: float16, int8, int4, pca{K}-int8 or -int4"
+    )
+    online: bool = Field(
+        False, description="store no embeddings: the teacher runs in the training loop, in every epoch again"
+    )
+
+    @model_validator(mode="after")
+    def _stored_or_online(self) -> "DistillRequest":
+        if self.online and "codec" in self.model_fields_set:
+            raise ValueError(f"--codec {self.codec} has no effect with --online, which stores nothing: give only one")
+        return self
+
+    @property
+    def embed_config(self) -> Path:
+        """The configuration of embedding the dataset."""
+        return self.out / "export.yaml"
+
+    @property
+    def train_config(self) -> Path:
+        """The configuration of the training."""
+        return self.out / "train.yaml"
+
+    @property
+    def teacher_dir(self) -> Path:
+        """The output of embedding the dataset."""
+        return self.out / "teacher"
+
+    @property
+    def student_dir(self) -> Path:
+        """The output of the training."""
+        return self.out / "student"
+
+    @property
+    def merged(self) -> Path:
+        """The merged model: a file for a file, a directory for a directory."""
+        return self.out / ("efficient_sam3" if self.sam3.is_dir() else "efficient_sam3.pt")
