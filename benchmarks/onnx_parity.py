@@ -18,8 +18,8 @@ from rich.table import Table
 
 from efficientsam3.benchmark.parameters import select_students
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
-from efficientsam3.export.calibration import Pictures
-from efficientsam3.export.onnx.manifest import GraphFile, Manifest
+from efficientsam3.export.calibration import EncoderInputs
+from efficientsam3.export.onnx.manifest import GraphFile, OnnxManifest
 from efficientsam3.export.onnx.run import export_onnx
 from efficientsam3.export.parity import relative_error
 from efficientsam3.models.fuse import fuse_modules
@@ -57,20 +57,20 @@ def measure(name: str, head: str, pictures: Path, calibrate: Path) -> list[str]:
     start = time.perf_counter()
     torch.manual_seed(0)
     student = Student(StudentArchitecture(STUDENTS[name], head=head))
-    settle(student, Pictures(calibrate, SAM3_PREPROCESSING, 8))
+    settle(student, EncoderInputs(calibrate, SAM3_PREPROCESSING, 8))
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch, "student.pth")
         described = {"architecture": asdict(student.architecture), "preprocessing": SAM3_PREPROCESSING.model_dump()}
         torch.save({"model": student.state_dict(), **described}, checkpoint)
         manifest = export_onnx(
-            checkpoint, Path(scratch, "onnx"), variants=["fp16", "int8"], calibrate=calibrate, pictures=pictures
+            checkpoint, Path(scratch, "onnx"), variants=["fp16", "int8"], calibrate=calibrate, images=pictures
         )
-    fused = fused_error(student, Pictures(pictures, SAM3_PREPROCESSING, 10))
+    fused = fused_error(student, EncoderInputs(pictures, SAM3_PREPROCESSING, 10))
     return [f"{fused:.1e}", *cells(manifest), f"{time.perf_counter() - start:.0f}"]
 
 
 @torch.no_grad()
-def settle(student: Student, pictures: Pictures) -> None:
+def settle(student: Student, pictures: EncoderInputs) -> None:
     """Give BatchNorms the statistics of pictures; without, random weights' values vanish or explode."""
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -81,14 +81,14 @@ def settle(student: Student, pictures: Pictures) -> None:
 
 
 @torch.inference_mode()
-def fused_error(student: Student, pictures: Pictures) -> float:
+def fused_error(student: Student, pictures: EncoderInputs) -> float:
     """Of the fused student in PyTorch."""
     side = student.architecture.image_size
     fused = fuse_modules(student, (1, 3, side, side))
     return max(relative_error(student(pixels).numpy(), fused(pixels).numpy()) for pixels in pictures)
 
 
-def cells(manifest: Manifest) -> list[str]:
+def cells(manifest: OnnxManifest) -> list[str]:
     """Of the graphs: errors, cosines, sizes, and how many nodes stay in float32."""
     plain = manifest.graphs["image_encoder"]
     row = [f"{plain.measured['relative_error']:.1e}", megabytes(plain)]

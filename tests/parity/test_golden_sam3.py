@@ -75,7 +75,7 @@ def test_detector(
 ) -> None:
     model, features = image._model, image._detector_features
     assert relative(features.fpn_hidden_states[2][0, :, ::8, ::8], golden["fpn72_every8"]) <= 1e-4
-    unit = image._picture.to_unit_boxes(boxes)
+    unit = image._placement.boxes_to_input(boxes)
     answer = ask_detector(model.detector, features, model.text_features(text), unit, [1] * len(boxes))
     for key, found in (
         ("pred_logits", answer.pred_logits[0]),
@@ -92,10 +92,10 @@ def test_detector(
 @pytest.mark.parametrize("name", ["point", "box"])
 @torch.inference_mode()
 def test_interactive_predictor(name: str, image: EncodedImage, golden: Golden, relative: Relative) -> None:
-    picture, features = image._picture, image._tracker_features
+    placement, features = image._placement, image._tracker_features
     assert features is not None
-    points = picture.to_input_points([(300, 200)] if name == "point" else [])
-    box = picture.to_input_points([(150, 80), (420, 330)]) if name == "box" else None
+    points = placement.points_to_input([(300, 200)] if name == "point" else [])
+    box = placement.points_to_input([(150, 80), (420, 330)]) if name == "box" else None
     answer = ask_tracker(image._model.tracker, features, points, [1] * len(points), box)
     assert relative(answer.iou_scores[0, 0], golden[f"interactive_{name}.scores"]) <= 1e-4
     # 2e-3 with transformers' own features, which leave out the embedding of "no memory".

@@ -10,8 +10,8 @@ from efficientsam3.evaluate.masks.request import EvaluationRequest
 from efficientsam3.evaluate.run import evaluate_masks
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.sam3.decoders import OnnxDecoder
-from efficientsam3.sam3.geometry import Picture
-from efficientsam3.sam3.prompts import Prompt
+from efficientsam3.sam3.geometry import Placement
+from efficientsam3.sam3.prompts import ObjectPrompt
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 
@@ -29,12 +29,12 @@ def decoder_path() -> Path:
 def test_masks_resized_here_are_the_decoder_s_own(decoder_path: Path, size: tuple[int, int]) -> None:
     decoder = OnnxDecoder(decoder_path)
     embedding = torch.zeros(1, 256, 64, 64)  # which this decoder makes smooth masks of
-    picture = Picture(size, decoder.preprocessing.content_size(*size), 1024)
+    placement = Placement.of(*size, decoder.preprocessing)
     height, width = size
     # As SAM's ResizeLongestSide.apply_coords: by the rounded size, each axis on its own.
-    scale = np.array(picture.content[::-1], dtype=np.float32) / np.array(size[::-1], dtype=np.float32)
+    scale = np.array(placement.content[::-1], dtype=np.float32) / np.array(size[::-1], dtype=np.float32)
     box = (width * 0.2, height * 0.3, width * 0.7, height * 0.9)
-    mask = decoder.open(embedding, picture)(Prompt(box=box)).masks[0]
+    mask = decoder.open(embedding, placement)(ObjectPrompt(box=box)).masks[0]
     inputs = {
         "image_embeddings": embedding.numpy(),
         "point_coords": np.array(box, dtype=np.float32).reshape(1, 2, 2) * scale,

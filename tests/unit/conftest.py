@@ -5,9 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
+from box_decoder import box_model
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
@@ -117,6 +119,14 @@ def merged(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pyt
 
 
 @pytest.fixture(scope="session")
+def box_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mask decoder of SAM's inputs and outputs that fills the box it is given, see `box_model`."""
+    path = tmp_path_factory.mktemp("decoder") / "box.onnx"
+    onnx.save(box_model(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def exported(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its ONNX directory."""
     from efficientsam3.export.onnx.run import export_onnx
@@ -137,5 +147,5 @@ def with_variants(
     folder = tmp_path_factory.mktemp("variants")
     merge(student_checkpoint(), tiny_sam3_path, folder / "points.pt", keep=["tracker"])
     pictures = photographs_path / "images" / "train"
-    export_onnx(folder / "points.pt", folder / "onnx", variants=["fp16", "int8"], calibrate=pictures, pictures=pictures)
+    export_onnx(folder / "points.pt", folder / "onnx", variants=["fp16", "int8"], calibrate=pictures, images=pictures)
     return folder / "onnx"

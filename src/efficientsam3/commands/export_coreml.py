@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, and print what was written and measured."""
-    report = export_coreml(args.model, args.out, precision=args.precision, pictures=args.pictures)
+    report = export_coreml(args.model, args.out, precision=args.precision, images=args.pictures)
     kept = f", {len(report.float32_operations)} of them in float32" if report.float32_operations else ""
     Console(soft_wrap=True, highlight=False, markup=False).print(
         f"{report.bytes / 1e6:9.1f} MB  {args.out}: {args.precision}, {report.operations} operations{kept}; "

@@ -50,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, and print what was measured."""
-    manifest = export_onnx(
-        args.model, args.out, variants=args.variants, calibrate=args.calibrate, pictures=args.pictures
-    )
+    manifest = export_onnx(args.model, args.out, variants=args.variants, calibrate=args.calibrate, images=args.pictures)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for graph in (*manifest.graphs.values(), *manifest.variants.values()):
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.2g}" for name, value in graph.measured.items())

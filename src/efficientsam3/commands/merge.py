@@ -9,7 +9,7 @@ from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.merge.account import MergeReport
 from efficientsam3.merge.run import DTYPES, merge
-from efficientsam3.sam3.parts import MEANING, PARTS
+from efficientsam3.sam3.parts import PARTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=",".join(PARTS),
         metavar="PARTS",
         help="comma-separated parts of SAM3 to keep (default: %(default)s). "
-        + "; ".join(f"{part}: {meaning}" for part, meaning in MEANING.items()),
+        + "; ".join(f"{part}: {meaning}" for part, meaning in PARTS.items()),
     )
     flag("--fuse", action="store_true", help="fuse the student for inference, as `efficientsam3 fuse` does; see there")
     flag("--dry-run", action="store_true", help="check everything and print where each tensor goes; write nothing")

@@ -8,9 +8,8 @@ from rich.console import Console
 
 from efficientsam3.data.find import find_images
 from efficientsam3.predict.files import predict_files
-from efficientsam3.sam3.prompting import Prompts
-
-HELP = "segment pictures by text, boxes and points"
+from efficientsam3.predict.request import PredictRequest
+from efficientsam3.sam3.prompts import ConceptPrompt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=4,
         type=float,
         metavar=("X0", "Y0", "X1", "Y1"),
-        help="outline the one object in this box; goes to the interactive predictor, with the points",
+        help="segment the one object in this box; goes to the tracker, with the points",
     )
     point: dict[str, Any] = {"nargs": 2, "type": float, "action": "append", "default": [], "metavar": ("X", "Y")}
     flag("--point", help="a point on the one object to outline, in pixels; repeatable, all on one object", **point)
@@ -74,30 +73,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prompt the pictures, and print what was found."""
-    boxes, negative_boxes = args.box, args.negative_box
-    points, negative_points = args.point, args.negative_point
-    prompts = Prompts(
-        texts=tuple(args.text),
-        boxes=(*boxes, *negative_boxes),
-        box_labels=(1,) * len(boxes) + (0,) * len(negative_boxes),
-        points=(*points, *negative_points),
-        labels=(1,) * len(points) + (0,) * len(negative_points),
-        object_box=args.object_box,
+    request = PredictRequest(
+        **{name: getattr(args, "pictures" if name == "images" else name) for name in PredictRequest.model_fields}
     )
-    pictures = find_images(args.pictures)
     report = predict_files(
-        args.model,
-        pictures,
-        prompts,
-        args.out,
-        threshold=args.threshold,
-        device=args.device,
-        variant=args.variant,
+        request.model,
+        find_images(request.images),
+        request.prompts,
+        request.out,
+        threshold=request.threshold,
+        device=request.device,
+        variant=request.variant,
     )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for path, count in report.written.items():
         console.print(f"{count:4d} object{'s' if count != 1 else ' '}  {path}")
-    if prompts.detections and 0 in report.written.values():
+    if any(isinstance(prompt, ConceptPrompt) for prompt in request.prompts) and 0 in report.written.values():
         console.print(
             f"Where there are none, nothing scored {args.threshold:g} or more: ask otherwise, or lower --threshold."
         )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from efficientsam3.predict.serve import ONNXRUNTIME_WEB, build_site, open_server, serve_forever
+from efficientsam3.predict.request import ONNXRUNTIME_WEB
+from efficientsam3.predict.serve import build_site, open_server, serve_forever
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,25 @@ SAM3_PREPROCESSING = Preprocessing()
 SAM_PREPROCESSING = Preprocessing(image_size=1024, resize="pad", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
+def sam3_preprocessing(image_size: int) -> Preprocessing:
+    """SAM3's preprocessing for an encoder of another input size."""
+    return SAM3_PREPROCESSING.model_copy(update={"image_size": image_size})
+
+
+def sam_preprocessing(image_size: int) -> Preprocessing:
+    """SAM's preprocessing for an encoder of another input size."""
+    return SAM_PREPROCESSING.model_copy(update={"image_size": image_size})
+
+
+def prepare(image: torch.Tensor, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> torch.Tensor:
+    """One image (3, H, W) uint8 RGB as an encoder's input (1, 3, S, S) float32 on `device`: resized and normalised."""
+    import torch
+
+    resized, content_size = resize_image(image, preprocessing)
+    sizes = torch.tensor([content_size], device=device)
+    return normalise(resized[None].to(device), sizes, preprocessing)
+
+
 def resize_image(image: torch.Tensor, preprocessing: Preprocessing) -> tuple[torch.Tensor, tuple[int, int]]:
     """Resize one picture to the encoder's input, still uint8.
 

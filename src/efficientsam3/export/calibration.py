@@ -1,4 +1,4 @@
-"""The pictures that an export is measured and calibrated on."""
+"""The images that an export is measured and calibrated on."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,19 +7,19 @@ import torch
 
 from efficientsam3.data.find import find_images
 from efficientsam3.data.images import read_rgb
-from efficientsam3.data.preprocess import Preprocessing, normalise, resize_image
+from efficientsam3.data.preprocess import Preprocessing, prepare
 
 _MADE = ("noise", "disc")
 
 
-class Pictures:
-    """Pictures as encoder inputs, read when they are needed."""
+class EncoderInputs:
+    """Images as encoder inputs, read when they are needed."""
 
     def __init__(self, folder: Path | None, preprocessing: Preprocessing, most: int) -> None:
-        """Look for pictures.
+        """Look for images.
 
         Args:
-            folder: of pictures; None for two that are made up, noise and a bright disc on a slope of grey.
+            folder: of images; None for two that are made up, noise and a bright disc on a slope of grey.
             preprocessing: of the model.
             most: how many are used, the first by name.
 
@@ -40,8 +40,7 @@ class Pictures:
             BrokenImageError: one cannot be read.
         """
         for pixels in map(read_rgb, self._paths) if self._paths else _made_up(self._preprocessing.image_size):
-            resized, content = resize_image(pixels, self._preprocessing)
-            yield normalise(resized[None], torch.tensor([content]), self._preprocessing)
+            yield prepare(pixels, self._preprocessing)
 
 
 def _made_up(side: int) -> Iterator[torch.Tensor]:

@@ -1,7 +1,7 @@
 """The parts of a model as modules from tensors to tensors, which is what an exporter can trace.
 
 The image encoder is the trunk alone. A neck costs more than a small student and serves one of the two prompt decoders,
-so each neck is a graph between them: it runs once per picture, and for the prompts that are asked alone.
+so each neck is a graph between them: it runs once per image, and only where its decoder is asked.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-from efficientsam3.export.onnx.manifest import DETECTOR_LEVELS, INTERACTIVE_LEVELS, GraphName, Port
+from efficientsam3.export.ports import DETECTOR_LEVELS, EMBEDDING, PIXELS, TRACKER_LEVELS, GraphName, Port
 from efficientsam3.models.student import Student
 from efficientsam3.sam3.build import Models
-from efficientsam3.sam3.prompting import PADDING_LABEL
-from efficientsam3.sam3.tokenizer import CONTEXT_LENGTH
+from efficientsam3.sam3.promptable import PADDING_LABEL
+from efficientsam3.sam3.text import CONTEXT_LENGTH
 from efficientsam3.sam3.torch_calls import grid_of, tracker_features
 
 Tensors = tuple[torch.Tensor, ...]
@@ -33,7 +33,7 @@ class Graph:
     module: nn.Module
     inputs: dict[str, torch.Tensor]  # examples, two long where the length is free
     outputs: dict[str, dict[int, str]]  # name -> axis -> name of its length, where that is free
-    axes: dict[str, dict[int, str]]  # the same of the inputs
+    axes: dict[str, dict[int, str]]  # the same for the inputs
 
     @torch.inference_mode()
     def run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -56,26 +56,26 @@ def _port(name: str, value: torch.Tensor, axes: dict[int, str]) -> Port:
 
 
 def build_graphs(models: Models, image_size: int) -> list[Graph]:
-    """The graphs of a model on the CPU, in the order in which they run; none for a part that was left out."""
+    """The graphs of a model on the CPU, in the order in which they run; none for a part that it lacks."""
     pixels = _noise(2, 3, image_size, image_size)
-    graphs = [_graph("image_encoder", ImageEncoder(models.encoder), {"pixels": pixels}, ["embedding"])]
+    graphs = [_graph("image_encoder", ImageEncoder(models.encoder), {PIXELS: pixels}, [EMBEDDING])]
     with torch.no_grad():
         embedding = graphs[0].module(pixels)
     if models.detector is not None:
-        neck = _graph("detector_neck", DetectorNeck(models.detector), {"embedding": embedding}, DETECTOR_LEVELS)
+        neck = _graph("detector_neck", DetectorNeck(models.detector), {EMBEDDING: embedding}, DETECTOR_LEVELS)
         if models.detector.text_encoder is not None:
             graphs.append(_text_encoder(models.detector))
         graphs += [neck, _detector(models.detector, neck)]
     if models.tracker is not None:
-        neck = _graph("interactive_neck", InteractiveNeck(models.tracker), {"embedding": embedding}, INTERACTIVE_LEVELS)
-        graphs += [neck, _interactive(models.tracker, neck)]
+        neck = _graph("interactive_neck", TrackerNeck(models.tracker), {EMBEDDING: embedding}, TRACKER_LEVELS)
+        graphs += [neck, _tracker(models.tracker, neck)]
     return graphs
 
 
 def student_graph(student: Student) -> Graph:
-    """The image encoder that a student is, on the CPU and in eval mode."""
+    """A student, on the CPU and in eval mode, as an image encoder."""
     side = student.architecture.image_size
-    return _graph("image_encoder", student, {"pixels": _noise(2, 3, side, side)}, ["embedding"])
+    return _graph("image_encoder", student, {PIXELS: _noise(2, 3, side, side)}, [EMBEDDING])
 
 
 class ImageEncoder(nn.Module):
@@ -116,9 +116,9 @@ class DetectorNeck(nn.Module):
 
 
 class Detector(nn.Module):
-    """One picture's levels, features (1, L, width) and mask (1, L) of a phrase, boxes (1, N, 4) and labels (1, N).
+    """One image's levels, features (1, L, width) and mask (1, L) of a phrase, boxes (1, N, 4) and labels (1, N).
 
-    Boxes are cxcywh in [0, 1] of the input, labels 1, 0, or -10 for padding; of no box at all, give one of padding.
+    Boxes are cxcywh in [0, 1] of the input, labels 1, 0, or -10 for padding; without a box, give one of padding.
 
     Returns:
         scores (1, Q) in [0, 1], of the object times that of the phrase's presence; boxes (1, Q, 4) xyxy in [0, 1] of
@@ -157,8 +157,8 @@ class Detector(nn.Module):
         return scores, answer.pred_boxes, answer.pred_masks
 
 
-class InteractiveNeck(nn.Module):
-    """Embedding (B, D, G, G) to the three levels that the interactive predictor uses, of 4G, 2G and G cells a side."""
+class TrackerNeck(nn.Module):
+    """Embedding (B, D, G, G) to the three levels that the tracker uses, of 4G, 2G and G cells per side."""
 
     def __init__(self, tracker: Any) -> None:
         super().__init__()
@@ -168,8 +168,8 @@ class InteractiveNeck(nn.Module):
         return tuple(tracker_features(self.tracker, embedding))
 
 
-class Interactive(nn.Module):
-    """Levels of B pictures, points (B, N, 2) in pixels of the input, and their labels (B, N) int64.
+class Tracker(nn.Module):
+    """Levels of B images, points (B, N, 2) in pixels of the input, and their labels (B, N) int64.
 
     Labels are 1 (on the object), 0 (off it), 2 and 3 (the top left and bottom right corner of a box around it), as in
     the original SAM's prompt encoder; -1 and -10 pad, as in transformers' `Sam3TrackerModel`.
@@ -195,7 +195,7 @@ class Interactive(nn.Module):
 
 
 def _graph(name: GraphName, module: nn.Module, inputs: dict[str, torch.Tensor], outputs: Any) -> Graph:
-    """One whose batch is free and nothing else."""
+    """A graph with only a dynamic batch axis."""
     return Graph(name, module, inputs, dict.fromkeys(outputs, _BATCH), dict.fromkeys(inputs, _BATCH))
 
 
@@ -205,13 +205,13 @@ def _text_encoder(detector: Any) -> Graph:
 
 
 @torch.no_grad()
-def _levels(neck: Graph, pictures: int) -> dict[str, torch.Tensor]:
-    levels = neck.module(next(iter(neck.inputs.values()))[:pictures])
+def _levels(neck: Graph, images: int) -> dict[str, torch.Tensor]:
+    levels = neck.module(next(iter(neck.inputs.values()))[:images])
     return dict(zip(neck.outputs, levels, strict=True))
 
 
 def _detector(detector: Any, neck: Graph) -> Graph:
-    levels = _levels(neck, 1)  # one picture: its boxes are pooled picture by picture
+    levels = _levels(neck, 1)  # one image: boxes are pooled image by image
     coarse = levels[DETECTOR_LEVELS[-1]]
     inputs = levels | {
         "text_features": _noise(1, CONTEXT_LENGTH, coarse.shape[1]),
@@ -225,11 +225,11 @@ def _detector(detector: Any, neck: Graph) -> Graph:
     return Graph("detector", Detector(detector, coarse.shape[-1]), inputs, outputs, axes)
 
 
-def _interactive(tracker: Any, neck: Graph) -> Graph:
+def _tracker(tracker: Any, neck: Graph) -> Graph:
     inputs = _levels(neck, 2) | {"points": _noise(2, 3, 2), "labels": torch.tensor([[1, 0, 2], [1, 3, PADDING_LABEL]])}
     points = {0: "batch", 1: "points"}
-    axes = dict.fromkeys(INTERACTIVE_LEVELS, _BATCH) | {"points": points, "labels": points}
-    return Graph("interactive", Interactive(tracker), inputs, {"mask_logits": _BATCH, "iou_scores": _BATCH}, axes)
+    axes = dict.fromkeys(TRACKER_LEVELS, _BATCH) | {"points": points, "labels": points}
+    return Graph("interactive", Tracker(tracker), inputs, {"mask_logits": _BATCH, "iou_scores": _BATCH}, axes)
 
 
 def _noise(*shape: int) -> torch.Tensor:

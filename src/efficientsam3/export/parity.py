@@ -1,4 +1,4 @@
-"""PyTorch and ONNX Runtime side by side, graph by graph, on pictures."""
+"""PyTorch and ONNX Runtime side by side, graph by graph, on images."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 
 from efficientsam3.export.graphs import Graph
-from efficientsam3.export.onnx.manifest import GraphName
+from efficientsam3.export.ports import GraphName
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.prompting import PADDING_LABEL
+from efficientsam3.sam3.promptable import PADDING_LABEL
 
 Values = dict[str, torch.Tensor]
 Array = npt.NDArray[Any]
@@ -34,14 +34,14 @@ _POINTS = [
 
 
 def compare(
-    graphs: Sequence[Graph], folder: Path, pictures: Iterable[torch.Tensor], phrases: Sequence[Values]
+    graphs: Sequence[Graph], folder: Path, images: Iterable[torch.Tensor], phrases: Sequence[Values]
 ) -> dict[GraphName, dict[str, float]]:
-    """Run every graph on what PyTorch gives it, picture by picture and prompt by prompt.
+    """Run every graph on what PyTorch gives it, image by image and prompt by prompt.
 
     Args:
         graphs: in the order in which they run.
         folder: has `<name>.onnx` of each.
-        pictures: (1, 3, S, S) float32, normalised.
+        images: (1, 3, S, S) float32, normalised.
         phrases: inputs of the text encoder, or of the detector where there is no text encoder.
 
     Returns:
@@ -52,7 +52,7 @@ def compare(
     """
     sessions = {graph.name: open_graph(folder / f"{graph.name}.onnx") for graph in graphs}
     found: dict[GraphName, list[dict[str, float]]] = {graph.name: [] for graph in graphs}
-    for pixels in pictures:
+    for pixels in images:
         values = {"pixels": pixels}
         for graph in graphs:
             for prompt in _prompts(graph, phrases, pixels.shape[-1]):

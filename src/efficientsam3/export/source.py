@@ -14,7 +14,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import Models, build_models
 from efficientsam3.sam3.contents import Contents, read_contents
 from efficientsam3.sam3.parts import VISUAL_PROMPT
-from efficientsam3.sam3.tokenizer import build_tokenizer, tokenize
+from efficientsam3.sam3.text import build_tokenizer, tokenize
 
 _PHRASES = ("a dog", VISUAL_PROMPT)
 VisualPrompt = tuple[tuple[float, ...], ...]

@@ -12,7 +12,7 @@ from efficientsam3.checkpoints.sam3_convert import plan_conversion
 from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, preprocessing_note
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.parts import MEANING, PARTS, Part, part_of
+from efficientsam3.sam3.parts import PARTS, Part, part_of
 
 Format = Literal["native", "hf"]
 
@@ -45,7 +45,7 @@ class MergeReport:
             f"inserted  {_count(student, self.student_parameters)}: the student {self.backbone} and its head",
         ]
         lines += [f"kept      {_count(*self.kept[part])}: {part}" for part in self.kept]
-        lines += [f"left out  {_count(*size)}: {part} ({MEANING[part]})" for part, size in self._left_out()]
+        lines += [f"left out  {_count(*size)}: {part} ({PARTS[part]})" for part, size in self._left_out()]
         lines += [f"{count:9d} source tensors {change}" for change, count in self.changes.items()]
         lines += [f"ignored   {count} tensors: {reason}" for reason, count in Counter(self.ignored.values()).items()]
         lines += [f"note      {note}" for note in self.notes]
@@ -54,7 +54,7 @@ class MergeReport:
         return [*lines, f"wrote     {self.output} ({self.bytes / 1e6:.1f} MB, {self.format}), verified"]
 
     def _left_out(self) -> list[tuple[Part, tuple[int, int]]]:
-        return [(part, self.left_out[part]) for part in MEANING if part in self.left_out]
+        return [(part, self.left_out[part]) for part in PARTS if part in self.left_out]
 
 
 def _count(tensors: int, parameters: int) -> str:

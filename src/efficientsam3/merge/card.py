@@ -6,7 +6,7 @@ import torch
 import transformers
 
 import efficientsam3
-from efficientsam3.data.preprocess import SAM3_PREPROCESSING
+from efficientsam3.data.preprocess import sam3_preprocessing
 from efficientsam3.merge.account import MergeReport
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, architecture_dict
 from efficientsam3.runtime.files import sha256_file
@@ -18,7 +18,7 @@ def model_metadata(
 ) -> dict[str, Any]:
     """What was merged from what, as JSON."""
     image_size = sam3.contents.preprocessing.image_size
-    preprocessing = student.preprocessing or SAM3_PREPROCESSING.model_copy(update={"image_size": image_size})
+    preprocessing = student.preprocessing or sam3_preprocessing(image_size)
     return {
         "format_version": 1,
         "student": {"file": student.path.name, **_hashes(student)},

@@ -23,7 +23,7 @@ from efficientsam3.runtime.memory import release_pages
 from efficientsam3.sam3.build import check_whole
 from efficientsam3.sam3.contents import METADATA_KEY, read_contents, student_config
 from efficientsam3.sam3.parts import PARTS
-from efficientsam3.sam3.tokenizer import build_tokenizer
+from efficientsam3.sam3.text import build_tokenizer
 
 _SHARD_BYTES = 500_000_000
 

@@ -13,7 +13,7 @@ from efficientsam3.checkpoints.sam3 import differences, shapes_of
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.checkpoints.student_keys import embedding_width, identify_head, is_fused
 from efficientsam3.checkpoints.students import StudentFile, read_student
-from efficientsam3.data.preprocess import SAM3_PREPROCESSING, Preprocessing
+from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import check_whole
@@ -147,7 +147,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
 
 def preprocessing_note(student: StudentInput, sam3: Sam3Input) -> str | None:
     """What to tell the user when the student was trained on other pixels than SAM3's code feeds; None if not."""
-    fed = SAM3_PREPROCESSING.model_copy(update={"image_size": sam3.contents.preprocessing.image_size})
+    fed = sam3_preprocessing(sam3.contents.preprocessing.image_size)
     if student.preprocessing in (None, fed):
         return None
     assert student.preprocessing is not None

@@ -15,7 +15,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_path, write_json, write_text
 from efficientsam3.sam3.contents import metadata_path
 from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY, Part, part_of
-from efficientsam3.sam3.visual_prompt import compute_visual_prompt
+from efficientsam3.sam3.text import compute_visual_prompt
 
 
 def write_native_file(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from efficientsam3.checkpoints.sam3 import inspect_trunk, load_trunk
-from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing
+from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing, sam_preprocessing
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file
@@ -42,7 +42,7 @@ class Sam3Teacher:
         config = self._trunk.config
         self.embed_dim: int = config.hidden_size
         self.embed_size: int = config.image_size // config.patch_size
-        self.preprocessing = SAM3_PREPROCESSING.model_copy(update={"image_size": config.image_size})
+        self.preprocessing = sam3_preprocessing(config.image_size)
         self._autocast = autocast
 
     @torch.inference_mode()
@@ -98,7 +98,7 @@ def teacher_preprocessing(path: Path, image_size: int, embed_dim: int, embed_siz
     if is_onnx(path):
         inspect_onnx(path, image_size, embed_dim, embed_size)
         if (embed_dim, embed_size) == _SAM_SHAPE:
-            return SAM_PREPROCESSING.model_copy(update={"image_size": image_size})
+            return sam_preprocessing(image_size)
         return None
     if not path.exists():
         raise UserError(f"Teacher checkpoint {path} does not exist: {_REMEDY}.")
@@ -114,7 +114,7 @@ def teacher_preprocessing(path: Path, image_size: int, embed_dim: int, embed_siz
             f"DISTILL.EMBED_DIM {embed_dim} and DISTILL.EMBED_SIZE {embed_size} do not fit the teacher in {path}: it "
             f"gives {config.hidden_size} channels and {grid} cells a side, set them to that."
         )
-    return SAM3_PREPROCESSING.model_copy(update={"image_size": image_size})
+    return sam3_preprocessing(image_size)
 
 
 def inspect_onnx(path: Path, image_size: int, embed_dim: int, embed_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Prompting a list of pictures and writing the answers."""
+"""Prompting a list of images and writing the answers."""
 
 import logging
 from collections import Counter
@@ -9,17 +9,17 @@ from typing import Any, Protocol
 
 from efficientsam3.data.images import BrokenImageError, read_pixels
 from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory
-from efficientsam3.predict.outputs import Answer, write_answers
+from efficientsam3.predict.outputs import write_answers
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.geometry import Pixels
-from efficientsam3.sam3.prompting import Promptable, Prompts
+from efficientsam3.sam3.promptable import Pixels, Promptable
+from efficientsam3.sam3.prompts import ObjectPrompt, Prompt
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class PredictReport:
-    """What was written, and which pictures could not be read."""
+    """What was written, and which images could not be read."""
 
     written: dict[Path, int] = field(default_factory=dict)  # JSON file -> objects found
     broken: list[str] = field(default_factory=list)
@@ -27,63 +27,57 @@ class PredictReport:
 
 def predict_files(
     model_path: Path,
-    pictures: Sequence[Path],
-    prompts: Prompts,
+    images: Sequence[Path],
+    prompts: Sequence[Prompt],
     output_dir: Path,
     *,
     threshold: float = 0.5,
     device: str = "auto",
     variant: Variant | None = None,
 ) -> PredictReport:
-    """Encode each picture once, answer all prompts, and write overlay, masks and JSON for it.
+    """Encode each image once, answer all prompts, and write overlay, masks and JSON for it.
 
     Args:
         model_path: whatever `EfficientSAM3.from_pretrained` takes, or a directory that `export-onnx` wrote; then
             PyTorch is not loaded.
-        pictures: see `data.find.find_images`.
-        prompts: asked of every picture.
+        images: see `data.find.find_images`.
+        prompts: asked of every image.
         output_dir: where to.
         threshold: lowest score that the detector's answers need.
         device: where PyTorch computes: auto, cpu, mps or cuda.
         variant: of an ONNX directory's image encoder; None for float32.
 
     Raises:
-        UserError: no prompt, no model at the path, a box outside a picture, or no picture could be read.
+        UserError: there is no prompt or no model, a box lies outside an image, or no image could be read.
     """
-    if not prompts.detections and not prompts.is_interactive:
+    if not prompts:
         raise UserError("No prompt was given: add --text, --box, --point or --object-box.")
-    if prompts.points and not any(prompts.labels) and prompts.object_box is None:
+    if any(isinstance(prompt, ObjectPrompt) and not any(prompt.labels) and prompt.box is None for prompt in prompts):
         raise UserError("Only negative points were given: add a --point on the object.")
     if not 0 <= threshold <= 1:
-        raise UserError(f"--threshold {threshold} is no probability: give a number from 0 to 1.")
+        raise UserError(f"--threshold {threshold} is not a probability: give a number from 0 to 1.")
     model = _open_model(model_path, device, variant)
     report = PredictReport()
-    stems = Counter(picture.stem for picture in pictures)
-    for picture in pictures:
+    stems = Counter(path.stem for path in images)
+    for path in images:
         try:
-            pixels = read_pixels(picture)
+            pixels = read_pixels(path)
         except BrokenImageError as error:
             logger.warning("%s", error)
-            report.broken.append(str(picture))
+            report.broken.append(str(path))
             continue
         image = model.encode(pixels)
-        answers: list[Answer] = []
-        for text in prompts.detections:
-            answer = image.segment(text, boxes=prompts.boxes, box_labels=prompts.box_labels, threshold=threshold)
-            answers.append((text or "box", answer))
-        if prompts.is_interactive:
-            answer = image.segment(points=prompts.points, labels=prompts.labels, object_box=prompts.object_box)
-            answers.append(("points" if prompts.points else "object box", answer))
-        name = picture.stem if stems[picture.stem] == 1 else picture.name
-        written = write_answers(output_dir, name, picture, pixels, answers, prompts)
+        answers = [(prompt, image.ask(prompt, threshold=threshold)) for prompt in prompts]
+        name = path.stem if stems[path.stem] == 1 else path.name
+        written = write_answers(output_dir, name, path, pixels, answers)
         report.written[written] = sum(len(found) for _, found in answers)
     if not report.written:
-        raise UserError(f"None of the {len(pictures)} pictures could be read, such as {report.broken[0]}: check them.")
+        raise UserError(f"None of the {len(images)} images could be read, such as {report.broken[0]}: check them.")
     return report
 
 
 class _Model(Protocol):
-    def encode(self, picture: Pixels) -> Promptable[Any]: ...
+    def encode(self, image: Pixels) -> Promptable[Any]: ...
 
 
 def _open_model(path: Path, device: str, variant: Variant | None) -> _Model:
@@ -94,7 +88,7 @@ def _open_model(path: Path, device: str, variant: Variant | None) -> _Model:
             raise UserError(f"--device {device}: ONNX graphs run on the CPU here, leave it out or give a merged model.")
         return OnnxSAM3.from_pretrained(path, variant)
     if variant is not None:
-        raise UserError(f"--variant {variant} is of a directory that export-onnx wrote, and {path} is none.")
+        raise UserError(f"--variant {variant} belongs to what export-onnx wrote, and {path} is another model.")
     from efficientsam3.sam3.efficientsam3 import EfficientSAM3
 
     return EfficientSAM3.from_pretrained(path, device)  # type: ignore[arg-type]

@@ -9,28 +9,22 @@ import numpy as np
 from PIL import Image
 
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.export.onnx.manifest import (
-    DETECTOR_LEVELS,
-    INTERACTIVE_LEVELS,
-    GraphName,
-    Manifest,
-    Variant,
-    read_manifest,
-)
+from efficientsam3.export.onnx.manifest import OnnxManifest, Variant, read_onnx_manifest
+from efficientsam3.export.ports import DETECTOR_LEVELS, TRACKER_LEVELS, GraphName
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.geometry import Box, Floats, Picture, Pixels, Point, boxes_of_masks, to_pixels
+from efficientsam3.sam3.geometry import Floats, Placement, boxes_of_masks
 from efficientsam3.sam3.parts import VISUAL_PROMPT
-from efficientsam3.sam3.prompting import PADDING_LABEL, Promptable, Segmentation, pad_phrase, ranked
+from efficientsam3.sam3.promptable import PADDING_LABEL, Pixels, Promptable, Segmentation, ranked, to_pixels
+from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt, pad_phrase
 
 Arrays = dict[str, Any]
-_CORNER_LABELS = [2, 3]  # of a box's top left and bottom right, as in SAM's prompt encoder
 
 
 class OnnxSAM3:
     """What `export-onnx` wrote, ready to be prompted by ONNX Runtime on the CPU; a graph is opened when needed."""
 
-    def __init__(self, directory: Path, manifest: Manifest, variant: Variant | None = None) -> None:
+    def __init__(self, directory: Path, manifest: OnnxManifest, variant: Variant | None = None) -> None:
         """Take a directory and what its `model.json` says.
 
         Raises:
@@ -42,7 +36,9 @@ class OnnxSAM3:
                 "--variant out."
             )
         self.preprocessing: Preprocessing = manifest.preprocessing
-        self._directory, self._manifest, self._variant = directory, manifest, variant
+        self._directory = directory
+        self._manifest = manifest
+        self._variant = variant
         self._sessions: dict[str, Any] = {}
         self._texts: dict[str, Arrays] = {}
 
@@ -55,24 +51,22 @@ class OnnxSAM3:
             variant: of the image encoder, as --variants of the export wrote it; None for float32.
 
         Raises:
-            UserError: it is none, or has no such variant.
+            UserError: it is not such a directory, or has no such variant.
         """
-        return cls(Path(path), read_manifest(Path(path)), variant)
+        return cls(Path(path), read_onnx_manifest(Path(path)), variant)
 
-    def encode(self, picture: str | Path | Image.Image | Pixels) -> "OnnxEncodedImage":
+    def encode(self, image: str | Path | Image.Image | Pixels) -> "OnnxEncodedImage":
         """Run the image encoder once; the result answers any number of prompts.
 
         Args:
-            picture: a path, a PIL picture, or (H, W, 3) uint8 RGB.
+            image: a path, a PIL image, or (H, W, 3) uint8 RGB.
 
         Raises:
-            UserError: the picture cannot be read, or is no RGB picture of 8 bits.
+            UserError: the image cannot be read, or is not RGB of 8 bits.
         """
-        pixels = to_pixels(picture)
-        height, width = pixels.shape[:2]
-        content = self.preprocessing.content_size(height, width)
+        pixels = to_pixels(image)
         embedding = self.run("image_encoder", {"pixels": to_input(pixels, self.preprocessing)})
-        return OnnxEncodedImage(self, Picture((height, width), content, self.preprocessing.image_size), embedding)
+        return OnnxEncodedImage(self, Placement.of(pixels.shape[0], pixels.shape[1], self.preprocessing), embedding)
 
     def text_features(self, text: str) -> Arrays:
         """`text_features` (1, L, width) and `text_mask` (1, L) of a phrase, computed once per phrase.
@@ -107,10 +101,10 @@ class OnnxSAM3:
         """Run a graph: named inputs to named outputs.
 
         Raises:
-            UserError: that part was left out, or its file is missing or broken.
+            UserError: the model was merged without that part, or the graph's file is missing or broken.
         """
         if name not in self._manifest.graphs:
-            part = "interactive predictor" if name.startswith("interactive") else "detector"
+            part = "tracker" if name.startswith("interactive") else "detector"
             raise UserError(f"{self._directory} has no {part}: export a model that was merged with it.")
         graph = self._manifest.graphs[name]
         if name not in self._sessions:
@@ -122,11 +116,11 @@ class OnnxSAM3:
 
 
 class OnnxEncodedImage(Promptable[Any]):
-    """A picture whose embedding is computed; `segment` answers with arrays."""
+    """An image whose embedding is computed; `segment` answers with arrays."""
 
-    def __init__(self, model: OnnxSAM3, picture: Picture, embedding: Arrays) -> None:
+    def __init__(self, model: OnnxSAM3, placement: Placement, embedding: Arrays) -> None:
         """Made by `OnnxSAM3.encode`."""
-        super().__init__(picture)
+        super().__init__(placement)
         self._model, self._values = model, embedding
 
     @property
@@ -136,39 +130,38 @@ class OnnxEncodedImage(Promptable[Any]):
         return embedding
 
     def _levels(self, neck: GraphName, names: Sequence[str]) -> Arrays:
-        """What a neck makes of the embedding, computed once."""
+        """A neck's levels of the embedding, computed once."""
         if names[0] not in self._values:
             self._values |= self._model.run(neck, {"embedding": self.embedding})
         return {name: self._values[name] for name in names}
 
-    def _detect(self, text: str, boxes: Sequence[Box], labels: list[int], threshold: float) -> Segmentation[Any]:
+    def _detect(self, prompt: ConceptPrompt, threshold: float) -> Segmentation[Any]:
         levels = self._levels("detector_neck", DETECTOR_LEVELS)
-        given = self._picture.to_unit_boxes(boxes)
-        if not boxes:  # see `ask_detector`
-            given, labels = np.zeros((1, 4), dtype=np.float32), [PADDING_LABEL]
-        prompt = {"boxes": given[None], "box_labels": np.array([labels], dtype=np.int64)}
-        answer = self._model.run("detector", {**levels, **self._model.text_features(text), **prompt})
+        examples, labels = self._placement.boxes_to_input(prompt.boxes), prompt.labels
+        if not prompt.boxes:  # see `ask_detector`
+            examples, labels = np.zeros((1, 4), dtype=np.float32), (PADDING_LABEL,)
+        given = {"boxes": examples[None], "box_labels": np.array([labels], dtype=np.int64)}
+        answer = self._model.run("detector", {**levels, **self._model.text_features(prompt.phrase), **given})
         kept = ranked(answer["scores"][0], threshold)
-        masks = self._picture.to_masks(answer["mask_logits"][0, kept])
-        return Segmentation(masks, self._picture.to_boxes(answer["pred_boxes"][0, kept]), answer["scores"][0, kept])
+        masks = self._placement.masks_to_image(answer["mask_logits"][0, kept])
+        return Segmentation(
+            masks, self._placement.boxes_to_image(answer["pred_boxes"][0, kept]), answer["scores"][0, kept]
+        )
 
-    def _outline(
-        self, points: Sequence[Point], labels: list[int], box: Box | None, candidates: bool
-    ) -> Segmentation[Any]:
-        levels = self._levels("interactive_neck", INTERACTIVE_LEVELS)
-        corners = [] if box is None else [box[:2], box[2:]]
-        given = self._picture.to_input_points([*points, *corners])
-        marks = np.array([labels + (_CORNER_LABELS if corners else [])], dtype=np.int64)
-        answer = self._model.run("interactive", {**levels, "points": given[None], "labels": marks})
+    def _track(self, prompt: ObjectPrompt, candidates: bool) -> Segmentation[Any]:
+        levels = self._levels("interactive_neck", TRACKER_LEVELS)
+        points, labels = self._placement.object_to_input(prompt)
+        given = {"points": points[None], "labels": np.array([labels], dtype=np.int64)}
+        answer = self._model.run("interactive", {**levels, **given})
         order = ranked(answer["iou_scores"][0])[: None if candidates else 1]
-        masks = self._picture.to_masks(answer["mask_logits"][0, order])
+        masks = self._placement.masks_to_image(answer["mask_logits"][0, order])
         return Segmentation(masks, boxes_of_masks(masks), answer["iou_scores"][0, order].clip(0, 1))
 
 
 def to_input(pixels: Pixels, preprocessing: Preprocessing) -> Floats:
     """`resize_image` and `normalise` by Pillow and NumPy: (H, W, 3) uint8 to (1, 3, S, S) float32.
 
-    The resized pixels are at most one grey level from PyTorch's, which rounds otherwise.
+    The resized pixels are at most one grey level from PyTorch's, which rounds differently.
     """
     height, width = preprocessing.content_size(*pixels.shape[:2])
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)

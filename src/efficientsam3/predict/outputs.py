@@ -1,4 +1,4 @@
-"""What `predict` writes for a picture: an overlay, one PNG per mask, and COCO RLE with boxes and scores.
+"""What `predict` writes for an image: an overlay, one PNG per mask, and COCO RLE with boxes and scores.
 
 Answers may be tensors on the CPU or arrays: NumPy reads both, and PyTorch is not needed here.
 """
@@ -13,14 +13,13 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from efficientsam3.runtime.files import atomic_path, write_json
-from efficientsam3.sam3.geometry import Masks, Pixels
-from efficientsam3.sam3.prompting import Prompts, Segmentation
+from efficientsam3.sam3.geometry import Masks
+from efficientsam3.sam3.promptable import Pixels, Segmentation
+from efficientsam3.sam3.prompts import Prompt
 
 _POSITIVE, _NEGATIVE = (0, 200, 0), (220, 0, 0)
 _GOLDEN_ANGLE = 0.618034  # of the hue circle: neighbours in a list get colours that are far apart
-
-
-Answer = tuple[str, Segmentation[Any]]  # what was asked, and what came
+Answered = tuple[Prompt, Segmentation[Any]]
 
 
 def encode_rle(mask: Masks) -> dict[str, Any]:
@@ -29,18 +28,15 @@ def encode_rle(mask: Masks) -> dict[str, Any]:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
-def write_answers(
-    folder: Path, name: str, source: Path, pixels: Pixels, answers: Sequence[Answer], prompts: Prompts
-) -> Path:
+def write_answers(folder: Path, name: str, source: Path, pixels: Pixels, answers: Sequence[Answered]) -> Path:
     """Write `<name>_overlay.png`, `<name>_mask_NNN.png` and `<name>.json`; returns the path of the JSON.
 
     Args:
         folder: where to.
         name: start of the files' names.
-        source: the picture's path, for the record.
+        source: the image's path, for the record.
         pixels: (H, W, 3) uint8 RGB.
-        answers: in the order of the masks' numbers.
-        prompts: drawn on the overlay.
+        answers: in the order of the masks' numbers; their prompts are drawn on the overlay.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -53,7 +49,7 @@ def write_answers(
             x0, y0, x1, y1 = box
             objects.append(
                 {
-                    "prompt": prompt,
+                    "prompt": prompt.name,
                     "score": score,
                     "bbox": [x0, y0, x1 - x0, y1 - y0],  # COCO's xywh, pixels
                     "segmentation": encode_rle(mask),
@@ -61,7 +57,7 @@ def write_answers(
                 }
             )
     _remove_stale_masks(folder, name, len(objects))
-    save_png(folder / f"{name}_overlay.png", draw_overlay(pixels, answers, prompts))
+    save_png(folder / f"{name}_overlay.png", draw_overlay(pixels, answers))
     record = {"image": str(source), "height": pixels.shape[0], "width": pixels.shape[1], "objects": objects}
     write_json(folder / f"{name}.json", record)
     return folder / f"{name}.json"
@@ -85,8 +81,8 @@ def save_png(path: Path, image: Image.Image) -> None:
         image.save(temporary, format="PNG")
 
 
-def draw_overlay(pixels: Pixels, answers: Sequence[Answer], prompts: Prompts) -> Image.Image:
-    """The picture with each object in its own colour, its box and score, and the prompts in green and red."""
+def draw_overlay(pixels: Pixels, answers: Sequence[Answered]) -> Image.Image:
+    """The image with each object in its own colour, its box and score, and the prompts in green and red."""
     tint, colours = pixels.copy(), [_colour(index) for index in range(sum(len(found) for _, found in answers))]
     masks = (mask for _, found in answers for mask in np.asarray(found.masks))
     for mask, colour in zip(masks, colours, strict=True):
@@ -99,12 +95,13 @@ def draw_overlay(pixels: Pixels, answers: Sequence[Answer], prompts: Prompts) ->
         draw.rectangle(box, outline=colour, width=width)
         draw.text(
             (box[0] + 2 * width, box[1] + 2 * width),
-            f"{prompt} {score:.2f}",
+            f"{prompt.name} {score:.2f}",
             fill="white",
             stroke_width=1,
             stroke_fill="black",
         )
-    _draw_prompts(draw, prompts, width)
+    for prompt, _ in answers:
+        _draw_prompt(draw, prompt, width)
     return image
 
 
@@ -112,13 +109,11 @@ def _rows(found: Segmentation[Any]) -> list[tuple[list[float], float]]:
     return list(zip(found.boxes.tolist(), found.scores.tolist(), strict=True))
 
 
-def _draw_prompts(draw: ImageDraw.ImageDraw, prompts: Prompts, width: int) -> None:
-    boxes = [*zip(prompts.boxes, prompts.box_labels, strict=True)]
-    boxes += [(prompts.object_box, 1)] if prompts.object_box is not None else []
-    for box, label in boxes:
+def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: Prompt, width: int) -> None:
+    for box, label in prompt.labelled_boxes:
         draw.rectangle(list(box), outline=_POSITIVE if label else _NEGATIVE, width=2 * width)
     radius = 4 * width
-    for (x, y), label in zip(prompts.points, prompts.labels, strict=True):
+    for (x, y), label in prompt.labelled_points:
         corners = [x - radius, y - radius, x + radius, y + radius]
         draw.ellipse(corners, fill=_POSITIVE if label else _NEGATIVE, outline="white", width=width)
 

@@ -14,13 +14,13 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from efficientsam3.data.find import IMAGE_SUFFIXES
-from efficientsam3.export.onnx.manifest import MANIFEST, read_manifest
+from efficientsam3.export.onnx.manifest import MANIFEST, read_onnx_manifest
+from efficientsam3.predict.request import ONNXRUNTIME_WEB
 from efficientsam3.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 Site = Mapping[str, Path | bytes]  # the path of a URL, unquoted -> a file, or its content
 
-ONNXRUNTIME_WEB = Path("node_modules/onnxruntime-web/dist")  # where npm puts it, below the current folder
 _PAGE = Path(__file__).parent / "page"
 _RUNTIME_ENTRY = "ort.wasm.min.mjs"
 _RUNTIME_FILES = (_RUNTIME_ENTRY, "ort.webgpu.min.mjs", "ort-wasm-*.mjs", "ort-wasm-*.wasm")
@@ -81,7 +81,7 @@ def build_site(directory: Path, onnxruntime_web: Path = ONNXRUNTIME_WEB, picture
 
 
 def _model_files(directory: Path) -> Iterator[str]:
-    manifest = read_manifest(directory)
+    manifest = read_onnx_manifest(directory)
     names = [graph.file for graph in (*manifest.graphs.values(), *manifest.variants.values())]
     names += [] if manifest.tokenizer is None else [manifest.tokenizer.file]
     for name in names:

@@ -28,16 +28,16 @@ _VIDEO_KEYS = re.compile(
     r"no_memory_positional_encoding|no_object_pointer|occlusion_spatial_embedding_parameter"
 )
 _TRANSFORMERS_MEMORY_WIDTH = 64
-# A text config as small as it gets, for a detector whose text encoder is thrown away at once.
+# The smallest text config, for a detector whose text encoder is discarded at once.
 _NO_TEXT = {"vocab_size": 1, "intermediate_size": 1, "num_hidden_layers": 0, "num_attention_heads": 1}
 
 
 @dataclass(frozen=True)
 class Models:
-    """The two image models, sharing one image encoder; None where their part is left out."""
+    """The two image models, sharing one image encoder; None for a part that the model was merged without."""
 
     encoder: torch.nn.Module  # pixels (B, 3, S, S) to `last_hidden_state` (B, cells, width)
-    detector: Any  # Sam3Model; its text_encoder is None where that part is left out
+    detector: Any  # Sam3Model; its text_encoder is None where the model was merged without it
     tracker: Any  # Sam3TrackerModel
 
 
@@ -45,12 +45,12 @@ def build_models(contents: Contents) -> Models:
     """Build the models around the tensors, float32, eval mode, frozen.
 
     Raises:
-        UserError: a tensor is missing, unexpected, or of another shape.
+        UserError: a tensor is missing, unexpected, or of another shape, or there is neither a detector nor a tracker.
     """
     detector: Any = _build_detector(contents) if contents.has("detector_model.detr_encoder.") else None
     tracker: Any = _build_tracker(contents) if contents.has("tracker_model.") else None
     if detector is None and tracker is None:
-        raise UserError(f"{contents.path} holds neither a detector nor an interactive predictor: merge it again.")
+        raise UserError(f"{contents.path} holds neither a detector nor a tracker: merge it again.")
     if detector is not None and tracker is not None:
         tracker.vision_encoder.backbone = detector.vision_encoder.backbone
     encoder = (detector or tracker).vision_encoder.backbone
@@ -86,7 +86,7 @@ def _build_tracker(contents: Contents) -> Any:
 
 
 def image_tracker_config(config: Sam3VideoConfig) -> Sam3TrackerConfig:
-    """The interactive predictor's part of a video config."""
+    """The tracker's part of a video config."""
     tracker: PreTrainedConfig = config.tracker_config
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
     return Sam3TrackerConfig(**{part: getattr(tracker, part).to_dict() for part in parts})
@@ -106,7 +106,7 @@ def check_whole(contents: Contents) -> None:
         expected = shapes_of(Sam3VideoModel(contents.config))
     found = {key: tuple(value.shape) for key, value in contents.tensors.items()}
     if contents.config.tracker_config.memory_encoder_output_channels != _TRANSFORMERS_MEMORY_WIDTH:
-        # transformers knows but one width of the memory, whatever the config says; the names are compared all the same.
+        # transformers knows one width of the memory alone, whatever the config says; the names are still compared.
         for key in found.keys() & expected.keys():
             if key.startswith("tracker_model.memory_attention."):
                 found[key] = expected[key]

@@ -17,7 +17,7 @@ from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, HF_TRUNK_PREF
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.student_keys import identify_backbone, identify_head, is_fused
 from efficientsam3.checkpoints.students import to_timm_layout
-from efficientsam3.data.preprocess import SAM3_PREPROCESSING, Preprocessing
+from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing
 from efficientsam3.models.hf_config import EfficientSam3StudentConfig
 from efficientsam3.models.student import StudentArchitecture
 from efficientsam3.runtime.errors import UserError
@@ -37,7 +37,7 @@ class Contents:
     config: Sam3VideoConfig
     tensors: Tensors  # under detector_model., tracker_model., tracker_neck.
     preprocessing: Preprocessing
-    visual_prompt: torch.Tensor | None = None  # (3, width), where the text encoder is left out
+    visual_prompt: torch.Tensor | None = None  # (3, width), in a model that was merged without its text encoder
     native: Tensors | None = None  # the same under sam3.pt's keys, for a plain native SAM3
 
     def has(self, prefix: str) -> bool:
@@ -54,7 +54,7 @@ def read_contents(path: Path) -> Contents:
     """Read a native SAM3 or EfficientSAM3, or a Hugging Face directory of either.
 
     Raises:
-        UserError: it is neither, or broken.
+        UserError: `path` is neither of these, or is broken.
     """
     if path.is_dir():
         return _read_directory(path)
@@ -62,7 +62,7 @@ def read_contents(path: Path) -> Contents:
     if any(key.startswith(STUDENT_PREFIX) for key in tensors):
         return _read_merged(path, tensors)
     backbone = trunk_config(tensors)
-    preprocessing = SAM3_PREPROCESSING.model_copy(update={"image_size": backbone.image_size})
+    preprocessing = sam3_preprocessing(backbone.image_size)
     return Contents(path, video_config(tensors, backbone), convert(tensors), preprocessing, native=tensors)
 
 
@@ -107,7 +107,7 @@ def student_config(architecture: StudentArchitecture) -> EfficientSam3StudentCon
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata beside a native file; empty where there is none, as with files that others merged."""
+    """The metadata beside a native file; empty where there is none, as with files that another program merged."""
     beside = metadata_path(path)
     if not beside.is_file():
         return {}
@@ -121,7 +121,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _preprocessing(path: Path, metadata: dict[str, Any], backbone: PreTrainedConfig) -> Preprocessing:
-    default = SAM3_PREPROCESSING.model_copy(update={"image_size": backbone.image_size})
+    default = sam3_preprocessing(backbone.image_size)
     given = metadata.get("preprocessing")
     return default if given is None else _parse(path, Preprocessing, given)
 

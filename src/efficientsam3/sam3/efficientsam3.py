@@ -1,6 +1,5 @@
-"""Prompting SAM3 and EfficientSAM3: one door for native files and Hugging Face directories, teacher and student."""
+"""Prompting SAM3 and EfficientSAM3 by PyTorch: native files and Hugging Face directories, teacher and student."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +7,26 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from efficientsam3.data.preprocess import Preprocessing, normalise, resize_image
+from efficientsam3.data.preprocess import Preprocessing, prepare
 from efficientsam3.runtime.device import DeviceName, select_device
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import Models, build_models
 from efficientsam3.sam3.contents import Contents, read_contents
-from efficientsam3.sam3.geometry import Box, Picture, Pixels, Point, boxes_of_masks, not_rgb, to_pixels
+from efficientsam3.sam3.geometry import Placement, boxes_of_masks
 from efficientsam3.sam3.parts import VISUAL_PROMPT
-from efficientsam3.sam3.prompting import Promptable, Segmentation, ranked
-from efficientsam3.sam3.tokenizer import build_tokenizer, tokenize
+from efficientsam3.sam3.promptable import Pixels, Promptable, Segmentation, not_rgb, ranked, to_pixels
+from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt
+from efficientsam3.sam3.text import build_tokenizer, tokenize
 from efficientsam3.sam3.torch_calls import (
     ask_detector,
-    ask_tracker,
     detector_features,
     grid_of,
-    to_masks,
+    masks_to_image,
+    track_object,
     tracker_features,
 )
 
-PictureLike = str | Path | Image.Image | torch.Tensor | Pixels
+ImageLike = str | Path | Image.Image | torch.Tensor | Pixels
 
 
 class EfficientSAM3:
@@ -50,7 +50,7 @@ class EfficientSAM3:
         """Load a merged native file, a Hugging Face directory, or plain SAM3.
 
         Raises:
-            UserError: there is none of them at `path`, or the device is not here.
+            UserError: there is no such model at `path`, or this machine does not have the device.
         """
         if not Path(path).exists():
             raise UserError(
@@ -59,22 +59,19 @@ class EfficientSAM3:
         return cls(read_contents(Path(path)), select_device(device))
 
     @torch.inference_mode()
-    def encode(self, picture: PictureLike) -> "EncodedImage":
+    def encode(self, image: ImageLike) -> "EncodedImage":
         """Run the image encoder once; the result answers any number of prompts.
 
         Args:
-            picture: a path, a PIL picture, or RGB pixels: (3, H, W) uint8 tensor, (H, W, 3) uint8 array.
+            image: a path, a PIL image, or RGB pixels: (3, H, W) uint8 tensor, (H, W, 3) uint8 array.
 
         Raises:
-            UserError: the picture cannot be read, or is no RGB picture of 8 bits.
+            UserError: the image cannot be read, or is not RGB of 8 bits.
         """
-        pixels = _to_tensor(picture)
-        resized, content = resize_image(pixels, self.preprocessing)
-        sizes = torch.tensor([content], device=self.device)
-        normalised = normalise(resized[None].to(self.device), sizes, self.preprocessing)
-        embedding = grid_of(self._models.encoder(normalised).last_hidden_state)  # [1, D, G, G]
-        size = (pixels.shape[-2], pixels.shape[-1])
-        return EncodedImage(self, Picture(size, content, self.preprocessing.image_size), embedding)
+        pixels = _to_tensor(image)
+        encoded = self._models.encoder(prepare(pixels, self.preprocessing, self.device))
+        embedding = grid_of(encoded.last_hidden_state)  # [1, D, G, G]
+        return EncodedImage(self, Placement.of(pixels.shape[-2], pixels.shape[-1], self.preprocessing), embedding)
 
     @torch.inference_mode()
     def text_features(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +101,7 @@ class EfficientSAM3:
         """transformers' `Sam3Model`.
 
         Raises:
-            UserError: that part was left out.
+            UserError: the model was merged without its detector.
         """
         if self._models.detector is None:
             raise UserError(f"{self._origin} was merged without its detector: merge with --keep image, or use points.")
@@ -112,66 +109,55 @@ class EfficientSAM3:
 
     @property
     def tracker(self) -> Any:
-        """transformers' `Sam3TrackerModel`, the interactive predictor.
+        """transformers' `Sam3TrackerModel`.
 
         Raises:
-            UserError: that part was left out.
+            UserError: the model was merged without its tracker.
         """
         if self._models.tracker is None:
-            raise UserError(f"{self._origin} was merged without its interactive predictor: merge with --keep tracker.")
+            raise UserError(f"{self._origin} was merged without its tracker: merge with --keep tracker.")
         return self._models.tracker
 
 
 class EncodedImage(Promptable[torch.Tensor]):
-    """A picture whose embedding is computed; `segment` answers with tensors."""
+    """An image whose embedding is computed; `segment` answers with tensors."""
 
-    def __init__(self, model: EfficientSAM3, picture: Picture, embedding: torch.Tensor) -> None:
+    def __init__(self, model: EfficientSAM3, placement: Placement, embedding: torch.Tensor) -> None:
         """Made by `EfficientSAM3.encode`; `embedding` is (1, D, G, G)."""
-        super().__init__(picture)
+        super().__init__(placement)
         self.embedding = embedding
         self._model = model
         self._detector_features: Any = None
         self._tracker_features: list[torch.Tensor] | None = None
 
     @torch.inference_mode()
-    def _detect(
-        self, text: str, boxes: Sequence[Box], labels: list[int], threshold: float
-    ) -> Segmentation[torch.Tensor]:
-        phrase = self._model.text_features(text)
+    def _detect(self, prompt: ConceptPrompt, threshold: float) -> Segmentation[torch.Tensor]:
+        phrase = self._model.text_features(prompt.phrase)
         if self._detector_features is None:
             self._detector_features = detector_features(self._model.detector, self.embedding)
-        answer = ask_detector(
-            self._model.detector, self._detector_features, phrase, self._picture.to_unit_boxes(boxes), labels
-        )
+        boxes = self._placement.boxes_to_input(prompt.boxes)
+        answer = ask_detector(self._model.detector, self._detector_features, phrase, boxes, list(prompt.labels))
         scores = (answer.pred_logits[0].sigmoid() * answer.presence_logits[0].sigmoid()).cpu()  # [Q]
         kept = torch.from_numpy(ranked(scores.numpy(), threshold))
-        masks = to_masks(self._picture, answer.pred_masks[0, kept.to(self.embedding.device)]).cpu()
-        found = self._picture.to_boxes(answer.pred_boxes[0].cpu().numpy())
+        masks = masks_to_image(self._placement, answer.pred_masks[0, kept.to(self.embedding.device)]).cpu()
+        found = self._placement.boxes_to_image(answer.pred_boxes[0].cpu().numpy())
         return Segmentation(masks, torch.from_numpy(found)[kept], scores[kept])
 
     @torch.inference_mode()
-    def _outline(
-        self, points: Sequence[Point], labels: list[int], box: Box | None, candidates: bool
-    ) -> Segmentation[torch.Tensor]:
+    def _track(self, prompt: ObjectPrompt, candidates: bool) -> Segmentation[torch.Tensor]:
         if self._tracker_features is None:
             self._tracker_features = tracker_features(self._model.tracker, self.embedding)
-        answer = ask_tracker(
-            self._model.tracker,
-            self._tracker_features,
-            self._picture.to_input_points(points),
-            labels,
-            None if box is None else self._picture.to_input_points([box[:2], box[2:]]),
-        )
-        scores = answer.iou_scores[0, 0].cpu()  # [3]
+        logits, ious = track_object(self._model.tracker, self._tracker_features, self._placement, prompt)
+        scores = ious.cpu()  # [3]
         order = torch.from_numpy(ranked(scores.numpy()))[: None if candidates else 1]
-        masks = to_masks(self._picture, answer.pred_masks[0, 0, order.to(self.embedding.device)]).cpu()
+        masks = masks_to_image(self._placement, logits[order.to(self.embedding.device)]).cpu()
         return Segmentation(masks, torch.from_numpy(boxes_of_masks(masks.numpy())), scores[order].clamp(0, 1))
 
 
-def _to_tensor(picture: PictureLike) -> torch.Tensor:
+def _to_tensor(image: ImageLike) -> torch.Tensor:
     """(3, H, W) uint8 RGB."""
-    if not isinstance(picture, torch.Tensor):
-        return torch.from_numpy(to_pixels(picture).copy()).permute(2, 0, 1)
-    if picture.ndim != 3 or picture.shape[0] != 3 or picture.dtype != torch.uint8:
-        raise not_rgb(picture)
-    return picture
+    if not isinstance(image, torch.Tensor):
+        return torch.from_numpy(to_pixels(image).copy()).permute(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+        raise not_rgb(image)
+    return image

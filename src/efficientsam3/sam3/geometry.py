@@ -1,67 +1,80 @@
-"""Where a picture lies in the encoder's input: prompts go there, answers come back. NumPy alone."""
+"""Where an image lies in the encoder's input: prompts are mapped to it, answers back. NumPy alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from efficientsam3.data.images import read_pixels
+from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.prompts import Box, ObjectPrompt, Point, Prompt
 
 Floats = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]
-Box = Sequence[float]
-Point = Sequence[float]
+# Labels of a box's top left and bottom right corner where SAM's prompt encoder takes it as points.
+_CORNER_LABELS = (2, 3)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Where a picture lies in the encoder's square input."""
+class Placement:
+    """Where an image lies in the encoder's square input."""
 
     size: tuple[int, int]  # height, width in pixels
-    content: tuple[int, int]  # height, width in pixels of the input that it covers, at its top left
-    image_size: int
+    content: tuple[int, int]  # height, width in pixels of the input that the image covers, at its top left
+    image_size: int  # side of the input in pixels
 
-    def check_inside(self, coordinates: Sequence[float], what: str) -> None:
-        """Refuse a point (x, y) or box (x0, y0, x1, y1) that is not in the picture.
+    @classmethod
+    def of(cls, height: int, width: int, preprocessing: Preprocessing) -> "Placement":
+        """The placement of an image of `height` x `width` pixels."""
+        return cls((height, width), preprocessing.content_size(height, width), preprocessing.image_size)
+
+    def check(self, prompt: Prompt) -> None:
+        """Refuse a prompt whose points or boxes are not in the image.
 
         Raises:
-            UserError: it is not, or the box is empty.
+            UserError: a point or box lies outside the image, or a box is empty.
         """
+        for box, _ in prompt.labelled_boxes:
+            self._check_inside(box, 4, "box")
+            if not (box[0] < box[2] and box[1] < box[3]):
+                raise UserError(f"The box {list(box)} is empty: give x0 y0 x1 y1, the top left corner first.")
+        for point, _ in prompt.labelled_points:
+            self._check_inside(point, 2, "point")
+
+    def _check_inside(self, coordinates: Sequence[float], count: int, what: str) -> None:
         height, width = self.size
         xs, ys = coordinates[0::2], coordinates[1::2]
         inside = all(0 <= x <= width for x in xs) and all(0 <= y <= height for y in ys)
-        if len(coordinates) not in (2, 4) or not inside:
-            raise UserError(f"The {what} {list(coordinates)} is not in the picture of {width}x{height} pixels.")
-        if len(coordinates) == 4 and not (xs[0] < xs[1] and ys[0] < ys[1]):
-            raise UserError(f"The {what} {list(coordinates)} is empty: give x0 y0 x1 y1, the top left corner first.")
+        if len(coordinates) != count or not inside:
+            raise UserError(f"The {what} {list(coordinates)} is not in the image of {width}x{height} pixels.")
 
-    def to_input_points(self, points: Sequence[Point]) -> Floats:
-        """(N, 2) pixels of the picture to pixels of the input."""
+    def points_to_input(self, points: Sequence[Point]) -> Floats:
+        """(N, 2) pixels of the image to pixels of the input."""
         scale = np.array([self.content[1] / self.size[1], self.content[0] / self.size[0]], dtype=np.float32)
         return np.array(points, dtype=np.float32).reshape(-1, 2) * scale
 
-    def to_unit_boxes(self, boxes: Sequence[Box]) -> Floats:
-        """(N, 4) xyxy pixels of the picture to cxcywh in [0, 1] of the input."""
+    def object_to_input(self, prompt: ObjectPrompt) -> tuple[Floats, list[int]]:
+        """Points (N, 2) in pixels of the input and their labels, a box as two points as in SAM's prompt encoder."""
+        labels = [*prompt.labels, *(_CORNER_LABELS if prompt.corners else ())]
+        return self.points_to_input([*prompt.points, *prompt.corners]), labels
+
+    def boxes_to_input(self, boxes: Sequence[Box]) -> Floats:
+        """(N, 4) xyxy pixels of the image to cxcywh in [0, 1] of the input."""
         corners = [corner for box in boxes for corner in (box[:2], box[2:])]
-        low, high = np.moveaxis(self.to_input_points(corners).reshape(-1, 2, 2) / np.float32(self.image_size), 1, 0)
+        low, high = np.moveaxis(self.points_to_input(corners).reshape(-1, 2, 2) / np.float32(self.image_size), 1, 0)
         return np.concatenate([(low + high) / 2, high - low], axis=1)
 
-    def to_boxes(self, boxes: Floats) -> Floats:
-        """(N, 4) xyxy in [0, 1] of the input to pixels of the picture."""
+    def boxes_to_image(self, boxes: Floats) -> Floats:
+        """(N, 4) xyxy in [0, 1] of the input to pixels of the image."""
         height, width = self.size
         scale = np.array([width / self.content[1], height / self.content[0]] * 2, dtype=np.float32)
         limits = np.array([width, height] * 2, dtype=np.float32)
         clipped: Floats = np.clip(boxes * np.float32(self.image_size) * scale, 0, limits)
         return clipped
 
-    def to_masks(self, logits: Floats) -> Masks:
-        """(N, h, w) logits over the input to (N, H, W) masks of the picture, by bilinear interpolation as in SAM3."""
+    def masks_to_image(self, logits: Floats) -> Masks:
+        """(N, h, w) logits over the input to (N, H, W) masks of the image, by bilinear interpolation as in SAM3."""
         masks = np.zeros((len(logits), *self.size), dtype=np.bool_)
         for mask, values in zip(masks, logits, strict=True):  # one by one: at once they would be floats of 4 bytes
             level = values
@@ -91,26 +104,3 @@ def boxes_of_masks(masks: Masks) -> Floats:
         if len(rows):
             box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
     return boxes
-
-
-def to_pixels(picture: str | Path | Image.Image | Pixels) -> Pixels:
-    """A picture in any form as (H, W, 3) uint8 RGB.
-
-    Raises:
-        UserError: it cannot be read, or is an array of another kind.
-    """
-    if isinstance(picture, str | Path):
-        return read_pixels(Path(picture))
-    if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise not_rgb(picture)
-    return picture
-
-
-def not_rgb(picture: Any) -> UserError:
-    """What to say of a tensor or array that is no picture."""
-    return UserError(
-        f"A picture of shape {tuple(picture.shape)} and {picture.dtype} is not RGB of 8 bits: give (3, H, W) uint8 "
-        "as a tensor or (H, W, 3) uint8 as an array."
-    )

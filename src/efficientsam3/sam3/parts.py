@@ -1,20 +1,19 @@
-"""The parts of a SAM3 that `--keep` names. The student is no part: it is in every merged model."""
+"""The parts of a SAM3 that `--keep` names. The student is in every merged model and needs no name."""
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 from efficientsam3.checkpoints.sam3_keys import TEXT_PREFIX, TRACKER_PREFIXES
 from efficientsam3.runtime.errors import UserError
 
 Part = Literal["image", "text", "tracker"]
-PARTS: tuple[Part, ...] = get_args(Part)
-MEANING: dict[Part, str] = {
+PARTS: dict[Part, str] = {
     "image": "the detector: boxes, and text with its encoder",
     "text": "the text encoder, 354M parameters: text prompts",
-    "tracker": "the interactive predictor and the video memory: points",
+    "tracker": "the tracker and its video memory: points",
 }
-# Stands for the text encoder where that is left out: the features (3, width) of the prompt "visual", which the
-# detector is given when there is no text. Its three tokens are the start, the word, and the end.
+# The phrase that the detector is given when there is no text. Its features (3, width: the start, the word, the end)
+# replace the text encoder in a model that is merged without one.
 VISUAL_PROMPT = "visual"
 VISUAL_PROMPT_KEY = TEXT_PREFIX + "visual_prompt"
 
@@ -30,12 +29,12 @@ def parse_parts(names: Iterable[str]) -> frozenset[Part]:
     """Check names of parts.
 
     Raises:
-        UserError: an unknown name, or a selection that answers no prompt.
+        UserError: a name is unknown, or the selection answers no prompt.
     """
     parts = frozenset(name for name in PARTS if name in set(names))
     unknown = set(names) - set(PARTS)
     if unknown:
-        raise UserError(f"--keep {sorted(unknown)[0]!r} is no part of SAM3: choose from {', '.join(PARTS)}.")
+        raise UserError(f"--keep {sorted(unknown)[0]!r} is not a part of SAM3: choose from {', '.join(PARTS)}.")
     if not parts & {"image", "tracker"}:
         raise UserError("--keep needs image or tracker, or no prompt can be answered: add one of them.")
     if "text" in parts and "image" not in parts:

@@ -1,4 +1,4 @@
-"""From an image embedding to answers by PyTorch: necks, and prompts in the models' coordinates."""
+"""From an image embedding to logits by PyTorch: the necks, the detector and the tracker."""
 
 from typing import Any
 
@@ -6,16 +6,17 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-from efficientsam3.sam3.geometry import Floats, Picture
-from efficientsam3.sam3.prompting import PADDING_LABEL
+from efficientsam3.sam3.geometry import Floats, Placement
+from efficientsam3.sam3.promptable import PADDING_LABEL
+from efficientsam3.sam3.prompts import ObjectPrompt
 
 
-def to_masks(picture: Picture, logits: torch.Tensor) -> torch.Tensor:
-    """`Picture.to_masks` on the device of the logits (N, h, w): (N, H, W) bool."""
-    if picture.content != (picture.image_size, picture.image_size):
-        side = (picture.image_size, picture.image_size)
-        logits = _resize(logits, side)[:, : picture.content[0], : picture.content[1]]
-    return _resize(logits, picture.size) > 0
+def masks_to_image(placement: Placement, logits: torch.Tensor) -> torch.Tensor:
+    """`Placement.masks_to_image` on the device of the logits (N, h, w): (N, H, W) bool."""
+    side = (placement.image_size, placement.image_size)
+    if placement.content != side:
+        logits = _resize(logits, side)[:, : placement.content[0], : placement.content[1]]
+    return _resize(logits, placement.size) > 0
 
 
 def _resize(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -31,7 +32,7 @@ def grid_of(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def detector_features(detector: Any, embedding: torch.Tensor) -> Sam3VisionEncoderOutput:
-    """What the detector makes of an embedding (1, D, G, G): its neck's four levels."""
+    """The detector's features of an embedding (1, D, G, G): its neck's four levels."""
     levels, positions = detector.vision_encoder.neck(embedding)
     return Sam3VisionEncoderOutput(
         last_hidden_state=embedding.flatten(2).transpose(1, 2),
@@ -51,7 +52,7 @@ def ask_detector(
 
     Args:
         detector: transformers' `Sam3Model`.
-        features: of one picture.
+        features: of one image.
         text: features (1, L, width) and mask (1, L) of the phrase.
         boxes: (N, 4) cxcywh in [0, 1] of the input.
         labels: 1 or 0 for each box.
@@ -72,7 +73,7 @@ def ask_detector(
 
 
 def tracker_features(tracker: Any, embedding: torch.Tensor) -> list[torch.Tensor]:
-    """What the interactive predictor makes of an embedding (1, D, G, G): levels of 4, 2 and 1 cells per cell.
+    """The tracker's features of an embedding (1, D, G, G): levels of 4, 2 and 1 cells per cell.
 
     Written out, since `Sam3TrackerModel.get_image_embeddings` adds the "no memory" embedding to a fourth level that it
     then drops (seen in transformers 5.24), where Meta's code adds it to the third. That costs 2e-3 in the logits.
@@ -90,11 +91,11 @@ def ask_tracker(
     labels: list[int],
     box: Floats | torch.Tensor | None,
 ) -> Any:
-    """Run the interactive predictor on one object, for its three masks.
+    """Run the tracker on one object, for its three masks.
 
     Args:
         tracker: transformers' `Sam3TrackerModel`.
-        features: of one picture.
+        features: of one image.
         points: (N, 2) in pixels of the input.
         labels: 1 or 0 for each point.
         box: (2, 2) corners in pixels of the input, or None.
@@ -107,3 +108,17 @@ def ask_tracker(
     if box is not None:
         prompt["input_boxes"] = torch.as_tensor(box).reshape(1, 1, 4).to(device)
     return tracker(image_embeddings=features, multimask_output=True, **prompt)
+
+
+def track_object(
+    tracker: Any, features: list[torch.Tensor], placement: Placement, prompt: ObjectPrompt
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the tracker on a prompt in pixels of the image.
+
+    Returns:
+        mask logits (3, h, w) over the input, and predicted IoUs (3,).
+    """
+    points = placement.points_to_input(prompt.points)
+    box = placement.points_to_input(prompt.corners) if prompt.corners else None
+    answer = ask_tracker(tracker, features, points, list(prompt.labels), box)
+    return answer.pred_masks[0, 0], answer.iou_scores[0, 0]

@@ -22,7 +22,7 @@ from efficientsam3.merge.run import merge
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3, to_input
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
-from efficientsam3.sam3.tokenizer import build_tokenizer, tokenize
+from efficientsam3.sam3.text import build_tokenizer, tokenize
 
 Make = Callable[..., Path]
 PROMPTS: list[dict[str, Any]] = [
@@ -164,7 +164,7 @@ def test_parts_left_out(tiny_sam3_path: Path, student_checkpoint: Make, photogra
         answers[part] = image
     with pytest.raises(UserError, match="has no text encoder"):
         answers["image"].segment("dog")
-    with pytest.raises(UserError, match="has no interactive predictor"):
+    with pytest.raises(UserError, match="has no tracker"):
         answers["image"].segment(points=[(1, 1)])
     with pytest.raises(UserError, match="has no detector"):
         answers["tracker"].segment(boxes=[(1, 1, 2, 2)])

@@ -19,10 +19,10 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.merge.run import merge
 from efficientsam3.predict.outputs import encode_rle
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3 import torch_calls as encoded
+from efficientsam3.sam3 import torch_calls
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
-from efficientsam3.sam3.geometry import Picture, boxes_of_masks
-from efficientsam3.sam3.tokenizer import build_tokenizer, tokenize
+from efficientsam3.sam3.geometry import Placement, boxes_of_masks
+from efficientsam3.sam3.text import build_tokenizer, tokenize
 
 Make = Callable[..., Path]
 
@@ -124,7 +124,7 @@ def test_no_memory_is_added_to_the_level_that_is_used(model: EfficientSAM3) -> N
     embedding = torch.randn(1, 64, 16, 16)
     tracker = model.tracker
     levels, _ = tracker.vision_encoder.neck(embedding)
-    coarse = encoded.tracker_features(tracker, embedding)[2]
+    coarse = torch_calls.tracker_features(tracker, embedding)[2]
     assert torch.equal(coarse, levels[2] + tracker.no_memory_embedding.reshape(1, -1, 1, 1))
     assert not torch.equal(coarse, levels[2])
 
@@ -138,9 +138,9 @@ def test_no_memory_is_added_to_the_level_that_is_used(model: EfficientSAM3) -> N
         ({"text": "dog", "points": [(1, 1)]}, "Give either text and boxes"),
         ({"text": " "}, "text prompt is empty"),
         ({"text": "very " * 40}, r"has 42 tokens, at most 32"),
-        ({"points": [(500, 1)]}, r"point \[500, 1\] is not in the picture of 120x90"),
+        ({"points": [(500, 1)]}, r"point \[500, 1\] is not in the image of 120x90"),
         ({"boxes": [(60, 60, 10, 10)]}, "is empty"),
-        ({"object_box": (0, 0, 10)}, "is not in the picture"),
+        ({"object_box": (0, 0, 10)}, "is not in the image"),
         ({"points": [(1, 1)], "labels": [2]}, r"labels \[2\]: give 1 or 0"),
         ({"boxes": [(1, 1, 2, 2)], "box_labels": [1, 1]}, "give 1 or 0 for each"),
     ],
@@ -164,7 +164,7 @@ def test_left_out_parts(
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="without its text encoder"):
         slim.segment("dog")
-    with pytest.raises(UserError, match="without its interactive predictor"):
+    with pytest.raises(UserError, match="without its tracker"):
         slim.segment(points=[(1, 1)])
     merge(student_checkpoint(), tiny_sam3_path, tmp_path / "points.pt", keep=["tracker"])
     slim = EfficientSAM3.from_pretrained(tmp_path / "points.pt", "cpu").encode(pixels)
@@ -197,21 +197,21 @@ SIZES = st.integers(20, 3000)
 @given(SIZES, SIZES, st.sampled_from(["square", "pad"]), st.floats(0, 1), st.floats(0, 1))
 def test_coordinates_go_there_and_back(height: int, width: int, resize: str, x: float, y: float) -> None:
     preprocessing = Preprocessing(image_size=1008, resize=resize)  # type: ignore[arg-type]
-    picture = Picture((height, width), preprocessing.content_size(height, width), 1008)
+    placement = Placement.of(height, width, preprocessing)
     x0, y0 = x * (width - 2), y * (height - 2)
     box = [x0, y0, x0 + 2, y0 + 2]
-    cx, cy, w, h = picture.to_unit_boxes([box])[0].tolist()
+    cx, cy, w, h = placement.boxes_to_input([box])[0].tolist()
     assert 0 <= cx <= 1.0001
     assert 0 <= cy <= 1.0001
     unit = np.array([[cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]], dtype=np.float32)
-    np.testing.assert_allclose(picture.to_boxes(unit), [box], atol=0.02, rtol=1e-4)
+    np.testing.assert_allclose(placement.boxes_to_image(unit), [box], atol=0.02, rtol=1e-4)
 
 
 def test_masks_of_padded_pictures_show_the_content_alone() -> None:
-    picture = Picture((50, 100), (504, 1008), 1008)
+    placement = Placement((50, 100), (504, 1008), 1008)
     logits = torch.full((1, 288, 288), -1.0)
     logits[:, :144] = 1.0  # the upper half of the input is the picture
-    for masks in (picture.to_masks(logits.numpy()), encoded.to_masks(picture, logits)):
+    for masks in (placement.masks_to_image(logits.numpy()), torch_calls.masks_to_image(placement, logits)):
         assert masks[0, :48].all()
         assert masks.shape == (1, 50, 100)
 
@@ -219,9 +219,9 @@ def test_masks_of_padded_pictures_show_the_content_alone() -> None:
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["square", "pad"]), st.integers(0, 9))
 def test_masks_are_resized_alike_by_numpy_and_pytorch(height: int, width: int, resize: str, seed: int) -> None:
     preprocessing = Preprocessing(image_size=40, resize=resize)  # type: ignore[arg-type]
-    picture = Picture((height, width), preprocessing.content_size(height, width), 40)
+    placement = Placement.of(height, width, preprocessing)
     logits = torch.randn(2, 12, 12, generator=torch.Generator().manual_seed(seed))
-    expected, found = encoded.to_masks(picture, logits).numpy(), picture.to_masks(logits.numpy())
+    expected, found = torch_calls.masks_to_image(placement, logits).numpy(), placement.masks_to_image(logits.numpy())
     assert (expected != found).mean() <= 1 / 500 + 1 / expected.size  # a value of almost 0 may round to either side
 
 
@@ -294,7 +294,7 @@ def test_the_command_writes_overlay_masks_and_json(
     [
         ([], "No prompt was given"),
         (["--negative-point", "1", "1"], "Only negative points"),
-        (["--text", "dog", "--threshold", "7"], "--threshold 7.0 is no probability"),
+        (["--text", "dog", "--threshold", "7"], "--threshold 7.0 is not a probability"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(

@@ -10,16 +10,15 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import OnnxDecoder, Sam3Decoder, load_decoder
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
-from efficientsam3.sam3.geometry import Picture
-from efficientsam3.sam3.prompts import Prompt
+from efficientsam3.sam3.geometry import Placement
+from efficientsam3.sam3.prompts import ObjectPrompt
 
 CPU = torch.device("cpu")
 SIZES = [(40, 80), (96, 48), (64, 64), (31, 200)]
 
 
-def picture_of(size: tuple[int, int], resize: Literal["square", "pad"]) -> Picture:
-    preprocessing = Preprocessing(image_size=64, resize=resize)
-    return Picture(size, preprocessing.content_size(*size), 64)
+def placement_of(size: tuple[int, int], resize: Literal["square", "pad"]) -> Placement:
+    return Placement.of(*size, Preprocessing(image_size=64, resize=resize))
 
 
 @pytest.mark.parametrize("resize", ["square", "pad"])
@@ -31,8 +30,8 @@ def test_boxes_and_masks_go_to_the_input_and_back(
     box = (width // 4, height // 4, width * 3 // 4, height * 3 // 4)
     expected = torch.zeros(size, dtype=torch.bool)
     expected[box[1] : box[3], box[0] : box[2]] = True
-    ask = OnnxDecoder(box_decoder).open(torch.zeros(1, 8, 4, 4), picture_of(size, resize))
-    answer = ask(Prompt(box=box))
+    ask = OnnxDecoder(box_decoder).open(torch.zeros(1, 8, 4, 4), placement_of(size, resize))
+    answer = ask(ObjectPrompt(box=box))
     assert answer.masks.shape == (1, *size)
     assert answer.scores.tolist() == [0.75]
     # Up to the cells of the decoder's grid at the box's edges.
@@ -49,8 +48,8 @@ def test_boxes_and_masks_go_to_the_input_and_back(
 
 @pytest.mark.parametrize("resize", ["square", "pad"])
 def test_points_go_to_the_input_and_back(box_decoder: Path, resize: Literal["square", "pad"]) -> None:
-    ask = OnnxDecoder(box_decoder).open(torch.zeros(1, 8, 4, 4), picture_of((40, 80), resize))
-    rows, columns = ask(Prompt(point=(60, 10))).masks[0].nonzero().float().mean(0).tolist()
+    ask = OnnxDecoder(box_decoder).open(torch.zeros(1, 8, 4, 4), placement_of((40, 80), resize))
+    rows, columns = ask(ObjectPrompt(((60, 10),), (1,))).masks[0].nonzero().float().mean(0).tolist()
     assert (columns + 0.5, rows + 0.5) == pytest.approx((60, 10), abs=0.7)
 
 
@@ -72,10 +71,10 @@ def test_sam3_s_decoder_alone_answers_as_the_whole_model(tiny_sam3_path: Path) -
     image = whole.encode(pixels)
     decoder = Sam3Decoder(tiny_sam3_path, CPU)
     assert (decoder.embed_dim, decoder.embed_size, decoder.preprocessing.image_size) == (64, 16, 224)
-    ask = decoder.open(image.embedding, Picture((50, 90), (224, 224), 224))
+    ask = decoder.open(image.embedding, Placement((50, 90), (224, 224), 224))
     for prompt, expected in (
-        (Prompt(box=(10, 10, 60, 40)), image.segment(object_box=(10, 10, 60, 40))),
-        (Prompt(point=(30, 20)), image.segment(points=[(30, 20)])),
+        (ObjectPrompt(box=(10, 10, 60, 40)), image.segment(object_box=(10, 10, 60, 40))),
+        (ObjectPrompt(((30, 20),), (1,)), image.segment(points=[(30, 20)])),
     ):
         answer = ask(prompt)
         assert torch.equal(answer.masks, expected.masks)

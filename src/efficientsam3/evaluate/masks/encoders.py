@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from efficientsam3.data.augment import augmentation_seed
-from efficientsam3.data.preprocess import Preprocessing, normalise, resize_image
+from efficientsam3.data.preprocess import Preprocessing, prepare
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.reader import EmbeddingStore
 
@@ -39,9 +39,7 @@ class ModuleEncoder:
     @torch.inference_mode()
     def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
         """See `Encoder`."""
-        resized, content = resize_image(pixels, self.preprocessing)
-        sizes = torch.tensor([content], device=self._device)
-        return self._network(normalise(resized[None].to(self._device), sizes, self.preprocessing))
+        return self._network(prepare(pixels, self.preprocessing, self._device))
 
     def has(self, image_id: str) -> bool:
         """True of every picture."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from efficientsam3.data.annotations.rle import Rle
-from efficientsam3.sam3.prompts import Box, Point, Prompt
+from efficientsam3.sam3.prompts import Box, ConceptPrompt, ObjectPrompt, Point, Prompt
 
 PromptKind = Literal["box", "point", "center", "text"]
 PROMPT_KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
@@ -39,13 +39,12 @@ class TrueObject:
         """What to ask for this object."""
         if kind == "text":
             assert self.category is not None, "checked before work begins"
-            return Prompt(text=self.category)
+            return ConceptPrompt(self.category)
         if kind == "box":
-            return Prompt(box=self.box)
-        if kind == "point":
-            return Prompt(point=self.point)
+            return ObjectPrompt(box=self.box)
         x0, y0, x1, y1 = self.box
-        return Prompt(point=((x0 + x1) / 2, (y0 + y1) / 2))
+        point = self.point if kind == "point" else ((x0 + x1) / 2, (y0 + y1) / 2)
+        return ObjectPrompt((point,), (1,))
 
 
 def interior_point(mask: npt.NDArray[np.bool_]) -> Point:

@@ -13,7 +13,7 @@ from efficientsam3.data.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, RGB
 from efficientsam3.evaluate.masks.encoders import Encoder, ModuleEncoder, RandomEncoder, StoreEncoder
 from efficientsam3.evaluate.masks.request import Mean, Resize
 from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Segmenter, WholeModel
-from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory, read_manifest
+from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory, read_onnx_manifest
 from efficientsam3.models.teacher import build_teacher, is_onnx
 from efficientsam3.models.trained import load_student_and_preprocessing
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
@@ -162,7 +162,7 @@ def _encoder(model: str, decoder: Decoder, fed: FedPixels, device: torch.device,
     if is_onnx(path):
         own = decoder.preprocessing
         if is_onnx_directory(path.parent):  # of an EfficientSAM3 or a student, which may be fed in another way
-            own = read_manifest(path.parent).preprocessing
+            own = read_onnx_manifest(path.parent).preprocessing
             check_fits(model, (decoder.embed_dim, decoder.embed_size), own, decoder)
         own = fed.apply(own)
         teacher = build_teacher(path, own, decoder.embed_dim, decoder.embed_size, device)

@@ -1,5 +1,6 @@
 """What is measured: a whole SAM3, or an encoder with a decoder that is not its own."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -9,11 +10,13 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.evaluate.masks.encoders import Encoder
 from efficientsam3.predict.onnx_sam3 import OnnxEncodedImage, OnnxSAM3
 from efficientsam3.predict.outputs import encode_rle
-from efficientsam3.sam3.decoders import Answer, Ask, Decoder
+from efficientsam3.sam3.decoders import Answer, Decoder
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3, EncodedImage
-from efficientsam3.sam3.geometry import Picture
-from efficientsam3.sam3.prompting import Segmentation
-from efficientsam3.sam3.prompts import Prompt
+from efficientsam3.sam3.geometry import Placement
+from efficientsam3.sam3.promptable import Segmentation
+from efficientsam3.sam3.prompts import ObjectPrompt, Prompt
+
+Ask = Callable[[Prompt], Answer]
 
 
 class Segmenter(Protocol):
@@ -54,20 +57,14 @@ class WholeModel:
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """See `Segmenter`."""
         image = self._encode(pixels)
-        texts: dict[str, Answer] = {}  # objects of one category ask for it over and over
+        concepts: dict[Prompt, Answer] = {}  # objects of one category ask for it over and over
 
         def ask(prompt: Prompt) -> Answer:
-            if prompt.text is not None:
-                if prompt.text not in texts:
-                    named = image.segment(prompt.text)
-                    texts[prompt.text] = _answer(named)
-                return texts[prompt.text]
-            if prompt.box is not None:
-                found = image.segment(object_box=prompt.box)
-            else:
-                assert prompt.point is not None
-                found = image.segment(points=[prompt.point])
-            return _answer(found)
+            if isinstance(prompt, ObjectPrompt):
+                return _answer(image.ask(prompt))
+            if prompt not in concepts:
+                concepts[prompt] = _answer(image.ask(prompt))
+            return concepts[prompt]
 
         return ask
 
@@ -94,9 +91,14 @@ class EncoderWithDecoder:
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """See `Segmenter`."""
-        size = (pixels.shape[-2], pixels.shape[-1])
-        picture = Picture(size, self.preprocessing.content_size(*size), self.preprocessing.image_size)
-        return self._decoder.open(self.embed(image_id, pixels), picture)
+        placement = Placement.of(pixels.shape[-2], pixels.shape[-1], self.preprocessing)
+        decode = self._decoder.open(self.embed(image_id, pixels), placement)
+
+        def ask(prompt: Prompt) -> Answer:
+            assert isinstance(prompt, ObjectPrompt), "text is refused before work begins"
+            return decode(prompt)
+
+        return ask
 
     def has(self, image_id: str) -> bool:
         """Whether the encoder has the image."""

@@ -80,11 +80,11 @@ def _draw(
 
 
 def _mark(draw: ImageDraw.ImageDraw, prompt: Prompt, origin: tuple[int, int], scale: float) -> None:
-    if prompt.box is not None:
-        draw.rectangle(_scaled(prompt.box, origin, scale), outline=_PROMPT, width=2)
-    if prompt.point is not None:
+    for box, _ in prompt.labelled_boxes:
+        draw.rectangle(_scaled(box, origin, scale), outline=_PROMPT, width=2)
+    for point, _ in prompt.labelled_points:
         # A point names a pixel, whose middle is half a pixel further.
-        x, y = _scaled([coordinate + 0.5 for coordinate in prompt.point], origin, scale)
+        x, y = _scaled([coordinate + 0.5 for coordinate in point], origin, scale)
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=_PROMPT, outline=(0, 0, 0), width=2)
 
 

@@ -19,6 +19,7 @@ from efficientsam3.evaluate.report.gallery import Example
 from efficientsam3.evaluate.report.overlays import data_uri, example_pictures, picture
 from efficientsam3.evaluate.report.score_tables import CAPTION, COLUMNS, figure, score_row
 from efficientsam3.runtime.files import write_text
+from efficientsam3.sam3.prompts import ConceptPrompt
 
 REPORT_NAME = "report.html"
 _TEMPLATE = "report.html.j2"
@@ -89,7 +90,8 @@ def _feature_cells(row: FeatureRow) -> list[dict[str, Any]]:
 
 
 def _example_cells(example: Example) -> list[dict[str, str]]:
-    captions = [example.image_id if example.prompt.text is None else f"{example.image_id}: {example.prompt.text}"]
+    named = isinstance(example.prompt, ConceptPrompt)
+    captions = [f"{example.image_id}: {example.prompt.name}" if named else example.image_id]
     captions += ["ground truth", *(f"{score.model} {score.iou:.2f}" for score in example.scores)]
     pictures = [data_uri(image) for image in example_pictures(example)]
     return [{"caption": caption, "uri": uri} for caption, uri in zip(captions, pictures, strict=True)]

@@ -1,4 +1,4 @@
-"""Which modules cannot be computed in float16, by their values on pictures."""
+"""Which modules cannot be computed in float16, by their values on images."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -11,12 +11,12 @@ from efficientsam3.export.onnx.variants import LARGEST
 
 
 @torch.no_grad()
-def large_modules(encoder: nn.Module, pictures: Iterable[torch.Tensor]) -> frozenset[str]:
+def large_modules(encoder: nn.Module, images: Iterable[torch.Tensor]) -> frozenset[str]:
     """The modules that take or give values near float16's limit, by the names that `torch.jit.trace` has for them.
 
     Args:
         encoder: in eval mode.
-        pictures: (1, 3, S, S) that it is run on.
+        images: (1, 3, S, S) that it is run on.
     """
     found: set[str] = set()
 
@@ -30,7 +30,7 @@ def large_modules(encoder: nn.Module, pictures: Iterable[torch.Tensor]) -> froze
         for name, module in encoder.named_modules()
     ]
     try:
-        for pixels in pictures:
+        for pixels in images:
             encoder(pixels)
     finally:
         for handle in handles:

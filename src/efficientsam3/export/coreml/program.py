@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from efficientsam3.export.coreml.float16 import large_modules
-from efficientsam3.export.onnx.manifest import Port
+from efficientsam3.export.ports import Port
 from efficientsam3.runtime.errors import UserError
 
 INPUT, OUTPUT = "pixels", "embedding"
@@ -61,8 +61,8 @@ def import_coremltools() -> Any:
     return coremltools
 
 
-def convert_encoder(encoder: nn.Module, image_size: int, *, half: bool, pictures: Iterable[torch.Tensor]) -> Program:
-    """Convert an encoder of one picture, (1, 3, S, S) to (1, D, G, G), both float32.
+def convert_encoder(encoder: nn.Module, image_size: int, *, float16: bool, images: Iterable[torch.Tensor]) -> Program:
+    """Convert an encoder of one image, (1, 3, S, S) to (1, D, G, G), both float32.
 
     By tracing: the program keeps the names of the modules, by which float32 is chosen. For iOS 15 and macOS 12, the
     first that run ML programs: no operation of the encoders needs later ones.
@@ -70,8 +70,8 @@ def convert_encoder(encoder: nn.Module, image_size: int, *, half: bool, pictures
     Args:
         encoder: in eval mode, on the CPU.
         image_size: S.
-        half: compute in float16, but for linear attention and modules that take or give values near float16's limit.
-        pictures: (1, 3, S, S) that this limit is watched on.
+        float16: compute in float16, but for linear attention and modules that take or give values near float16's limit.
+        images: (1, 3, S, S) that this limit is watched on.
 
     Raises:
         UserError: coremltools has no equal of one of the encoder's operations.
@@ -80,9 +80,9 @@ def convert_encoder(encoder: nn.Module, image_size: int, *, half: bool, pictures
     _mend_int()
     kept: Counter[str] = Counter()
     precision = ct.precision.FLOAT32
-    if half:
-        large = large_modules(encoder, pictures)
-        precision = ct.transform.FP16ComputePrecision(op_selector=partial(_may_be_half, large, kept))
+    if float16:
+        large = large_modules(encoder, images)
+        precision = ct.transform.FP16ComputePrecision(op_selector=partial(_fits_float16, large, kept))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of every Python branch that is traced, and every small number rounded to 0
         traced = torch.jit.trace(encoder, torch.zeros(1, 3, image_size, image_size))  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ def convert_encoder(encoder: nn.Module, image_size: int, *, half: bool, pictures
                 "students, or to ONNX."
             ) from error
     attentions = sum(type(module).__name__ == _LINEAR_ATTENTION for module in encoder.modules())
-    if half and kept["matmul"] < 2 * attentions:
+    if float16 and kept["matmul"] < 2 * attentions:
         raise UserError(
             f"coremltools {ct.__version__} hides which operations are EfficientViT's linear attention, which overflows "
             "float16: give --precision fp32."
@@ -119,13 +119,13 @@ def _mend_int() -> None:
     def to_int(context: Any, node: Any) -> None:
         length = context[node.inputs[0]].val
         if length is None:
-            raise NotImplementedError(f"{node.name} depends on the picture")
+            raise NotImplementedError(f"{node.name} depends on the image")
         context.add(Builder.const(val=int(np.asarray(length).item()), name=node.name))
 
     register_torch_op(to_int, torch_alias=["int"], override=True)
 
 
-def _may_be_half(large: frozenset[str], kept: Counter[str], operation: Any) -> bool:
+def _fits_float16(large: frozenset[str], kept: Counter[str], operation: Any) -> bool:
     """Whether an operation may be computed in float16; counts those that may not."""
     scopes = {source.name: scope for source, scope in operation.scopes.items()}
     # The last of each is the operation's own.

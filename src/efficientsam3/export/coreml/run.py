@@ -14,7 +14,7 @@ import torch
 
 import efficientsam3
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.export.calibration import Pictures
+from efficientsam3.export.calibration import EncoderInputs
 from efficientsam3.export.coreml.program import (
     INPUT,
     OUTPUT,
@@ -38,7 +38,7 @@ NOT_COMPARED = "not compared: CoreML runs on macOS alone"
 # float16 cost 5e-4 of an EfficientViT-B0's embedding in ONNX Runtime; a sum that overflows costs all of it.
 _LIMITS: dict[Precision, float] = {"fp32": FEATURE_LIMIT, "fp16": 1e-2}
 _SPEC = "Data/com.apple.CoreML/model.mlmodel"
-_MOST_PICTURES = 10
+_MOST_IMAGES = 10
 _LICENCE = "SAM3's weights are under Meta's SAM licence; a student's were distilled from SAM3's outputs."
 
 
@@ -53,7 +53,7 @@ class CoremlReport:
 
 
 def export_coreml(
-    model: Path, output: Path, *, precision: Precision = "fp16", pictures: Path | None = None
+    model: Path, output: Path, *, precision: Precision = "fp16", images: Path | None = None
 ) -> CoremlReport:
     """Write the image encoder as an ML program, read it back, and on macOS compare it with PyTorch.
 
@@ -64,7 +64,7 @@ def export_coreml(
         model: a merged native file, a Hugging Face directory, plain SAM3, or a training's checkpoint.
         output: the package, `*.mlpackage`; one that an earlier export wrote is replaced.
         precision: fp16, but for the operations whose values would overflow, or fp32.
-        pictures: folder whose first ten pictures it is compared on, and float16's limit watched on; None for two
+        images: folder whose first ten images it is compared on, and float16's limit watched on; None for two
             made-up ones.
 
     Raises:
@@ -75,10 +75,10 @@ def export_coreml(
     _check_place(output)
     source = read_source(model)
     graph, preprocessing = source.graphs[0], source.preprocessing
-    watched = Pictures(pictures, preprocessing, _MOST_PICTURES)
+    watched = EncoderInputs(images, preprocessing, _MOST_IMAGES)
     with atomic_directory(output, _SPEC, "CoreML package") as folder:
         encoder = fused_module(graph)
-        program = convert_encoder(encoder, preprocessing.image_size, half=precision == "fp16", pictures=watched)
+        program = convert_encoder(encoder, preprocessing.image_size, float16=precision == "fp16", images=watched)
         compared = _compare(program, folder.parent, graph, watched, precision)
         _describe(program, model.name, preprocessing, precision, compared, watched.names)
         package = folder.parent / f"written{SUFFIX}"
@@ -107,7 +107,7 @@ def _check_place(output: Path) -> None:
         raise UserError(f"The output {output} is a CoreML package of something else: choose another path.")
 
 
-def _compare(program: Program, scratch: Path, graph: Graph, pictures: Pictures, precision: Precision) -> str:
+def _compare(program: Program, scratch: Path, graph: Graph, images: EncoderInputs, precision: Precision) -> str:
     """The worst relative error of the embedding against PyTorch, in words.
 
     Raises:
@@ -119,7 +119,7 @@ def _compare(program: Program, scratch: Path, graph: Graph, pictures: Pictures, 
     program.model.save(str(package))
     run = open_package(package)
     errors = []
-    for pixels in pictures:
+    for pixels in images:
         expected = graph.run({INPUT: pixels})[OUTPUT].numpy()
         errors.append(relative_error(expected, run(pixels.numpy())))
     worst, limit = float(np.max(errors)), _LIMITS[precision]
@@ -149,7 +149,7 @@ def _describe(
     preprocessing: Preprocessing,
     precision: Precision,
     compared: str,
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
 ) -> None:
     """Put into the package what an app must know, and what Xcode shows."""
     import coremltools
@@ -161,7 +161,7 @@ def _describe(
         "precision": precision,
         "float32_operations": program.kept_names,
         "compared": compared,
-        "pictures": pictures,
+        "pictures": images,
         "versions": {
             "efficientsam3": efficientsam3.__version__,
             "torch": torch.__version__,

@@ -7,28 +7,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.export.ports import GraphName, Port
 from efficientsam3.runtime.errors import UserError
 
 MANIFEST = "model.json"
 TOKENIZER = "tokenizer.json"
-# What a neck gives and its prompt decoder takes: levels of 4, 2 and 1 cells per cell of the embedding.
-DETECTOR_LEVELS = ("detector_features_0", "detector_features_1", "detector_features_2")
-INTERACTIVE_LEVELS = ("interactive_features_0", "interactive_features_1", "interactive_features_2")
-
-GraphName = Literal["image_encoder", "text_encoder", "detector_neck", "detector", "interactive_neck", "interactive"]
 Variant = Literal["fp16", "int8"]  # of the image encoder
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Port(_Record):
-    """An input or output of a graph."""
-
-    name: str
-    dtype: str = Field(description="of ONNX's tensor types: float, int64")
-    shape: tuple[int | str, ...] = Field(description="a name where the length is free")
 
 
 class GraphFile(_Record):
@@ -40,7 +28,7 @@ class GraphFile(_Record):
     opset: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    measured: dict[str, float] = Field(description="against PyTorch on the same inputs, the worst of all pictures")
+    measured: dict[str, float] = Field(description="against PyTorch on the same inputs, the worst of all images")
     fp32_nodes: tuple[str, ...] = Field((), description="of a variant: nodes left in float32")
 
 
@@ -52,7 +40,7 @@ class TokenizerFile(_Record):
     pad_id: int
 
 
-class Manifest(_Record):
+class OnnxManifest(_Record):
     """All of `model.json`."""
 
     format_version: Literal[1] = 1
@@ -64,19 +52,19 @@ class Manifest(_Record):
     )
     graphs: dict[GraphName, GraphFile]
     variants: dict[Variant, GraphFile] = Field({}, description="of the image encoder")
-    pictures: tuple[str, ...] = Field(description="names of what it was measured on")
+    pictures: tuple[str, ...] = Field(description="names of the images that it was measured on")
     versions: dict[str, str]
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_onnx_manifest(directory: Path) -> OnnxManifest:
     """Read `model.json`.
 
     Raises:
-        UserError: it is missing or not understood.
+        UserError: the file is missing or not understood.
     """
     path = directory / MANIFEST
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        return OnnxManifest(**json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give what export-onnx wrote.") from error
     except (ValueError, TypeError, ValidationError) as error:
@@ -84,5 +72,5 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def is_onnx_directory(path: Path) -> bool:
-    """Whether `export-onnx` wrote it."""
+    """Whether `export-onnx` wrote the directory."""
     return (path / MANIFEST).is_file()

@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 
 import efficientsam3
-from efficientsam3.export.calibration import Pictures
+from efficientsam3.export.calibration import EncoderInputs
 from efficientsam3.export.graphs import Graph
-from efficientsam3.export.onnx.manifest import MANIFEST, TOKENIZER, GraphFile, Manifest, TokenizerFile, Variant
+from efficientsam3.export.onnx.manifest import MANIFEST, TOKENIZER, GraphFile, OnnxManifest, TokenizerFile, Variant
 from efficientsam3.export.onnx.variants import measure_variant, write_fp16, write_int8
 from efficientsam3.export.onnx.write import check_file, describe_file, require_packages, write_graph
 from efficientsam3.export.parity import compare
 from efficientsam3.export.source import read_source
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_directory, write_text
-from efficientsam3.sam3.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from efficientsam3.sam3.text import CONTEXT_LENGTH, build_tokenizer
 
-_MOST_PICTURES, _MOST_CALIBRATED = 10, 100
+_MOST_IMAGES, _MOST_CALIBRATED = 10, 100
 
 
 def export_onnx(
@@ -26,8 +26,8 @@ def export_onnx(
     *,
     variants: Sequence[Variant] = (),
     calibrate: Path | None = None,
-    pictures: Path | None = None,
-) -> Manifest:
+    images: Path | None = None,
+) -> OnnxManifest:
     """Write a model's graphs, `model.json` and `tokenizer.json`, each graph compared with PyTorch before.
 
     Args:
@@ -35,8 +35,8 @@ def export_onnx(
             the image encoder alone.
         output: the directory to write; one that an earlier export wrote is replaced.
         variants: fp16 and int8: other precisions of the image encoder, to have beside the float32 one.
-        calibrate: folder of pictures that their ranges are found on, at most a hundred; int8 needs it.
-        pictures: folder of pictures to compare on, the first ten are used; None for two made-up ones.
+        calibrate: folder of images that their ranges are found on, at most a hundred; int8 needs it.
+        images: folder of images to compare on, the first ten are used; None for two made-up ones.
 
     Raises:
         UserError: there is no model, int8 without `calibrate`, a package is missing, or a graph differs from PyTorch by
@@ -44,18 +44,18 @@ def export_onnx(
     """
     require_packages()
     if "int8" in variants and calibrate is None:
-        raise UserError("--variants int8 needs --calibrate DIR: a hundred pictures like those it will see.")
+        raise UserError("--variants int8 needs --calibrate DIR: a hundred images like those it will see.")
     if calibrate is not None and not variants:
         raise UserError("--calibrate is of --variants fp16 and int8: name one, or leave it out.")
     source = read_source(model)
-    measured_on = Pictures(pictures, source.preprocessing, _MOST_PICTURES)
-    calibrated_on = Pictures(calibrate, source.preprocessing, _MOST_CALIBRATED) if calibrate else measured_on
+    measured_on = EncoderInputs(images, source.preprocessing, _MOST_IMAGES)
+    calibrated_on = EncoderInputs(calibrate, source.preprocessing, _MOST_CALIBRATED) if calibrate else measured_on
     with atomic_directory(output, MANIFEST, "directory of ONNX graphs") as folder:
         for graph in source.graphs:
             write_graph(graph, folder / f"{graph.name}.onnx")
         measured = compare(source.graphs, folder, measured_on, source.phrases)
         encoder = source.graphs[0]
-        manifest = Manifest(
+        manifest = OnnxManifest(
             source=model.name,
             preprocessing=source.preprocessing,
             tokenizer=_write_tokenizer(folder) if source.has_text else None,
@@ -70,7 +70,7 @@ def export_onnx(
 
 
 def _write_variant(
-    variant: Variant, encoder: Graph, folder: Path, calibrated_on: Pictures, measured_on: Pictures
+    variant: Variant, encoder: Graph, folder: Path, calibrated_on: EncoderInputs, measured_on: EncoderInputs
 ) -> GraphFile:
     source, target = folder / f"{encoder.name}.onnx", folder / f"{encoder.name}_{variant}.onnx"
     kept = {"fp16": write_fp16, "int8": write_int8}[variant](source, target, calibrated_on)

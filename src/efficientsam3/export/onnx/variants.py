@@ -16,23 +16,23 @@ from efficientsam3.runtime.errors import UserError
 # overflow float16.
 _LINEAR_ATTENTION = "/context_module/main"
 _SUMS = ("MatMul", "Add", "Slice", "Div")
-LARGEST = 65504 / 4  # of a node's values in float16, with a margin for pictures not seen
+LARGEST = 65504 / 4  # of a node's values in float16, with a margin for images not seen
 _INPUT = "pixels"
 
 
-def write_fp16(source: Path, target: Path, pictures: Iterable[torch.Tensor]) -> tuple[str, ...]:
+def write_fp16(source: Path, target: Path, images: Iterable[torch.Tensor]) -> tuple[str, ...]:
     """Write a graph with float16 weights and values, its inputs and outputs still float32.
 
     Returns:
         names of the nodes that are left in float32: linear attention, and whatever comes near float16's limit on the
-        pictures.
+        images.
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = onnx.load(source)
-    largest = _largest_values(source, pictures)
+    largest = _largest_values(source, images)
     kept = [node.name for node in model.graph.node if _overflows(node, largest)]
     converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
     _drop_round_trips(converted.graph, set(kept))
@@ -52,15 +52,15 @@ def _is_linear_attention(node: Any) -> bool:
     return node.op_type in _SUMS and node.name.rpartition("/")[0].endswith(_LINEAR_ATTENTION)
 
 
-def _largest_values(source: Path, pictures: Iterable[torch.Tensor]) -> dict[str, float]:
-    """The largest magnitude of every float value in the graph, on the pictures."""
+def _largest_values(source: Path, images: Iterable[torch.Tensor]) -> dict[str, float]:
+    """The largest magnitude of every float value in the graph, on the images."""
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     with tempfile.TemporaryDirectory() as scratch:
         calibrater = MinMaxCalibrater(source, augmented_model_path=str(Path(scratch, "augmented.onnx")))
         calibrater.augment_graph()
         calibrater.create_inference_session()
-        calibrater.collect_data(_Reader(pictures))
+        calibrater.collect_data(_Reader(images))
         ranges = calibrater.compute_data().data
     return {name: float(np.abs(np.asarray(found.range_value)).max()) for name, found in ranges.items()}
 
@@ -78,7 +78,7 @@ def _drop_round_trips(graph: Any, kept: set[str]) -> None:
                     node.input[index] = down.input[0]
 
 
-def write_int8(source: Path, target: Path, pictures: Iterable[torch.Tensor]) -> tuple[str, ...]:
+def write_int8(source: Path, target: Path, images: Iterable[torch.Tensor]) -> tuple[str, ...]:
     """Write a graph whose convolutions and matrix products have int8 weights, per channel, and uint8 values.
 
     As pairs of QuantizeLinear and DequantizeLinear. Weights use 7 of their 8 bits, since CPUs without VNNI add products
@@ -104,7 +104,7 @@ def write_int8(source: Path, target: Path, pictures: Iterable[torch.Tensor]) -> 
         quantize_static(
             str(prepared),
             str(target),
-            _Reader(pictures),
+            _Reader(images),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,
@@ -113,25 +113,25 @@ def write_int8(source: Path, target: Path, pictures: Iterable[torch.Tensor]) -> 
             activation_type=QuantType.QUInt8,
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=kept,
-            # The mean of the pictures' ranges: one picture's outlier does not coarsen the scale for all.
+            # The mean of the images' ranges: one image's outlier does not coarsen the scale for all.
             extra_options={"CalibMovingAverage": True},
         )
     return tuple(kept)
 
 
 class _Reader:
-    """Pictures as onnxruntime's calibration asks for them."""
+    """Images as onnxruntime's calibration asks for them."""
 
-    def __init__(self, pictures: Iterable[torch.Tensor]) -> None:
-        self._pictures: Iterator[torch.Tensor] = iter(pictures)
+    def __init__(self, images: Iterable[torch.Tensor]) -> None:
+        self._pictures: Iterator[torch.Tensor] = iter(images)
 
     def get_next(self) -> dict[str, Any] | None:
         pixels = next(self._pictures, None)
         return None if pixels is None else {_INPUT: pixels.numpy()}
 
 
-def measure_variant(variant: Variant, source: Path, target: Path, pictures: Iterable[torch.Tensor]) -> dict[str, float]:
-    """What a variant's embedding loses against the float32 graph's, the worst of all pictures.
+def measure_variant(variant: Variant, source: Path, target: Path, images: Iterable[torch.Tensor]) -> dict[str, float]:
+    """What a variant's embedding loses against the float32 graph's, the worst of all images.
 
     Returns:
         `relative_error` of the embedding as a vector, and `cosine`, the mean of its cells' cosine similarities.
@@ -141,7 +141,7 @@ def measure_variant(variant: Variant, source: Path, target: Path, pictures: Iter
     """
     expected_by, found_by = open_graph(source), open_graph(target)
     rows = []
-    for pixels in pictures:
+    for pixels in images:
         given = {_INPUT: pixels.numpy()}
         expected, found = (session.run(None, given)[0] for session in (expected_by, found_by))
         if not np.isfinite(found).all():

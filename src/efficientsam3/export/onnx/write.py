@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from efficientsam3.export.graphs import Graph
-from efficientsam3.export.onnx.manifest import GraphFile, Port
+from efficientsam3.export.onnx.manifest import GraphFile
+from efficientsam3.export.ports import Port
 from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file

@@ -10,7 +10,8 @@ import torch
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
 from efficientsam3.evaluate.masks.measure import measure
-from efficientsam3.sam3.decoders import Answer, Ask
+from efficientsam3.evaluate.masks.segmenters import Ask
+from efficientsam3.sam3.decoders import Answer
 
 
 class Given:

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 from efficientsam3.evaluate.masks.objects import TrueObject, interior_point
 from efficientsam3.evaluate.masks.segmenters import to_rle
-from efficientsam3.sam3.prompts import Prompt
+from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt
 
 
 def thing(mask: np.ndarray, **facts: object) -> TrueObject:
@@ -59,10 +59,10 @@ def test_each_prompt_of_an_object() -> None:
     mask = np.zeros((20, 30), dtype=bool)
     mask[4:10, 6:16] = True
     known = thing(mask, annotated_point=(7.5, 5.0), category="cat")
-    assert known.prompt("box") == Prompt(box=(6, 4, 16, 10))
-    assert known.prompt("point") == Prompt(point=(7.5, 5.0))
-    assert known.prompt("center") == Prompt(point=(11, 7))
-    assert known.prompt("text") == Prompt(text="cat")
+    assert known.prompt("box") == ObjectPrompt(box=(6, 4, 16, 10))
+    assert known.prompt("point") == ObjectPrompt(((7.5, 5.0),), (1,))
+    assert known.prompt("center") == ObjectPrompt(((11, 7),), (1,))
+    assert known.prompt("text") == ConceptPrompt("cat")
     x, y = thing(mask).point
     assert (x, y) in {(8 + i, 6 + j) for i in range(7) for j in (0, 1)}
 

@@ -65,7 +65,7 @@ def encoder(graph: Graph) -> nn.Module:
 @pytest.fixture(scope="module")
 def float32(encoder: nn.Module) -> mlprogram.Program:
     """It in float32, not written."""
-    return mlprogram.convert_encoder(encoder, SIDE, half=False, pictures=[])
+    return mlprogram.convert_encoder(encoder, SIDE, float16=False, images=[])
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_its_sums_may_pass_float16s_limit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     attention = nn.Sequential(nn.Conv2d(3, 16, 1), LiteMLA(16, 16)).eval()
     attention[1].qkv.conv.weight *= 100
-    program = mlprogram.convert_encoder(attention, 64, half=True, pictures=[])
+    program = mlprogram.convert_encoder(attention, 64, float16=True, images=[])
     program.model.save(str(tmp_path / "large.mlpackage"))
     pixels = noise()[..., :64, :64]
     assert relative_error(run_package(tmp_path / "large.mlpackage", pixels), attention(pixels)) < 1e-2
@@ -142,7 +142,7 @@ def test_what_comes_near_float16s_limit_stays_in_float32(tmp_path: Path) -> None
     network = Steps(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 4, 3)).eval()
     network.steps[0].weight *= 1e5
     network.steps[1][1].weight *= 1e-5
-    program = mlprogram.convert_encoder(network, 32, half=True, pictures=[noise()[..., :32, :32]])
+    program = mlprogram.convert_encoder(network, 32, float16=True, images=[noise()[..., :32, :32]])
     assert program.kept == {"conv": 2, "relu": 1}  # the last one's values are small
     program.model.save(str(tmp_path / "large.mlpackage"))
     pixels = noise()[..., :32, :32]
@@ -240,7 +240,7 @@ def test_linear_attention_that_is_not_found_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(mlprogram, "_SUMS", frozenset())
     attention = nn.Sequential(nn.Conv2d(3, 16, 1), LiteMLA(16, 16)).eval()
     with pytest.raises(UserError, match="overflows float16: give --precision fp32"):
-        mlprogram.convert_encoder(attention, 32, half=True, pictures=[])
+        mlprogram.convert_encoder(attention, 32, float16=True, images=[])
 
 
 def test_what_cannot_be_converted_is_named() -> None:
@@ -249,7 +249,7 @@ def test_what_cannot_be_converted_is_named() -> None:
             return torch.special.bessel_j0(pixels)
 
     with pytest.raises(UserError, match="cannot convert this image encoder .*bessel_j0") as refused:
-        mlprogram.convert_encoder(Strange(), 32, half=False, pictures=[])
+        mlprogram.convert_encoder(Strange(), 32, float16=False, images=[])
     assert "\n" not in str(refused.value)
 
 
@@ -293,5 +293,5 @@ def test_all_students(backbone: str, head: str, fused: bool, tmp_path: Path) -> 
     network = fuse_modules(student.eval(), (1, 3, SIDE, SIDE)) if fused else student.eval()
     for half, limit in ((False, 1e-5), (True, 2e-3)):
         package = tmp_path / f"{half}.mlpackage"
-        mlprogram.convert_encoder(network, SIDE, half=half, pictures=[noise()]).model.save(str(package))
+        mlprogram.convert_encoder(network, SIDE, float16=half, images=[noise()]).model.save(str(package))
         assert relative_error(run_package(package, noise()), network(noise())) < limit

@@ -13,7 +13,7 @@ import torch
 from efficientsam3.cli import main
 from efficientsam3.export import parity as compare_module
 from efficientsam3.export.graphs import Graph, build_graphs
-from efficientsam3.export.onnx.manifest import MANIFEST, read_manifest
+from efficientsam3.export.onnx.manifest import MANIFEST, read_onnx_manifest
 from efficientsam3.export.onnx.run import export_onnx
 from efficientsam3.export.parity import figures, open_graph, relative_error, run_graph
 from efficientsam3.merge.run import merge
@@ -34,7 +34,7 @@ def graphs(merged: Path) -> dict[str, Graph]:
 
 
 def test_the_directory_holds_what_its_json_says(exported: Path) -> None:
-    manifest = read_manifest(exported)
+    manifest = read_onnx_manifest(exported)
     assert list(manifest.graphs) == GRAPHS
     assert {file.name for file in exported.iterdir()} == {MANIFEST, "tokenizer.json"} | {f"{g}.onnx" for g in GRAPHS}
     for entry in manifest.graphs.values():
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_a_training_is_an_encoder(student_checkpoint: Make, tmp_
     [embedding] = run_graph(open_graph(tmp_path / "out" / "image_encoder.onnx"), {"pixels": pixels})
     with torch.no_grad():
         assert relative_error(student(pixels).numpy(), embedding) <= 1e-4
-    with pytest.raises(UserError, match="has no interactive predictor"):
+    with pytest.raises(UserError, match="has no tracker"):
         OnnxSAM3.from_pretrained(tmp_path / "out").encode(np.zeros((8, 8, 3), np.uint8)).segment(points=[(1, 1)])
 
 
@@ -123,7 +123,7 @@ def test_parts_left_out_have_no_graph(tiny_sam3_path: Path, student_checkpoint: 
     assert manifest.visual_prompt is not None
     stored = read_contents(tmp_path / "image.pt").visual_prompt
     assert torch.equal(torch.tensor(manifest.visual_prompt), stored)
-    assert read_manifest(tmp_path / "out") == manifest
+    assert read_onnx_manifest(tmp_path / "out") == manifest
 
 
 def test_a_graph_that_differs_is_not_left_behind(
@@ -184,4 +184,4 @@ def test_json_that_is_not_understood(exported: Path, tmp_path: Path) -> None:
     record = json.loads((exported / MANIFEST).read_text())
     (tmp_path / MANIFEST).write_text(json.dumps(record | {"format_version": 2}))
     with pytest.raises(UserError, match="is not understood"):
-        read_manifest(tmp_path)
+        read_onnx_manifest(tmp_path)

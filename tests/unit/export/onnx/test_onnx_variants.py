@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from efficientsam3.cli import main
-from efficientsam3.export.onnx.manifest import read_manifest
+from efficientsam3.export.onnx.manifest import read_onnx_manifest
 from efficientsam3.export.onnx.variants import measure_variant, write_fp16
 from efficientsam3.export.parity import open_graph, relative_error
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
@@ -24,7 +24,7 @@ def types_of(path: Path) -> dict[str, int]:
 
 
 def test_what_each_costs_is_in_the_json(with_variants: Path, photographs_path: Path) -> None:
-    manifest = read_manifest(with_variants)
+    manifest = read_onnx_manifest(with_variants)
     assert list(manifest.variants) == ["fp16", "int8"]
     pictures = sorted((photographs_path / "images" / "train").glob("*.jpg"))
     assert manifest.pictures == tuple(path.name for path in pictures)
@@ -40,7 +40,7 @@ def test_what_each_costs_is_in_the_json(with_variants: Path, photographs_path: P
 
 
 def test_float16_keeps_the_doors_and_linear_attention_in_float32(with_variants: Path) -> None:
-    entry = read_manifest(with_variants).variants["fp16"]
+    entry = read_onnx_manifest(with_variants).variants["fp16"]
     model, types = onnx.load(with_variants / entry.file), types_of(with_variants / entry.file)
     assert {types["pixels"], types["embedding"]} == {TensorProto.FLOAT}
     attention = [node for node in model.graph.node if node.op_type == "MatMul" and "context_module" in node.name]
@@ -52,7 +52,7 @@ def test_float16_keeps_the_doors_and_linear_attention_in_float32(with_variants: 
 
 
 def test_int8_weights_are_per_channel(with_variants: Path) -> None:
-    entry = read_manifest(with_variants).variants["int8"]
+    entry = read_onnx_manifest(with_variants).variants["int8"]
     model = onnx.load(with_variants / entry.file)
     makers = {output: node for node in model.graph.node for output in node.output}
     constants = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
-from efficientsam3.export.onnx.manifest import GraphFile, read_manifest
+from efficientsam3.export.onnx.manifest import GraphFile, read_onnx_manifest
 
 WITH_VALUE = {
     *("--onnx", "--saveEngine", "--minShapes", "--optShapes", "--maxShapes", "--shapes", "--memPoolSize"),
@@ -79,7 +79,7 @@ def check_line(line: str, graph: GraphFile, image_size: int) -> None:
 @pytest.fixture(scope="module")
 def graph(with_variants: Path) -> tuple[GraphFile, int]:
     """The float16 encoder of a small model, and its input's side."""
-    manifest = read_manifest(with_variants)
+    manifest = read_onnx_manifest(with_variants)
     return manifest.variants["fp16"], manifest.preprocessing.image_size
 
 

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.predict.onnx_sam3 import to_input
-from efficientsam3.sam3.geometry import Picture, Pixels, boxes_of_masks
-from efficientsam3.sam3.tokenizer import build_tokenizer
+from efficientsam3.sam3.geometry import Placement, boxes_of_masks
+from efficientsam3.sam3.promptable import Pixels
+from efficientsam3.sam3.text import build_tokenizer
 from unit.predict.page.node import call
 
 PHRASES = [
@@ -112,7 +113,7 @@ def _picture(pixels: Pixels) -> dict[str, Any]:
 @pytest.mark.parametrize(("size", "content"), [((75, 100), (64, 64)), ((75, 100), (48, 64)), ((33, 20), (64, 39))])
 def test_masks_are_predict_s(size: tuple[int, int], content: tuple[int, int]) -> None:
     logits = np.random.default_rng(0).normal(size=(1, 16, 16)).astype(np.float32)
-    expected = Picture(size, content, 64).to_masks(logits)
+    expected = Placement(size, content, 64).masks_to_image(logits)
     found = call(
         "masks.js",
         "module.toMask(given.logits, given.content, 64, given.size)",

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, built offline from the vocabulary that open_clip_torch carries inside its package."""
+"""Text prompts: CLIP's tokenizer, built offline, and the features of the one phrase that box prompts need."""
 
 import gzip
 import importlib.util
@@ -7,15 +7,21 @@ from typing import Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from efficientsam3.checkpoints.sam3 import build_model
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.prompting import pad_phrase
+from efficientsam3.sam3.contents import Contents
+from efficientsam3.sam3.parts import VISUAL_PROMPT
+from efficientsam3.sam3.prompts import pad_phrase
 
 CONTEXT_LENGTH = 32  # of SAM3's text encoder
+# open_clip_torch carries the vocabulary inside its package.
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 # The file lists more merges than CLIP uses: its vocabulary has 49408 entries, of which 512 are bytes and 2 special.
 _MERGES = 49408 - 512 - 2
+_ENCODER = "detector_model.text_encoder."
+_PROJECTION = "detector_model.text_projection."
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -45,3 +51,20 @@ def tokenize(tokenizer: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     """
     ids, mask = pad_phrase(text, tokenizer(text)["input_ids"], CONTEXT_LENGTH, tokenizer.pad_token_id)
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+@torch.inference_mode()
+def compute_visual_prompt(contents: Contents) -> torch.Tensor:
+    """Features (3, width) float32 of the prompt "visual": start, word, end; padding is masked anyway and left out.
+
+    Raises:
+        UserError: the tokenizer's vocabulary is not installed.
+    """
+    ids, mask = tokenize(build_tokenizer(), VISUAL_PROMPT)
+    config: Any = contents.config.detector_config.text_config
+    state = {key.removeprefix(_ENCODER): value for key, value in contents.tensors.items() if key.startswith(_ENCODER)}
+    encoder = build_model(CLIPTextModelWithProjection, config, state, contents.path)
+    hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # [1, 32, D]
+    weight, bias = (contents.tensors[_PROJECTION + name].float() for name in ("weight", "bias"))
+    features = torch.nn.functional.linear(hidden, weight, bias)
+    return features[0, : int(mask.sum())].clone()
