@@ -1,11 +1,11 @@
 """The requests of `predict` and `serve`: every option, described once. No PyTorch."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from efficientsam3.export.onnx.manifest import Variant
-from efficientsam3.runtime.device import DeviceName
 from efficientsam3.sam3.prompts import Box, ConceptPrompt, ObjectPrompt, Point, Prompt
 
 ONNXRUNTIME_WEB = Path("node_modules/onnxruntime-web/dist")  # where npm puts it, below the current folder
@@ -39,7 +39,7 @@ class PredictRequest(BaseModel):
     negative_point: tuple[Point, ...] = Field((), description="a point that is not on the object; repeatable")
     threshold: float = Field(0.5, description="lowest score of what text and boxes find")
     out: Path = Field(Path("output/predict"), description="where overlays, masks and COCO RLE JSON go")
-    device: DeviceName = Field("auto", description="where to compute")
+    device: Literal["auto", "cpu", "mps", "cuda"] = Field("auto", description="where to compute")
     variant: Variant | None = Field(
         None,
         description="the image encoder of an ONNX directory in another precision, if it was exported with it",

@@ -187,7 +187,7 @@ def test_the_command_refuses_in_one_sentence(
 
 def test_a_variant_belongs_to_onnx(merged: Path, photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(merged), str(photograph), "--text", "dog", "--variant", "fp16"]) == 2
-    assert "is of a directory that export-onnx wrote" in capsys.readouterr().err
+    assert "belongs to what export-onnx wrote" in capsys.readouterr().err
 
 
 def test_a_missing_graph_is_named(exported: Path, photograph: Path, tmp_path: Path) -> None:

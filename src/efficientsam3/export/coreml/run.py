@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from efficientsam3.export.coreml.program import (
     convert_encoder,
     import_coremltools,
 )
+from efficientsam3.export.coreml.request import Precision
 from efficientsam3.export.graphs import Graph
 from efficientsam3.export.onnx.write import fused_module
 from efficientsam3.export.parity import FEATURE_LIMIT, relative_error
@@ -31,7 +32,6 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_directory, atomic_path
 from efficientsam3.sam3.contents import METADATA_KEY
 
-Precision = Literal["fp16", "fp32"]
 Array = npt.NDArray[np.float32]
 SUFFIX = ".mlpackage"
 NOT_COMPARED = "not compared: CoreML runs on macOS alone"

@@ -1,0 +1,37 @@
+"""The request of `export-onnx`: every option, described once. No PyTorch."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from efficientsam3.export.onnx.manifest import Variant
+
+
+class ExportOnnxRequest(BaseModel):
+    """Export a model as ONNX graphs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(
+        description="a merged .pt file, a Hugging Face directory, or plain SAM3, with the parts that it has; or a "
+        "training's ckpt_epoch_N.pth, which gives the image encoder alone"
+    )
+    out: Path = Field(
+        description="where image_encoder.onnx and the other graphs, model.json and tokenizer.json go; an earlier "
+        "export there is replaced"
+    )
+    variants: tuple[Variant, ...] = Field(
+        (),
+        description="the image encoder in these precisions too: fp16 for GPUs and phones, int8 for CPUs; what each "
+        "costs in accuracy is measured and printed",
+    )
+    calibrate: Path | None = Field(
+        None,
+        description="images like those it will see, up to a hundred, for int8's scales and fp16's limits",
+    )
+    # Formerly --pictures, which the command still accepts.
+    images: Path | None = Field(
+        None,
+        description="images on which each graph is compared with PyTorch, the first ten by name (default: two made-up "
+        "ones)",
+    )
