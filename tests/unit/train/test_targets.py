@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint, save_training_checkpoint
 from efficientsam3.config.schema import ExportConfig, TrainConfig
+from efficientsam3.data.listing import list_images
 from efficientsam3.embed.run import export_embeddings
+from efficientsam3.evaluate.report.features import feature_pairs
+from efficientsam3.models.student import Student
 from efficientsam3.models.teacher import Sam3Teacher
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -18,7 +22,9 @@ from efficientsam3.runtime.signals import StopRequest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.train import targets as online
 from efficientsam3.train.plan import plan_training
-from efficientsam3.train.run import train
+from efficientsam3.train.run import check_training, train
+from unit.train.record_training import StopAfter
+from unit.train.test_processes import on_two
 
 MakeTraining = Callable[..., TrainConfig]
 MakeExport = Callable[..., ExportConfig]
@@ -155,3 +161,61 @@ def test_a_cache_of_other_settings_is_refused(make_online: MakeTraining, one_pro
     other = make_online("DISTILL.ONLINE_CACHE", str(tmp_path / "cache"), "SEED", "3", "TAG", "other")
     with pytest.raises(UserError, match="was begun with other settings"):
         train(other, one_process)
+
+
+CHANNEL = ("DISTILL.NORMALIZE", "channel", "TRAIN.EPOCHS", "1")
+
+
+def test_standardised_targets_are_measured_once_and_alike_on_any_number_of_processes(
+    make_online: MakeTraining,
+    one_process: Process,
+    store_path: Path,
+    photographs_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_online(*CHANNEL, "DATA.BATCH_SIZE", "1", "TAG", "one")
+    first = load_training_checkpoint(train(config, one_process, StopAfter(1)).checkpoint)
+    store = EmbeddingStore(store_path / "embeddings")
+    rows = store.rows(list_images(photographs_path, "train").ids)
+    embeddings = store.decode(torch.stack([store.read(int(row)) for row in rows]))[1].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(first["normalisation"]["mean"], embeddings.mean(dim=1), rtol=1e-3, atol=1e-3)
+    assert first["variance"] == pytest.approx(embeddings.var(dim=1, correction=0).mean().item(), rel=1e-3)
+
+    two = make_online(*CHANNEL, "DATA.BATCH_SIZE", "1", "TAG", "two")
+    on_two(two, tmp_path, stop_after=1)
+    second = load_training_checkpoint(latest_checkpoint(two.output_dir))
+    for key in ("mean", "std"):
+        assert torch.equal(second["normalisation"][key], first["normalisation"][key])
+    assert (second["variance"], second["statistics_images"]) == (first["variance"], first["statistics_images"])
+
+    def fail(*arguments: Any) -> None:
+        raise AssertionError("the statistics are those of the checkpoint")
+
+    monkeypatch.setattr(online.ComputedTargets, "statistics", fail)
+    for interrupted in (config, two):  # on one process, whoever began it
+        summary = train(interrupted, one_process, allow_config_change=True)
+        content = load_training_checkpoint(summary.checkpoint)
+        assert all(torch.equal(content["normalisation"][key], first["normalisation"][key]) for key in ("mean", "std"))
+        assert content["statistics_images"] == first["statistics_images"]
+        assert summary.metrics["val/relative_mse"] == pytest.approx(summary.metrics["val/mse"] / first["variance"])
+
+
+def test_statistics_of_other_images_are_named_as_a_change(make_online: MakeTraining, one_process: Process) -> None:
+    config = make_online(*CHANNEL)
+    path = train(config, one_process, StopAfter(1)).checkpoint
+    save_training_checkpoint(path, {**load_training_checkpoint(path), "statistics_images": "0" * 64})
+    with pytest.raises(UserError, match="images that the statistics are of: 0000"):
+        check_training(plan_training(config))
+
+
+def test_features_are_drawn_with_the_teacher_in_the_loop(
+    make_online: MakeTraining, one_process: Process, store_path: Path
+) -> None:
+    plan = plan_training(make_online())
+    student = Student(plan.architecture).eval()
+    with plan.targets.open(one_process):
+        first, *_ = feature_pairs(student, plan.targets, plan.val, 2)
+    store = EmbeddingStore(store_path / "embeddings")
+    stored = store.decode(store.read(int(store.rows(plan.val.listing.ids[:1])[0]))[None])[1][0]
+    np.testing.assert_allclose(first.teacher, stored.numpy(), rtol=2e-3, atol=2e-3)

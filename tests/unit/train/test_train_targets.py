@@ -22,10 +22,11 @@ from efficientsam3.store.gather import compute_statistics
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.statistics import store_statistics
 from efficientsam3.train.batches import with_records
-from efficientsam3.train.objective import FeatureObjective
+from efficientsam3.train.objective import TERMS, FeatureObjective
 from efficientsam3.train.plan import plan_training
 from efficientsam3.train.run import Observers, train
 from efficientsam3.train.targets import StoredTargets
+from unit.train.record_training import StopAfter
 
 MakeTraining = Callable[..., TrainConfig]
 CHANNEL = ("DISTILL.NORMALIZE", "channel", "MODEL.HEAD", "fpn", "DATA.BATCH_SIZE", "3", "TRAIN.EPOCHS", "1")
@@ -137,3 +138,31 @@ def test_a_pretrained_head_gives_the_targets_of_the_new_training(
         torch.testing.assert_close(other.restore(started(pixels)), raw(pixels), rtol=1e-4, atol=1e-5)
         plain = build_student(replace(raw.architecture), summary.checkpoint).eval()
         torch.testing.assert_close(plain(pixels), raw(pixels))
+
+
+def huber(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    per_cell = nn.functional.smooth_l1_loss(student.float(), teacher.float(), reduction="none").mean(dim=1)
+    return (per_cell * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))
+
+
+def test_a_further_loss_is_one_entry_and_is_minimised_summed_saved_and_recorded(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TERMS, "huber", huber)
+    opts = ["DISTILL.TERMS", "{huber: 0.5}", "TRAIN.EPOCHS", "1"]
+    undisturbed = train(make_training(*opts, "TAG", "undisturbed"), one_process)
+    config = make_training(*opts)
+    stopped = train(config, one_process, StopAfter(2))
+    sums = load_training_checkpoint(stopped.checkpoint)["processes"][0]["sums"]
+    assert set(sums) == {"loss", "mse", "cosine", "huber", "count"}
+    summary = train(config, one_process)
+    assert summary.metrics == undisturbed.metrics
+    for split in ("train", "val"):
+        loss, mse, cosine, term = (summary.metrics[f"{split}/{name}"] for name in ("loss", "mse", "cosine", "huber"))
+        assert term > 0
+        assert loss == pytest.approx(mse + cosine + 0.5 * term)
+
+
+def test_a_loss_that_does_not_exist_is_refused_before_training(make_training: MakeTraining) -> None:
+    with pytest.raises(UserError, match="'huber' is not a loss term: use cosine, mse"):
+        plan_training(make_training("DISTILL.TERMS", "{huber: 0.5}"))
