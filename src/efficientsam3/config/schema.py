@@ -115,15 +115,9 @@ class DistillConfig(EmbeddingConfig):
     )
 
     @model_validator(mode="after")
-    def _online_alone(self) -> "DistillConfig":
-        if self.ONLINE and self.READ_WINDOW:
-            raise ValueError(
-                f"READ_WINDOW {self.READ_WINDOW} has no effect with ONLINE, which reads no store: set it to 0"
-            )
-        if not self.ONLINE and (self.ONLINE_CACHE is not None or AugmentConfig() != self.AUGMENT):
-            raise ValueError(
-                "ONLINE_CACHE and AUGMENT have no effect without ONLINE: set ONLINE true, or leave them out"
-            )
+    def _some_loss(self) -> "DistillConfig":
+        if not any((self.PIXEL_WISE, self.COSINE, *self.TERMS.values())):
+            raise ValueError("PIXEL_WISE and COSINE are both 0: nothing would be learnt, give one of them a weight")
         return self
 
 
@@ -225,6 +219,25 @@ class TrainConfig(RunConfig):
     PROBE: ProbeConfig = Field(default_factory=ProbeConfig)
     OUTPUT: Path | None = Field(None, description="where everything is written; by default output/stage1/<MODEL.NAME>")
     SAVE_FREQ: Positive = Field(1, description="a checkpoint every N epochs; the last epoch is always saved")
+
+    @model_validator(mode="after")
+    def _all_has_effect(self) -> "TrainConfig":
+        online = self.DISTILL.ONLINE
+        self._need(online, "DISTILL.ONLINE", "TEACHER", "DISTILL.ONLINE_CACHE", "DISTILL.AUGMENT")
+        self._need(not online, "DISTILL.ONLINE false", "DISTILL.TEACHER_EMBED_PATH", "DISTILL.READ_WINDOW")
+        self._need(self.PROBE.DECODER is not None, "PROBE.DECODER", "PROBE.IMAGES", "PROBE.OBJECTS")
+        self._need(self.TRAIN.SAVE_STEPS > 0, "TRAIN.SAVE_STEPS", "TRAIN.KEEP_STEPS")
+        return self
+
+    def _need(self, met: bool, condition: str, *keys: str) -> None:
+        """Refuse keys that differ from their defaults where the condition that gives them an effect is not met."""
+        for key in keys if not met else ():
+            *sections, leaf = key.split(".")
+            section: BaseModel = getattr(self, sections[0]) if sections else self
+            value = getattr(section, leaf)
+            if value != type(section).model_fields[leaf].get_default(call_default_factory=True):
+                text = "" if isinstance(value, Section) else f" {value}"
+                raise ValueError(f"{key}{text} has no effect without {condition}: set that, or leave {key} out")
 
     @property
     def output_dir(self) -> Path:

@@ -64,7 +64,7 @@ def test_the_teacher_in_the_loop_is_a_stage_and_its_cache_is_left_alone(
 ) -> None:
     cache = tmp_path / "cache"
     online = ["DISTILL.ONLINE", "true", "TEACHER.RESUME", str(tiny_sam3_path), "DISTILL.ONLINE_CACHE", str(cache)]
-    config = make_training(*online, store=Path("/absent"))
+    config = make_training(*online, online=True)
     profile = profile_steps(config, one_process, steps=1, warm_up=0)
     assert profile.stages["targets"].milliseconds > 0
     assert "read record" not in profile.data.milliseconds

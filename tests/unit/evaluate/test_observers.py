@@ -17,6 +17,7 @@ from efficientsam3.train.plan import ProbePlan, plan_training
 from efficientsam3.train.targets import StoredTargets
 
 CPU = torch.device("cpu")
+OFF = ("PROBE.DECODER", "null", "PROBE.IMAGES", "32", "PROBE.OBJECTS", "4")
 
 
 @pytest.fixture
@@ -85,4 +86,4 @@ def test_a_probe_that_does_not_fit_is_refused_before_training(
 
 
 def test_without_a_decoder_nothing_is_probed(configure) -> None:
-    assert training_observers(plan_training(configure("PROBE.DECODER", "null")), CPU).probe is None
+    assert training_observers(plan_training(configure(*OFF)), CPU).probe is None
