@@ -12,8 +12,8 @@ from scipy.optimize import linear_sum_assignment
 
 from efficientsam3 import EfficientSAM3, OnnxSAM3
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
-from efficientsam3.export.parity import mask_iou
 from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.sam3.geometry import mask_iou
 from efficientsam3.sam3.promptable import Segmentation
 
 SHARED = Path(__file__).parents[3] / "shared"

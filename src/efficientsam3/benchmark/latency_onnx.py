@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from efficientsam3.export.graphs import student_graph
+from efficientsam3.export.onnx.manifest import open_graph
 from efficientsam3.export.onnx.variants import write_int8
 from efficientsam3.export.onnx.write import require_packages, write_graph
-from efficientsam3.export.parity import open_graph
 from efficientsam3.models.student import Student
 
 

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from efficientsam3.export.ports import DETECTOR_LEVELS, EMBEDDING, PIXELS, TRACKER_LEVELS, GraphName, Port
+from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.student import Student
 from efficientsam3.sam3.build import Models
 from efficientsam3.sam3.promptable import PADDING_LABEL
@@ -40,6 +41,17 @@ class Graph:
         """Outputs by PyTorch."""
         answer = self.module(*inputs.values())
         return dict(zip(self.outputs, (answer,) if isinstance(answer, torch.Tensor) else answer, strict=True))
+
+    @property
+    def fused(self) -> nn.Module:
+        """The module in eval mode, an image encoder's BatchNorms and branches fused.
+
+        Runtimes fold BatchNorms into convolutions by themselves, but do not make one convolution of RepViT's branches.
+        """
+        module = self.module.eval()
+        if self.name != "image_encoder" or not any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
+            return module
+        return fuse_modules(module, self.inputs[PIXELS].shape)
 
     @cached_property
     def ports(self) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

@@ -9,9 +9,8 @@ import numpy as np
 from PIL import Image
 
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.export.onnx.manifest import OnnxManifest, Variant, read_onnx_manifest
+from efficientsam3.export.onnx.manifest import OnnxManifest, Variant, open_graph, read_onnx_manifest
 from efficientsam3.export.ports import DETECTOR_LEVELS, TRACKER_LEVELS, GraphName
-from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.geometry import Floats, Placement, boxes_of_masks
 from efficientsam3.sam3.parts import VISUAL_PROMPT
@@ -109,8 +108,7 @@ class OnnxSAM3:
         graph = self._manifest.graphs[name]
         if name not in self._sessions:
             file = self._manifest.variants[self._variant] if self._variant and name == "image_encoder" else graph
-            path = self._directory / file.file
-            self._sessions[name] = open_onnx(path, "ONNX graph", "export the model again")
+            self._sessions[name] = open_graph(self._directory / file.file)
         outputs = [port.name for port in graph.outputs]
         return dict(zip(outputs, self._sessions[name].run(outputs, inputs), strict=True))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,12 @@ def _bilinear(values: Floats, size: tuple[int, int]) -> Floats:
         below, above = values.take(low, axis), values.take(np.minimum(low + 1, last), axis)
         values = below + (above - below) * weight
     return values
+
+
+def mask_iou(a: Any, b: Any) -> float:
+    """Intersection over union, in [0, 1], of two bool arrays or tensors of one shape; 1 if both are empty."""
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0
 
 
 def boxes_of_masks(masks: Masks) -> Floats:

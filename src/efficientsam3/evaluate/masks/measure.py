@@ -13,12 +13,13 @@ from efficientsam3.data.annotations.sa1b import BrokenAnnotationError
 from efficientsam3.data.images import BrokenImageError, read_rgb
 from efficientsam3.evaluate.masks.ground_truth import GroundTruth, Selection, TrueImage, choose_images, choose_objects
 from efficientsam3.evaluate.masks.objects import PromptKind, TrueObject
-from efficientsam3.evaluate.masks.scores import ObjectScore, mask_iou
+from efficientsam3.evaluate.masks.scores import ObjectScore
 from efficientsam3.evaluate.masks.segmenters import Segmenter
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.sam3.decoders import Answer
+from efficientsam3.sam3.geometry import mask_iou
 
 logger = logging.getLogger(LOGGER_NAME)
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from efficientsam3.evaluate.masks.objects import PromptKind
 
 # https://cocodataset.org/#detection-eval: areas in pixels of the picture below which an object is small, or medium.
@@ -37,12 +35,6 @@ class Summary:
     by_size: dict[str, float | None]  # mIoU
     counts: dict[str, int]  # objects of each size
     agreement: float | None
-
-
-def mask_iou(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Intersection over union of two masks (H, W) bool, in [0, 1]; two empty masks are equal: 1."""
-    union = int((a | b).sum())
-    return int((a & b).sum()) / union if union else 1.0
 
 
 def size_of(area: int) -> str:

@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from efficientsam3.export.coreml.float16 import large_modules
-from efficientsam3.export.ports import Port
+from efficientsam3.export.float16 import LINEAR_ATTENTION_CLASS, large_modules
+from efficientsam3.export.ports import EMBEDDING, PIXELS, Port
 from efficientsam3.runtime.errors import UserError
 
-INPUT, OUTPUT = "pixels", "embedding"
-# As in `deploy/onnx/variants.py`: the sums over all cells of EfficientViT's linear attention overflow float16.
-_LINEAR_ATTENTION = "LiteMLA"  # timm's class
+# Operations of linear attention that sum over all cells.
 _SUMS = frozenset({"matmul", "add", "slice_by_index", "real_div"})
 _NOT_COMPUTED = frozenset({"const", "cast"})
 
@@ -35,7 +33,7 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """What was converted."""
+    """A converted encoder."""
 
     model: Any  # coremltools' MLModel, not loaded
     operations: tuple[Operation, ...]
@@ -48,10 +46,10 @@ class Program:
 
 
 def import_coremltools() -> Any:
-    """coremltools, without its warnings of untested versions: what it writes is checked instead.
+    """Import coremltools, without its warnings about untested versions: what it writes is checked instead.
 
     Raises:
-        UserError: it is not installed.
+        UserError: coremltools is not installed.
     """
     if importlib.util.find_spec("coremltools") is None:
         raise UserError("Exporting to CoreML needs coremltools: run pip install 'efficientsam3[coreml]'.")
@@ -64,33 +62,33 @@ def import_coremltools() -> Any:
 def convert_encoder(encoder: nn.Module, image_size: int, *, float16: bool, images: Iterable[torch.Tensor]) -> Program:
     """Convert an encoder of one image, (1, 3, S, S) to (1, D, G, G), both float32.
 
-    By tracing: the program keeps the names of the modules, by which float32 is chosen. For iOS 15 and macOS 12, the
-    first that run ML programs: no operation of the encoders needs later ones.
+    By tracing: the program keeps the names of the modules, by which operations are kept in float32. For iOS 15 and
+    macOS 12, the first that run ML programs: no operation of the encoders needs later ones.
 
     Args:
         encoder: in eval mode, on the CPU.
         image_size: S.
-        float16: compute in float16, but for linear attention and modules that take or give values near float16's limit.
+        float16: compute in float16, except for linear attention and modules whose values come near float16's limit.
         images: (1, 3, S, S) that this limit is watched on.
 
     Raises:
-        UserError: coremltools has no equal of one of the encoder's operations.
+        UserError: coremltools cannot convert one of the encoder's operations.
     """
     ct = import_coremltools()
-    _mend_int()
+    _replace_int_conversion()
     kept: Counter[str] = Counter()
     precision = ct.precision.FLOAT32
     if float16:
         large = large_modules(encoder, images)
         precision = ct.transform.FP16ComputePrecision(op_selector=partial(_fits_float16, large, kept))
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of every Python branch that is traced, and every small number rounded to 0
+        warnings.simplefilter("ignore")  # about traced Python branches and small numbers rounded to 0
         traced = torch.jit.trace(encoder, torch.zeros(1, 3, image_size, image_size))  # type: ignore[no-untyped-call]
         try:
             model = ct.convert(
                 traced,
-                inputs=[ct.TensorType(INPUT, (1, 3, image_size, image_size), dtype=np.float32)],
-                outputs=[ct.TensorType(OUTPUT, dtype=np.float32)],
+                inputs=[ct.TensorType(PIXELS, (1, 3, image_size, image_size), dtype=np.float32)],
+                outputs=[ct.TensorType(EMBEDDING, dtype=np.float32)],
                 convert_to="mlprogram",
                 compute_precision=precision,
                 minimum_deployment_target=ct.target.iOS15,
@@ -102,7 +100,7 @@ def convert_encoder(encoder: nn.Module, image_size: int, *, float16: bool, image
                 f"coremltools {ct.__version__} cannot convert this image encoder ({reason}): export one of the nine "
                 "students, or to ONNX."
             ) from error
-    attentions = sum(type(module).__name__ == _LINEAR_ATTENTION for module in encoder.modules())
+    attentions = sum(type(module).__name__ == LINEAR_ATTENTION_CLASS for module in encoder.modules())
     if float16 and kept["matmul"] < 2 * attentions:
         raise UserError(
             f"coremltools {ct.__version__} hides which operations are EfficientViT's linear attention, which overflows "
@@ -111,7 +109,7 @@ def convert_encoder(encoder: nn.Module, image_size: int, *, float16: bool, image
     return Program(model, _operations(model.get_spec()), kept)
 
 
-def _mend_int() -> None:
+def _replace_int_conversion() -> None:
     """Replace coremltools 9.0's conversion of `aten::Int`, which calls int() on arrays: NumPy 2.4 refuses that."""
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
@@ -131,7 +129,7 @@ def _fits_float16(large: frozenset[str], kept: Counter[str], operation: Any) -> 
     # The last of each is the operation's own.
     modules = scopes.get("TORCHSCRIPT_MODULE_NAME", [])[:-1]
     kinds = scopes.get("TORCHSCRIPT_MODULE_TYPE", [])[:-1]
-    in_attention = kinds[-1:] == [_LINEAR_ATTENTION] and operation.op_type in _SUMS
+    in_attention = kinds[-1:] == [LINEAR_ATTENTION_CLASS] and operation.op_type in _SUMS
     if operation.op_type in _NOT_COMPUTED or not (in_attention or ".".join(modules) in large):
         return True
     kept[operation.op_type] += 1
@@ -147,7 +145,7 @@ def check_package(package: Path, ports: tuple[tuple[Port, ...], tuple[Port, ...]
         program: what was written.
 
     Raises:
-        UserError: names, shapes, types or operations are other ones.
+        UserError: names, shapes, types or operations differ.
     """
     ct = import_coremltools()
     spec = ct.utils.load_spec(str(package))

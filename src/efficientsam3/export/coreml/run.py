@@ -16,8 +16,6 @@ import efficientsam3
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.export.calibration import EncoderInputs
 from efficientsam3.export.coreml.program import (
-    INPUT,
-    OUTPUT,
     Program,
     check_package,
     convert_encoder,
@@ -25,8 +23,8 @@ from efficientsam3.export.coreml.program import (
 )
 from efficientsam3.export.coreml.request import Precision
 from efficientsam3.export.graphs import Graph
-from efficientsam3.export.onnx.write import fused_module
-from efficientsam3.export.parity import FEATURE_LIMIT, relative_error
+from efficientsam3.export.parity import FEATURE_LIMIT, Run, check, compare
+from efficientsam3.export.ports import EMBEDDING, PIXELS, GraphName
 from efficientsam3.export.source import read_source
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_directory, atomic_path
@@ -47,8 +45,8 @@ class CoremlReport:
     """What was written."""
 
     bytes: int
-    operations: int  # constants and casts apart
-    float32_operations: tuple[str, ...]  # of a float16 program: names of those left in float32
+    operations: int  # without constants and casts
+    float32_operations: tuple[str, ...]  # of a float16 program: names of those that stay in float32
     compared: str  # with PyTorch: the figure, or why there is none
 
 
@@ -58,18 +56,18 @@ def export_coreml(
     """Write the image encoder as an ML program, read it back, and on macOS compare it with PyTorch.
 
     Its input `pixels` (1, 3, S, S) and output `embedding` (1, D, G, G) are those of the ONNX graph `image_encoder`,
-    float32. What feeds it is in the package's metadata, under "efficientsam3", as JSON.
+    float32. How to feed it is in the package's metadata, under "efficientsam3", as JSON.
 
     Args:
         model: a merged native file, a Hugging Face directory, plain SAM3, or a training's checkpoint.
         output: the package, `*.mlpackage`; one that an earlier export wrote is replaced.
-        precision: fp16, but for the operations whose values would overflow, or fp32.
-        images: folder whose first ten images it is compared on, and float16's limit watched on; None for two
-            made-up ones.
+        precision: fp16, except for the operations whose values would overflow, or fp32.
+        images: folder whose first ten images it is compared on, and float16's limit watched on; None for two made-up
+            ones.
 
     Raises:
-        UserError: coremltools or the model is missing, the place is taken, the encoder cannot be converted, or the
-            package is not what was asked for; then nothing is left behind.
+        UserError: coremltools or the model is missing, the output exists and is not such a package, the encoder cannot
+            be converted, or the package is not what was asked for; then nothing is left behind.
     """
     import_coremltools()
     _check_place(output)
@@ -77,7 +75,7 @@ def export_coreml(
     graph, preprocessing = source.graphs[0], source.preprocessing
     watched = EncoderInputs(images, preprocessing, _MOST_IMAGES)
     with atomic_directory(output, _SPEC, "CoreML package") as folder:
-        encoder = fused_module(graph)
+        encoder = graph.fused
         program = convert_encoder(encoder, preprocessing.image_size, float16=precision == "fp16", images=watched)
         compared = _compare(program, folder.parent, graph, watched, precision)
         _describe(program, model.name, preprocessing, precision, compared, watched.names)
@@ -90,7 +88,7 @@ def export_coreml(
 
 
 def _publish(package: Path, folder: Path) -> None:
-    """Copy, not move: coremltools makes some files and folders for their owner alone."""
+    """Copy a package rather than move it: coremltools makes some files and folders readable by their owner alone."""
     for file in package.rglob("*"):
         if file.is_file():
             with atomic_path(folder / file.relative_to(package)) as copy:
@@ -98,11 +96,11 @@ def _publish(package: Path, folder: Path) -> None:
 
 
 def _check_place(output: Path) -> None:
-    """Refuse a name that Xcode does not know, and packages that others made."""
+    """Refuse a name that Xcode does not know, and packages that another program made."""
     if output.suffix != SUFFIX:
         raise UserError(f"The output {output} must end in {SUFFIX}, by which Xcode knows a package: rename it.")
     spec = output / _SPEC
-    # The metadata's key and value stand in the file as they are.
+    # The file holds the metadata's key as plain text.
     if spec.is_file() and METADATA_KEY.encode() not in spec.read_bytes():
         raise UserError(f"The output {output} is a CoreML package of something else: choose another path.")
 
@@ -111,33 +109,27 @@ def _compare(program: Program, scratch: Path, graph: Graph, images: EncoderInput
     """The worst relative error of the embedding against PyTorch, in words.
 
     Raises:
-        UserError: it is more than rounding.
+        UserError: the error is more than rounding.
     """
     if sys.platform != "darwin":
         return NOT_COMPARED
     package = scratch / f"compared{SUFFIX}"
     program.model.save(str(package))
     run = open_package(package)
-    errors = []
-    for pixels in images:
-        expected = graph.run({INPUT: pixels})[OUTPUT].numpy()
-        errors.append(relative_error(expected, run(pixels.numpy())))
-    worst, limit = float(np.max(errors)), _LIMITS[precision]
-    if not worst <= limit:  # NaN is not good either
-        raise UserError(
-            f"The CoreML program differs from PyTorch: relative error {worst:.2g}, the limit is {limit:g}; export with "
-            "--precision fp32 or the versions in requirements/pinned.txt, or report this model."
-        )
-    return f"relative error {worst:.2g}"
+    runs: dict[GraphName, Run] = {graph.name: lambda values: [run(values[PIXELS].numpy())]}
+    measured = compare([graph], runs, images, [])[graph.name]
+    remedy = "export with --precision fp32 or the versions in requirements/pinned.txt"
+    check("The CoreML program", measured, remedy, _LIMITS[precision])
+    return f"relative error {measured['relative_error']:.2g}"
 
 
 def open_package(package: Path) -> Callable[[Array], Array]:
-    """What computes a package on this Mac's CPU: pixels (1, 3, S, S) to the embedding (1, D, G, G)."""
+    """A function that computes a package on this Mac's CPU: pixels (1, 3, S, S) to the embedding (1, D, G, G)."""
     ct = import_coremltools()
     model = ct.models.MLModel(str(package), compute_units=ct.ComputeUnit.CPU_ONLY)
 
     def run(pixels: Array) -> Array:
-        embedding: Array = model.predict({INPUT: pixels})[OUTPUT]
+        embedding: Array = model.predict({PIXELS: pixels})[EMBEDDING]
         return embedding
 
     return run
@@ -151,7 +143,7 @@ def _describe(
     compared: str,
     images: tuple[str, ...],
 ) -> None:
-    """Put into the package what an app must know, and what Xcode shows."""
+    """Add the metadata that an app needs and Xcode shows."""
     import coremltools
 
     described: dict[str, Any] = {
@@ -174,5 +166,5 @@ def _describe(
     program.model.version = efficientsam3.__version__
     program.model.user_defined_metadata[METADATA_KEY] = json.dumps(described)
     pixels = f"RGB in [0, 1], less the mean, by the deviation; {preprocessing.resize}, see the metadata"
-    program.model.input_description[INPUT] = pixels
-    program.model.output_description[OUTPUT] = "(1, channels, cells, cells)"
+    program.model.input_description[PIXELS] = pixels
+    program.model.output_description[EMBEDDING] = "(1, channels, cells, cells)"

@@ -1,13 +1,14 @@
-"""`model.json`: what an ONNX directory holds and how to feed it. Read without PyTorch."""
+"""An ONNX directory: `model.json`, which says what it holds and how to feed it, and its graphs. No PyTorch."""
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.export.ports import GraphName, Port
+from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
 
 MANIFEST = "model.json"
@@ -29,7 +30,7 @@ class GraphFile(_Record):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     measured: dict[str, float] = Field(description="against PyTorch on the same inputs, the worst of all images")
-    fp32_nodes: tuple[str, ...] = Field((), description="of a variant: nodes left in float32")
+    fp32_nodes: tuple[str, ...] = Field((), description="of a variant: nodes that stay in float32")
 
 
 class TokenizerFile(_Record):
@@ -69,6 +70,15 @@ def read_onnx_manifest(directory: Path) -> OnnxManifest:
         raise UserError(f"{path} cannot be read ({error.strerror}): give what export-onnx wrote.") from error
     except (ValueError, TypeError, ValidationError) as error:
         raise UserError(f"{path} is not understood ({error}): export the model again.") from error
+
+
+def open_graph(path: Path) -> Any:
+    """An onnxruntime session of one of the graphs, on the CPU.
+
+    Raises:
+        UserError: the file is missing or broken, or onnxruntime is not installed.
+    """
+    return open_onnx(path, "ONNX graph", "export the model again")
 
 
 def is_onnx_directory(path: Path) -> bool:

@@ -1,17 +1,27 @@
 """From a model to a directory of ONNX graphs that are known to compute the same."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import efficientsam3
 from efficientsam3.export.calibration import EncoderInputs
 from efficientsam3.export.graphs import Graph
-from efficientsam3.export.onnx.manifest import MANIFEST, TOKENIZER, GraphFile, OnnxManifest, TokenizerFile, Variant
-from efficientsam3.export.onnx.variants import measure_variant, write_fp16, write_int8
+from efficientsam3.export.onnx.manifest import (
+    MANIFEST,
+    TOKENIZER,
+    GraphFile,
+    OnnxManifest,
+    TokenizerFile,
+    Variant,
+    open_graph,
+)
+from efficientsam3.export.onnx.variants import measure_variant, write_float16, write_int8
 from efficientsam3.export.onnx.write import check_file, describe_file, require_packages, write_graph
-from efficientsam3.export.parity import compare
+from efficientsam3.export.parity import Array, Values, check, compare
 from efficientsam3.export.source import read_source
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_directory, write_text
@@ -28,13 +38,13 @@ def export_onnx(
     calibrate: Path | None = None,
     images: Path | None = None,
 ) -> OnnxManifest:
-    """Write a model's graphs, `model.json` and `tokenizer.json`, each graph compared with PyTorch before.
+    """Write a model's graphs, `model.json` and `tokenizer.json`, each graph compared with PyTorch first.
 
     Args:
-        model: a merged native file, a Hugging Face directory, plain SAM3, or a training's checkpoint, of which there is
-            the image encoder alone.
+        model: a merged native file, a Hugging Face directory, plain SAM3, or a training's checkpoint, which gives the
+            image encoder alone.
         output: the directory to write; one that an earlier export wrote is replaced.
-        variants: fp16 and int8: other precisions of the image encoder, to have beside the float32 one.
+        variants: further precisions of the image encoder: fp16 and int8.
         calibrate: folder of images that their ranges are found on, at most a hundred; int8 needs it.
         images: folder of images to compare on, the first ten are used; None for two made-up ones.
 
@@ -46,14 +56,17 @@ def export_onnx(
     if "int8" in variants and calibrate is None:
         raise UserError("--variants int8 needs --calibrate DIR: a hundred images like those it will see.")
     if calibrate is not None and not variants:
-        raise UserError("--calibrate is of --variants fp16 and int8: name one, or leave it out.")
+        raise UserError("--calibrate has no effect without --variants fp16 or int8: name one, or leave it out.")
     source = read_source(model)
     measured_on = EncoderInputs(images, source.preprocessing, _MOST_IMAGES)
     calibrated_on = EncoderInputs(calibrate, source.preprocessing, _MOST_CALIBRATED) if calibrate else measured_on
     with atomic_directory(output, MANIFEST, "directory of ONNX graphs") as folder:
         for graph in source.graphs:
             write_graph(graph, folder / f"{graph.name}.onnx")
-        measured = compare(source.graphs, folder, measured_on, source.phrases)
+        runs = {graph.name: partial(run_graph, open_graph(folder / f"{graph.name}.onnx")) for graph in source.graphs}
+        measured = compare(source.graphs, runs, measured_on, source.phrases)
+        for name, row in measured.items():
+            check(f"The ONNX graph {name}", row, "export with the versions in requirements/pinned.txt")
         encoder = source.graphs[0]
         manifest = OnnxManifest(
             source=model.name,
@@ -69,11 +82,17 @@ def export_onnx(
     return manifest
 
 
+def run_graph(session: Any, inputs: Values) -> list[Array]:
+    """A graph's outputs by ONNX Runtime."""
+    outputs: list[Array] = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return outputs
+
+
 def _write_variant(
     variant: Variant, encoder: Graph, folder: Path, calibrated_on: EncoderInputs, measured_on: EncoderInputs
 ) -> GraphFile:
     source, target = folder / f"{encoder.name}.onnx", folder / f"{encoder.name}_{variant}.onnx"
-    kept = {"fp16": write_fp16, "int8": write_int8}[variant](source, target, calibrated_on)
+    kept = {"fp16": write_float16, "int8": write_int8}[variant](source, target, calibrated_on)
     check_file(target, encoder.name)
     return describe_file(encoder, target, measure_variant(variant, source, target, measured_on), kept)
 

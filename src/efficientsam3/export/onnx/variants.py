@@ -8,24 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from efficientsam3.export.onnx.manifest import Variant
-from efficientsam3.export.parity import open_graph, relative_error, worst
+from efficientsam3.export.float16 import LARGEST, LINEAR_ATTENTION_PLACE
+from efficientsam3.export.onnx.manifest import Variant, open_graph
+from efficientsam3.export.parity import relative_error, worst
+from efficientsam3.export.ports import PIXELS
 from efficientsam3.runtime.errors import UserError
 
-# Where timm's EfficientViT computes linear attention, in float32 whatever the precision: its sums over all cells
-# overflow float16.
-_LINEAR_ATTENTION = "/context_module/main"
+# Operators of linear attention that sum over all cells, and the end of their nodes' names.
 _SUMS = ("MatMul", "Add", "Slice", "Div")
-LARGEST = 65504 / 4  # of a node's values in float16, with a margin for images not seen
-_INPUT = "pixels"
+_LINEAR_ATTENTION = "/" + LINEAR_ATTENTION_PLACE.replace(".", "/")
 
 
-def write_fp16(source: Path, target: Path, images: Iterable[torch.Tensor]) -> tuple[str, ...]:
+def write_float16(source: Path, target: Path, images: Iterable[torch.Tensor]) -> tuple[str, ...]:
     """Write a graph with float16 weights and values, its inputs and outputs still float32.
 
     Returns:
-        names of the nodes that are left in float32: linear attention, and whatever comes near float16's limit on the
-        images.
+        names of the nodes that stay in float32: linear attention, and those whose values come near float16's limit on
+        the images.
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -66,7 +65,7 @@ def _largest_values(source: Path, images: Iterable[torch.Tensor]) -> dict[str, f
 
 
 def _drop_round_trips(graph: Any, kept: set[str]) -> None:
-    """Let float32 nodes take each other's values directly, which the converter leads through float16."""
+    """Let float32 nodes take each other's values directly; the converter casts them to float16 and back."""
     makers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -82,10 +81,10 @@ def write_int8(source: Path, target: Path, images: Iterable[torch.Tensor]) -> tu
     """Write a graph whose convolutions and matrix products have int8 weights, per channel, and uint8 values.
 
     As pairs of QuantizeLinear and DequantizeLinear. Weights use 7 of their 8 bits, since CPUs without VNNI add products
-    up in 16 bits, saturating: with all 8, a student's embedding was off by 0.32 rather than 0.14 on such a one.
+    up in 16 bits, saturating: with all 8, a student's embedding was off by 0.32 rather than 0.14 on such a CPU.
 
     Returns:
-        names of the nodes that are left in float32: linear attention.
+        names of the nodes that stay in float32: linear attention.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -123,15 +122,15 @@ class _Reader:
     """Images as onnxruntime's calibration asks for them."""
 
     def __init__(self, images: Iterable[torch.Tensor]) -> None:
-        self._pictures: Iterator[torch.Tensor] = iter(images)
+        self._images: Iterator[torch.Tensor] = iter(images)
 
     def get_next(self) -> dict[str, Any] | None:
-        pixels = next(self._pictures, None)
-        return None if pixels is None else {_INPUT: pixels.numpy()}
+        pixels = next(self._images, None)
+        return None if pixels is None else {PIXELS: pixels.numpy()}
 
 
 def measure_variant(variant: Variant, source: Path, target: Path, images: Iterable[torch.Tensor]) -> dict[str, float]:
-    """What a variant's embedding loses against the float32 graph's, the worst of all images.
+    """The error of a variant's embedding against the float32 graph's, the worst of all images.
 
     Returns:
         `relative_error` of the embedding as a vector, and `cosine`, the mean of its cells' cosine similarities.
@@ -142,7 +141,7 @@ def measure_variant(variant: Variant, source: Path, target: Path, images: Iterab
     expected_by, found_by = open_graph(source), open_graph(target)
     rows = []
     for pixels in images:
-        given = {_INPUT: pixels.numpy()}
+        given = {PIXELS: pixels.numpy()}
         expected, found = (session.run(None, given)[0] for session in (expected_by, found_by))
         if not np.isfinite(found).all():
             raise UserError(f"The {variant} image encoder gives values that are not finite: leave {variant} out.")

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from efficientsam3.export.graphs import Graph
 from efficientsam3.export.onnx.manifest import GraphFile
 from efficientsam3.export.ports import Port
-from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file
 
@@ -19,7 +17,7 @@ OPSET = 17  # the first with LayerNormalization; onnxruntime-web has all of its 
 
 
 def require_packages() -> None:
-    """Refuse to begin without what exporting needs.
+    """Check that the packages for exporting are installed.
 
     Raises:
         UserError: onnx or onnxruntime is not installed.
@@ -32,8 +30,8 @@ def require_packages() -> None:
 def write_graph(graph: Graph, path: Path) -> None:
     """Export a graph into one file, fused where it has BatchNorms, and check it with onnx's checker, shapes included.
 
-    By tracing, PyTorch's older exporter, since the newer one gives no free lengths with PyTorch 2.6 (it falls back to
-    another strategy, in silence) and takes twenty times as long.
+    By tracing, PyTorch's older exporter: the newer one gives no free lengths with PyTorch 2.6 (it silently falls back
+    to another strategy) and takes twenty times as long.
 
     Raises:
         UserError: the checker refuses the file.
@@ -41,9 +39,9 @@ def write_graph(graph: Graph, path: Path) -> None:
     import onnx
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of every Python branch that is traced; the result is compared instead
+        warnings.simplefilter("ignore")  # about each Python branch that is traced; the result is compared instead
         torch.onnx.export(
-            fused_module(graph),
+            graph.fused,
             tuple(graph.inputs.values()),
             str(path),
             input_names=list(graph.inputs),
@@ -59,22 +57,11 @@ def write_graph(graph: Graph, path: Path) -> None:
     check_file(path, graph.name)
 
 
-def fused_module(graph: Graph) -> nn.Module:
-    """A graph's module, an image encoder's fused.
-
-    Runtimes fold BatchNorms into convolutions by themselves, but make no one convolution of RepViT's branches.
-    """
-    module = graph.module.eval()
-    if graph.name != "image_encoder" or not any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
-        return module
-    return fuse_modules(module, graph.inputs["pixels"].shape)
-
-
 def check_file(path: Path, name: str) -> None:
     """Run onnx's checker, shapes included; `name` is for the error.
 
     Raises:
-        UserError: it refuses the file.
+        UserError: the checker refuses the file.
     """
     import onnx
 
@@ -88,7 +75,7 @@ def check_file(path: Path, name: str) -> None:
 
 
 def _state_shapes(proto: Any, outputs: tuple[Port, ...]) -> None:
-    """Tracing leaves lengths open in outputs that are always the same."""
+    """Set the outputs' shapes, where tracing leaves constant lengths open."""
     for value, port in zip(proto.graph.output, outputs, strict=True):
         del value.type.tensor_type.shape.dim[:]
         for length in port.shape:
@@ -97,7 +84,7 @@ def _state_shapes(proto: Any, outputs: tuple[Port, ...]) -> None:
 
 
 def _share_constants(graph: Any) -> None:
-    """Tracing writes a constant at every place that uses it: eight times a full-size detector's positions, 37 MB."""
+    """Keep one copy of equal constants; tracing writes one for each use of a value."""
     first: dict[bytes, str] = {}
     shared: dict[str, str] = {}
     for node in list(graph.node):
@@ -110,7 +97,7 @@ def _share_constants(graph: Any) -> None:
 
 
 def describe_file(graph: Graph, path: Path, measured: dict[str, float], fp32_nodes: tuple[str, ...] = ()) -> GraphFile:
-    """What `model.json` says of a file."""
+    """A file's entry in `model.json`."""
     inputs, outputs = graph.ports
     return GraphFile(
         file=path.name,

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from efficientsam3.cli import main
-from efficientsam3.export import parity as compare_module
 from efficientsam3.export.graphs import Graph, build_graphs
-from efficientsam3.export.onnx.manifest import MANIFEST, read_onnx_manifest
-from efficientsam3.export.onnx.run import export_onnx
-from efficientsam3.export.parity import figures, open_graph, relative_error, run_graph
+from efficientsam3.export.onnx import run as onnx_export
+from efficientsam3.export.onnx.manifest import MANIFEST, open_graph, read_onnx_manifest
+from efficientsam3.export.onnx.run import export_onnx, run_graph
+from efficientsam3.export.parity import check, figures, relative_error
 from efficientsam3.merge.run import merge
 from efficientsam3.models.trained import load_student_and_preprocessing
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
@@ -131,13 +131,13 @@ def test_a_graph_that_differs_is_not_left_behind(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / MANIFEST).write_text("an earlier one")
-    run = compare_module.run_graph
+    run = onnx_export.run_graph
 
     def wrong(session: Any, inputs: dict[str, torch.Tensor]) -> Any:
         outputs = run(session, inputs)
         return [output * 1.001 for output in outputs] if "embedding" in inputs else outputs
 
-    monkeypatch.setattr(compare_module, "run_graph", wrong)
+    monkeypatch.setattr(onnx_export, "run_graph", wrong)
     with pytest.raises(UserError, match=r"graph detector_neck differs from PyTorch: relative error 0\.001"):
         export_onnx(merged, tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", MANIFEST]
@@ -152,7 +152,7 @@ def test_figures_see_what_is_wrong() -> None:
     found = figures(expected, [turned.numpy(), torch.tensor([0.7]).numpy()])
     assert found == {"mask_iou": pytest.approx(2 / 3), "score_error": pytest.approx(0.2)}
     with pytest.raises(UserError, match="nan"):
-        compare_module._check("detector", {"mask_iou": float("nan")})
+        check("It", {"mask_iou": float("nan")}, "")
 
 
 @pytest.mark.parametrize(

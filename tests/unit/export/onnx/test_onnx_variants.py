@@ -10,9 +10,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from efficientsam3.cli import main
-from efficientsam3.export.onnx.manifest import read_onnx_manifest
-from efficientsam3.export.onnx.variants import measure_variant, write_fp16
-from efficientsam3.export.parity import open_graph, relative_error
+from efficientsam3.export.onnx.manifest import open_graph, read_onnx_manifest
+from efficientsam3.export.onnx.variants import measure_variant, write_float16
+from efficientsam3.export.parity import relative_error
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
 
@@ -85,7 +85,7 @@ def large_sums(path: Path) -> None:
 def test_what_overflows_is_found_by_its_values(tmp_path: Path) -> None:
     large_sums(tmp_path / "image_encoder.onnx")
     pixels = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 8
-    kept = write_fp16(tmp_path / "image_encoder.onnx", tmp_path / "half.onnx", [pixels])
+    kept = write_float16(tmp_path / "image_encoder.onnx", tmp_path / "half.onnx", [pixels])
     assert kept == ("large", "back")
     measured = measure_variant("fp16", tmp_path / "image_encoder.onnx", tmp_path / "half.onnx", [pixels])
     assert measured["relative_error"] < 1e-3
@@ -106,7 +106,7 @@ def test_predicting_with_a_variant_runs_it(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr(
-        "efficientsam3.predict.onnx_sam3.open_onnx",
+        "efficientsam3.predict.onnx_sam3.open_graph",
         lambda path, *_: opened.append(path.name) or open_graph(path),  # type: ignore[func-returns-value]
     )
     picture = str(sorted(photographs_path.rglob("*.jpg"))[0])
@@ -117,7 +117,7 @@ def test_predicting_with_a_variant_runs_it(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--variants", "int8"], "int8 needs --calibrate DIR"), (["--calibrate", "."], "--calibrate is of --variants")],
+    [(["--variants", "int8"], "int8 needs --calibrate DIR"), (["--calibrate", "."], "--calibrate has no effect")],
 )
 def test_int8_needs_pictures(
     options: list[str], message: str, merged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""Which modules cannot be computed in float16, by their values on images."""
+"""What cannot be computed in float16, in any runtime: linear attention, and modules with large values."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from efficientsam3.export.onnx.variants import LARGEST
+LARGEST = 65504 / 4  # of a value in float16, with a margin for images not seen
+# timm's EfficientViT computes linear attention in this class and at this place. It stays in float32 whatever the
+# precision: its sums over all cells overflow float16.
+LINEAR_ATTENTION_CLASS = "LiteMLA"
+LINEAR_ATTENTION_PLACE = "context_module.main"
 
 
 @torch.no_grad()
 def large_modules(encoder: nn.Module, images: Iterable[torch.Tensor]) -> frozenset[str]:
-    """The modules that take or give values near float16's limit, by the names that `torch.jit.trace` has for them.
+    """The modules whose inputs or outputs come near float16's limit, by the names that `torch.jit.trace` gives them.
 
     Args:
         encoder: in eval mode.
@@ -39,7 +43,7 @@ def large_modules(encoder: nn.Module, images: Iterable[torch.Tensor]) -> frozens
 
 
 def _traced_name(encoder: nn.Module, name: str) -> str:
-    """Tracing knows modules that are called alone, which lists are not."""
+    """The name in a trace, which omits module lists, since they are not called."""
     parts = name.split(".")
     return ".".join(
         part
