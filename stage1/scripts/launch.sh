@@ -44,46 +44,7 @@ launch() {
   elif [[ ${NNODES:-1} == 1 && -z ${MASTER_PORT:-} ]]; then
     rendezvous=(--standalone)  # a free port, so that two runs on one machine do not collide
   fi
-  # torchrun gives each process one thread unless told; share the cores instead.
-  if [[ -z ${OMP_NUM_THREADS:-} ]]; then
-    local cores
-    cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-    export OMP_NUM_THREADS=$((cores / gpus > 0 ? cores / gpus : 1))
-  fi
-  run_workers --nnodes "${NNODES:-1}" --nproc_per_node "$gpus" "${rendezvous[@]}" "$script" "${given[@]}" "${flags[@]}"
-}
-
-# torchrun, but SIGTERM and SIGUSR1 go to the workers themselves: torchrun would give them 30 s from SIGTERM on, return 1
-# even if they saved and ended well, and die of SIGUSR1. Returns 0 where the workers say that everything is saved.
-run_workers() {
-  local code=0 saved
-  saved=$(mktemp -d)/saved
-  export EFFICIENTSAM3_SAVED=$saved
-  set -m  # a process group of its own: what a terminal or scheduler sends to this one comes by way of this shell alone
-  (trap '' USR1; exec torchrun "$@") &
-  set +m
-  workers_of=$!
-  trap 'signal_workers TERM' TERM HUP
-  trap 'signal_workers USR1' USR1
-  trap 'signalled=1; kill -INT "$workers_of"' INT
-  while true; do
-    signalled="" code=0
-    wait "$workers_of" || code=$?
-    [[ -n $signalled ]] || break  # else the signal ended `wait`, and torchrun has yet to end
-  done
-  [[ -e $saved ]] && code=0
-  rm -rf "${saved%/*}"
-  return "$code"
-}
-
-signal_workers() {
-  local workers
-  signalled=1
-  workers=$(cat /proc/"$workers_of"/task/*/children 2>/dev/null || pgrep -P "$workers_of" || true)
-  if [[ -z $workers ]]; then
-    kill -TERM "$workers_of"  # none has been started yet
-    return
-  fi
-  # shellcheck disable=SC2086
-  kill -"$1" $workers 2>/dev/null || true
+  # By way of Python, which passes signals on to the workers; see efficientsam3/runtime/launch.py.
+  exec python -m efficientsam3.runtime.launch "$gpus" --nnodes "${NNODES:-1}" --nproc_per_node "$gpus" \
+    "${rendezvous[@]}" "$script" "${given[@]}" "${flags[@]}"
 }

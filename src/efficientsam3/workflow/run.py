@@ -1,23 +1,17 @@
 """Running the steps: each printed before it starts, interruptible, and begun again where it stopped."""
 
-import os
 import shlex
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.launch import run_alone, run_torchrun
 from efficientsam3.workflow.request import DistillRequest
 from efficientsam3.workflow.settings import guess_dataset, is_annotated, write_configs
 from efficientsam3.workflow.steps import Record, Step, best_checkpoint, closing_lines, first_steps, last_steps
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StoppedError(Exception):
@@ -62,7 +56,7 @@ def _run(step: Step, inputs: Sequence[Path], record: Record, console: Console) -
         return
     console.print(f"\n{step.name}", style="bold")
     console.print(f"$ {shlex.join(step.command)}", style="cyan")
-    code = run_command(step.command)
+    code = run_command(step.command, step.processes)
     if code != 0:
         raise UserError(
             f"The step {step.name} returned {code}, for the reason above: mend that, and give the same command again."
@@ -71,35 +65,19 @@ def _run(step: Step, inputs: Sequence[Path], record: Record, console: Console) -
         record.add(step, inputs)
 
 
-def run_command(command: Sequence[str]) -> int:
-    """Run a command of this environment; SIGTERM and SIGUSR1 go on to it as SIGTERM.
+def run_command(command: Sequence[str], processes: int = 1) -> int:
+    """Run a command of this environment, on several processes by torchrun; see `runtime.launch`.
 
     Returns:
         its exit code.
 
     Raises:
-        StoppedError: a signal came; the command has ended.
+        StoppedError: a signal asked for the end, and the command has ended.
+        KeyboardInterrupt: Ctrl-C did.
     """
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    with subprocess.Popen(command, env={**os.environ, "PATH": path}) as process, _forwarding(process) as stops:
-        code = process.wait()
-    if stops:
+    outcome = run_alone(command) if processes == 1 else run_torchrun(processes, command[1:])
+    if signal.SIGINT in outcome.signals:
+        raise KeyboardInterrupt
+    if outcome.signals:
         raise StoppedError
-    return code
-
-
-@contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Yields the list of signals that came."""
-    stops: list[int] = []
-
-    def forward(number: int, _: FrameType | None) -> None:
-        stops.append(number)
-        process.terminate()
-
-    before = [signal.signal(number, forward) for number in _SIGNALS]
-    try:
-        yield stops
-    finally:
-        for number, handler in zip(_SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+    return outcome.code

@@ -21,18 +21,17 @@ class Step:
 
     name: str
     command: tuple[str, ...]
+    processes: int = 1  # more than one are torchrun's
     resumes: bool = False  # whether the command itself finds out what is left to do, and is always run
 
 
 def first_steps(request: DistillRequest) -> list[Step]:
     """Up to the trained student."""
-    train = _distributed(request, "train", "--cfg", str(request.train_config))
-    steps = [Step("train", train, resumes=True)]
+    train = _distributed(request, "train", request.train_config)
     if request.online:
-        return steps
-    config = ("--cfg", str(request.embed_config))
-    export = Step("export", _distributed(request, "export", *config), resumes=True)
-    return [Step("plan", ("efficientsam3", "plan", *config)), export, *steps]
+        return [train]
+    plan = Step("plan", ("efficientsam3", "plan", "--cfg", str(request.embed_config)))
+    return [plan, _distributed(request, "export", request.embed_config), train]
 
 
 def last_steps(request: DistillRequest, checkpoint: Path, annotated: bool) -> list[Step]:
@@ -51,11 +50,12 @@ def last_steps(request: DistillRequest, checkpoint: Path, annotated: bool) -> li
     return [Step("evaluate", tuple(evaluate)), *steps]
 
 
-def _distributed(request: DistillRequest, *command: str) -> tuple[str, ...]:
-    if request.processes == 1:
-        return ("efficientsam3", *command)
-    launcher = ("torchrun", "--standalone", "--nproc-per-node", str(request.processes), "--no-python")
-    return (*launcher, "efficientsam3", *command)
+def _distributed(request: DistillRequest, name: str, config: Path) -> Step:
+    command: tuple[str, ...] = ("efficientsam3", name, "--cfg", str(config))
+    if request.processes > 1:
+        count = str(request.processes)
+        command = ("torchrun", "--standalone", "--nproc-per-node", count, "--no-python", *command)
+    return Step(name, command, request.processes, resumes=True)
 
 
 def best_checkpoint(student_dir: Path) -> Path:

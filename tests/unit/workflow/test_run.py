@@ -24,7 +24,8 @@ class Commands:
         self.weights = "weights"
         self._student_dir = student_dir
 
-    def __call__(self, command: Sequence[str]) -> int:
+    def __call__(self, command: Sequence[str], processes: int = 1) -> int:
+        assert (command[0] == "torchrun") == (processes > 1)
         self.seen.append(tuple(command))
         name = command[command.index("efficientsam3") + 1]
         if name in self.stops:

@@ -1,0 +1,120 @@
+"""Running a command, alone or under torchrun, so that signals reach the processes that can act on them.
+
+    python -m efficientsam3.runtime.launch PROCESSES TORCHRUN_ARGUMENT...
+
+On SIGTERM, torchrun gives its workers 30 s and returns 1 even if they saved and ended well; SIGUSR1 kills it. Here both
+go to the workers themselves, which save and end in their own time.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from efficientsam3.runtime.cores import usable_cores
+from efficientsam3.runtime.signals import SAVED_VARIABLE
+
+_STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int  # 0 also where it says that everything is saved
+    signals: tuple[int, ...]  # that were passed on to it
+
+
+def run_alone(command: Sequence[str]) -> Outcome:
+    """Run a command of this environment; signals that ask for the end are passed on to it as SIGTERM."""
+    return _run(command, workers=False)
+
+
+def run_torchrun(processes: int, arguments: Sequence[str]) -> Outcome:
+    """Run torchrun; signals that ask for the end are passed on to its workers.
+
+    Args:
+        processes: on this machine; they share its cores, where OMP_NUM_THREADS does not say otherwise.
+        arguments: of torchrun.
+    """
+    # SIGUSR1 would kill torchrun itself, which ignores it from its start; the workers install their own handlers.
+    ignoring = ("sh", "-c", 'trap "" USR1; exec "$0" "$@"', "torchrun", *arguments)
+    return _run(ignoring, workers=True, threads=max(1, usable_cores() // processes))
+
+
+def _run(command: Sequence[str], workers: bool, threads: int | None = None) -> Outcome:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "saved"
+        environment = {**os.environ, "PATH": path, SAVED_VARIABLE: str(saved)}
+        if threads is not None:  # torchrun gives each worker one thread unless told otherwise
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        with _forwarding(workers) as (signals, started):
+            # Workers get a process group of their own: what a terminal or scheduler sends to this one arrives by way of
+            # this process alone.
+            process = subprocess.Popen(command, env=environment, process_group=0 if workers else None)
+            started.append(process.pid)
+            with process:
+                code = process.wait()
+        return Outcome(0 if saved.exists() else code, tuple(signals))
+
+
+@contextmanager
+def _forwarding(workers: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Pass signals on while the body runs; yields those that came, and where the body puts the process to send them to.
+
+    The handlers are there before the process is, so that no signal can end this one and leave the other running.
+    """
+    came: list[int] = []
+    started: list[int] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        for process in started:
+            if number == signal.SIGINT:
+                _send(process, number)
+            elif not workers:
+                _send(process, signal.SIGTERM)
+            else:
+                # SIGHUP means the end of a terminal or a job; workers know SIGTERM and SIGUSR1.
+                wanted = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
+                children = _children(process)
+                for child in children:
+                    _send(child, wanted)
+                if not children:  # none has been started yet
+                    _send(process, signal.SIGTERM)
+
+    # Ctrl-C reaches a command in this process group by itself.
+    numbers = (*_STOPS, signal.SIGINT) if workers else _STOPS
+    before = [signal.signal(number, forward) for number in numbers]
+    try:
+        yield came, started
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task")
+    if tasks.is_dir():
+        return [int(child) for task in tasks.glob("*/children") for child in task.read_text().split()]
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
+
+
+def _send(process: int, number: int) -> None:
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:  # it has ended
+        return
+
+
+if __name__ == "__main__":
+    outcome = run_torchrun(int(sys.argv[1]), sys.argv[2:])
+    sys.exit(outcome.code if outcome.code >= 0 else 128 - outcome.code)
