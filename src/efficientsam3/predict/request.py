@@ -1,45 +1,50 @@
 """The requests of `predict` and `serve`: every option, described once. No PyTorch."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from efficientsam3.export.onnx.manifest import Variant
+from efficientsam3.runtime.request import Argument, Device, Folder, Request
 from efficientsam3.sam3.prompts import Box, ConceptPrompt, ObjectPrompt, Point, Prompt
 
 ONNXRUNTIME_WEB = Path("node_modules/onnxruntime-web/dist")  # where npm puts it, below the current folder
+_BOX = Argument(("X0", "Y0", "X1", "Y1"), action="append")
+_POINT = Argument(("X", "Y"), action="append")
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(Request):
     """Segment images by text, boxes and points."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: Path = Field(
+    model: Annotated[Path, Argument("MODEL", positional=True)] = Field(
         description="a merged .pt file, a Hugging Face directory, plain SAM3 (sam3.pt or facebook/sam3's directory), "
         "or what export-onnx wrote, which needs no PyTorch"
     )
-    images: tuple[str, ...] = Field(min_length=1, description="images, folders of images, or quoted globs")
-    text: tuple[str, ...] = Field(
+    images: Annotated[tuple[str, ...], Argument("IMAGE", positional=True)] = Field(
+        min_length=1, description="images, folders of images, or quoted globs"
+    )
+    text: Annotated[tuple[str, ...], Argument("PHRASE", action="append")] = Field(
         (),
         description="find everything that a short noun phrase names, such as 'a dog'; repeatable, each asked on its "
         "own",
     )
-    box: tuple[Box, ...] = Field(
+    box: Annotated[tuple[Box, ...], _BOX] = Field(
         (), description="an example of what to find, in pixels; repeatable; goes to the detector, with the text"
     )
-    negative_box: tuple[Box, ...] = Field((), description="an example of what not to find; repeatable")
-    object_box: Box | None = Field(
+    negative_box: Annotated[tuple[Box, ...], _BOX] = Field((), description="an example of what not to find; repeatable")
+    object_box: Annotated[Box | None, _BOX] = Field(
         None, description="segment the one object in this box; goes to the tracker, with the points"
     )
-    point: tuple[Point, ...] = Field(
+    point: Annotated[tuple[Point, ...], _POINT] = Field(
         (), description="a point on the one object to segment, in pixels; repeatable, all on one object"
     )
-    negative_point: tuple[Point, ...] = Field((), description="a point that is not on the object; repeatable")
-    threshold: float = Field(0.5, description="lowest score of what text and boxes find")
-    out: Path = Field(Path("output/predict"), description="where overlays, masks and COCO RLE JSON go")
-    device: Literal["auto", "cpu", "mps", "cuda"] = Field("auto", description="where to compute")
+    negative_point: Annotated[tuple[Point, ...], _POINT] = Field(
+        (), description="a point that is not on the object; repeatable"
+    )
+    threshold: Annotated[float, Argument("P")] = Field(0.5, description="lowest score of what text and boxes find")
+    out: Folder = Field(Path("output/predict"), description="where overlays, masks and COCO RLE JSON go")
+    device: Device = "auto"
     variant: Variant | None = Field(
         None,
         description="the image encoder of an ONNX directory in another precision, if it was exported with it",
@@ -57,19 +62,18 @@ class PredictRequest(BaseModel):
         return (*concepts, *([ObjectPrompt(points, labels, self.object_box)] if points or self.object_box else []))
 
 
-class ServeRequest(BaseModel):
+class ServeRequest(Request):
     """Serve a page that prompts an ONNX directory in the browser."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    directory: Path = Field(description="what export-onnx wrote")
-    onnxruntime_web: Path = Field(
+    directory: Annotated[Path, Argument("DIR", positional=True)] = Field(description="what export-onnx wrote")
+    onnxruntime_web: Folder = Field(
         ONNXRUNTIME_WEB,
         description="the dist folder of npm's onnxruntime-web, which runs the graphs; `npm install onnxruntime-web` "
-        "puts it in the default place",
+        "puts it in the standard place",
     )
-    # Formerly --pictures, which the command still accepts.
-    images: Path | None = Field(None, description="images that the page offers, and opens as ?image=NAME")
+    images: Annotated[Path | None, Argument("DIR", aliases=("--pictures",))] = Field(
+        None, description="images that the page offers, and opens as ?image=NAME"
+    )
     port: int = Field(8000, description="where to listen; 0 takes any free port")
     host: str = Field(
         "127.0.0.1",

@@ -179,7 +179,7 @@ def test_where_it_cannot_be_compared_it_says_so(
     exported: tuple[Path, CoremlReport], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exported[1].compared == described(exported[0])["compared"] == NOT_COMPARED
-    monkeypatch.setattr("efficientsam3.commands.export_coreml.export_coreml", lambda *_, **__: exported[1])
+    monkeypatch.setattr("efficientsam3.export.coreml.run.export_coreml", lambda *_, **__: exported[1])
     assert main(["export-coreml", "model.pt", "--out", "encoder.mlpackage"]) == 0
     assert f"24 of them in float32; {NOT_COMPARED}\n" in capsys.readouterr().out
 
