@@ -23,7 +23,9 @@ from efficientsam3.export.onnx.manifest import GraphFile, OnnxManifest
 from efficientsam3.export.onnx.run import export_onnx
 from efficientsam3.export.parity import relative_error
 from efficientsam3.models.fuse import fuse_modules
-from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
+from efficientsam3.models.heads import DEFAULT_HEAD, HEADS
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.device import describe_machine
 
 _COLUMNS = (
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True, help="the first ten are compared on")
     parser.add_argument("--calibrate", type=Path, required=True, help="the first hundred set the ranges")
     parser.add_argument("--student", nargs="+", default=["all"])
-    parser.add_argument("--head", choices=("published", "fpn"), default="published")
+    parser.add_argument("--head", choices=HEADS, default=DEFAULT_HEAD)
     args = parser.parse_args()
     console = Console(width=150)
     table = Table(title=f"Relative error of the embedding, worst of the pictures; {args.head} head")
@@ -56,7 +58,7 @@ def measure(name: str, head: str, pictures: Path, calibrate: Path) -> list[str]:
     """One student's row."""
     start = time.perf_counter()
     torch.manual_seed(0)
-    student = Student(StudentArchitecture(STUDENTS[name], head=head))
+    student = Student(StudentArchitecture(STUDENTS[name].backbone, head=head))
     settle(student, EncoderInputs(calibrate, SAM3_PREPROCESSING, 8))
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch, "student.pth")

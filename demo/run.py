@@ -24,7 +24,7 @@ from efficientsam3.checkpoints.training import METRICS_NAME, checkpoint_path
 from efficientsam3.data.listing import list_images
 from efficientsam3.evaluate.report.features import feature_pairs
 from efficientsam3.evaluate.report.figures import feature_figure, loss_figure, write_picture
-from efficientsam3.models.trained import load_trained_student
+from efficientsam3.models.student_files import load_trained_student
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.testing.photographs import write_photographs
 from efficientsam3.testing.tiny_sam3 import TinySam3, write_tiny_sam3

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientsam3.models.student import STUDENTS
+from efficientsam3.models.students import STUDENTS
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "sam3_reference"
 TRUNK = "detector.backbone.vision_backbone.trunk."
@@ -73,7 +73,7 @@ def test_a_student_of_every_config_trains_and_merges(
     command = ["python", "stage1/convert_stage1_weights.py", "--student-ckpt", tmp_path / name / "ckpt_epoch_0.pth"]
     run(*command, "--sam3-ckpt", full_sam3, "--output", merged, timeout=1200)
     expected = json.loads((REFERENCE / "sam3_pt_tensors.json").read_text())
-    student = json.loads((REFERENCE / "student_tensors.json").read_text())[STUDENTS[name]]
+    student = json.loads((REFERENCE / "student_tensors.json").read_text())[STUDENTS[name].backbone]
     expected = {key: fact[0] for key, fact in expected.items() if not key.startswith(TRUNK)}
     expected |= {f"{TRUNK}model.{key}": fact[0] for key, fact in student.items()}
     found = torch.load(merged, weights_only=True, mmap=True)

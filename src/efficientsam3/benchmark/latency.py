@@ -13,8 +13,8 @@ from efficientsam3.benchmark.latency_onnx import onnx_forwards
 from efficientsam3.benchmark.parameters import StudentSize, measure_student, select_students
 from efficientsam3.benchmark.requests import EAGER, WAYS
 from efficientsam3.models.fuse import fuse_modules
-from efficientsam3.models.heads import Head
-from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.students import backbone_of
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import peak_of
 from efficientsam3.runtime.progress import progress_bar
@@ -110,17 +110,17 @@ def _run(forward: Forward, device: torch.device) -> None:
 
 
 def measure_students(
-    names: Iterable[str], heads: Iterable[Head], ways: Iterable[str], device: torch.device, rounds: int
+    names: Iterable[str], heads: Iterable[str], ways: Iterable[str], device: torch.device, rounds: int
 ) -> list[Latency]:
     """Time students at SAM3's size, each with each head; arguments as for `measure_latency` and `select_students`.
 
     Raises:
-        UserError: a name is none of the nine.
+        UserError: a name is not that of a named student.
     """
     ways, pairs = tuple(ways), [(name, head) for name in select_students(names) for head in heads]
     with progress_bar("students", len(pairs)) as advance:
         found = []
         for name, head in pairs:
-            found.append(measure_latency(name, StudentArchitecture(STUDENTS[name], head=head), ways, device, rounds))
+            found.append(measure_latency(name, StudentArchitecture(backbone_of(name), head=head), ways, device, rounds))
             advance(1)
     return found

@@ -11,16 +11,15 @@ from transformers import Sam3ViTConfig, Sam3ViTModel
 from efficientsam3.benchmark.requests import ALL
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3 import inspect_trunk
+from efficientsam3.checkpoints.sam3_keys import TEXT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX, sam3_tensors
-from efficientsam3.models.heads import Head
-from efficientsam3.models.student import STUDENTS, Student, StudentArchitecture
+from efficientsam3.models.heads import DEFAULT_HEAD
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.students import STUDENTS, backbone_of
 from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
 
 VISION_PREFIX = "detector.backbone.vision_backbone."
-LANGUAGE_PREFIX = "detector.backbone.language_backbone."
-# The order of the published table: EfficientViT, RepViT, TinyViT, each from small to large.
-PUBLISHED_ORDER = sorted(STUDENTS, key=lambda name: name[: len("es_ev")])
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,10 @@ class Comparison:
 
     teacher: TeacherSize
     students: tuple[StudentSize, ...]
-    head: Head
+    head: str
 
 
-def compare_models(names: Iterable[str], sam3_checkpoint: Path | None = None, head: Head = "published") -> Comparison:
+def compare_models(names: Iterable[str], sam3_checkpoint: Path | None = None, head: str = DEFAULT_HEAD) -> Comparison:
     """Size up students against SAM3, in seconds and without weights.
 
     Args:
@@ -86,22 +85,22 @@ def compare_models(names: Iterable[str], sam3_checkpoint: Path | None = None, he
     shape = (trunk.hidden_size, trunk.image_size // trunk.patch_size, trunk.image_size)
     return Comparison(
         measure_teacher(shapes, trunk),
-        tuple(measure_student(name, StudentArchitecture(STUDENTS[name], *shape, head)) for name in students),
+        tuple(measure_student(name, StudentArchitecture(backbone_of(name), *shape, head)) for name in students),
         head,
     )
 
 
 def select_students(names: Iterable[str]) -> list[str]:
-    """The config names behind `names`, in the order given and each once; `all` stands for the nine.
+    """The config names behind `names`, in the order given and each once; `all` stands for every named student.
 
     Raises:
-        UserError: a name is none of the nine.
+        UserError: a name is not that of a named student.
     """
     selected: dict[str, None] = {}
     for name in names:
         if name != ALL and name not in STUDENTS:
             raise UserError(f"--student {name} is not known: use {ALL}, or one of {', '.join(STUDENTS)}.")
-        selected |= dict.fromkeys(PUBLISHED_ORDER if name == ALL else [name])
+        selected |= dict.fromkeys(STUDENTS if name == ALL else [name])
     return list(selected)
 
 
@@ -134,7 +133,7 @@ def measure_teacher(shapes: Mapping[str, tuple[int, ...]], trunk: Sam3ViTConfig)
     return TeacherSize(
         parameters=count(""),
         vision=count(VISION_PREFIX),
-        language=count(LANGUAGE_PREFIX),
+        language=count(TEXT_PREFIX),
         trunk=count(TRUNK_PREFIX),
         trunk_macs=trunk_macs,
         image_size=trunk.image_size,

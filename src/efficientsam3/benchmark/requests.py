@@ -4,6 +4,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName, describe_heads
+from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.request import Argument, Count, CountOrZero, Device, File, Request
 
 ALL = "all"
@@ -13,11 +15,10 @@ Way = Literal[
 ]
 WAYS: tuple[Way, ...] = get_args(Way)  # in the order of the table; `eager` is the baseline
 QUICK_WAYS = tuple(way for way in WAYS if not ("compiled" in way or "onnx" in way))
-HeadName = Literal["published", "fpn"]
 Students = Annotated[
     tuple[str, ...],
     Argument("NAME"),
-    Field(description=f"students: {ALL}, or one or more of es_ev_s to es_tv_l, see stage1/configs/"),
+    Field(description=f"students: {ALL}, or one or more of {', '.join(STUDENTS)}"),
 ]
 
 
@@ -25,7 +26,7 @@ class CompareRequest(Request):
     """Which students to compare with SAM3."""
 
     student: Students = (ALL,)
-    head: HeadName = Field("published", description="the students' head")
+    head: HeadName = Field(DEFAULT_HEAD, description=f"the students' head. {describe_heads()}")
     sam3_ckpt: File | None = Field(
         None, description="count this sam3.pt, and size the students for it; default: a shipped table of its shapes"
     )
@@ -35,7 +36,7 @@ class LatencyRequest(Request):
     """Which students to time, in which ways."""
 
     student: Students = (ALL,)
-    head: tuple[HeadName, ...] = Field(("published", "fpn"), description="the students' heads")
+    head: tuple[HeadName, ...] = Field(tuple(HEADS), description="the students' heads")
     way: tuple[Way, ...] = Field(
         QUICK_WAYS,
         description="ways to run them; default: all of PyTorch's but the compiled ones, which take minutes to compile; "

@@ -1,7 +1,7 @@
-"""Standardised targets: what a student that was trained against them needs in order to give the teacher's features.
+"""Standardised targets: each channel of the teacher's features scaled to zero mean and unit variance.
 
-A student's last convolution is followed by nothing but a bilinear resize, whose weights sum to 1. So an affine map of
-each channel of its output can be folded into that convolution, exactly.
+A student trained against them gives standardised features. Its last convolution is followed by nothing but a bilinear
+resize, whose weights sum to 1, so the inverse map of each channel can be folded into that convolution exactly.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,9 @@ from typing import Self
 
 import torch
 
-from efficientsam3.checkpoints.student_keys import output_prefix
-
 State = dict[str, torch.Tensor]
-# Channels that vary less than this part of the channels' root mean square deviation are not blown up to unit variance.
+# A channel's deviation is taken to be at least this part of the root mean square over channels, so that channels which
+# hardly vary are not scaled up to unit variance.
 SMALLEST_DEVIATION = 1e-2
 
 
@@ -26,35 +25,39 @@ class Standardisation:
 
     @classmethod
     def of(cls, mean: torch.Tensor, variance: torch.Tensor) -> Self:
-        """From (D,) moments; deviations are at least `SMALLEST_DEVIATION` of their root mean square."""
+        """Compute from (D,) moments; deviations are clamped to `SMALLEST_DEVIATION` of their root mean square."""
         least = SMALLEST_DEVIATION * float(variance.mean()) ** 0.5
         return cls(mean.float(), variance.sqrt().clamp(min=max(least, torch.finfo(torch.float32).tiny)).float())
 
     def to(self, device: torch.device) -> "Standardisation":
-        """The same on `device`."""
+        """A copy on `device`."""
         return Standardisation(self.mean.to(device), self.std.to(device))
 
     def standardise(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, D, H, W) float, the teacher's features, to zero mean and unit variance, float32."""
+        """Map the teacher's features, (B, D, H, W) float, to zero mean and unit variance, in float32."""
         return (features.float() - self.mean[:, None, None]) / self.std[:, None, None]
 
     def restore(self, features: torch.Tensor) -> torch.Tensor:
-        """The inverse of `standardise`."""
+        """Undo `standardise`."""
         return features.float() * self.std[:, None, None] + self.mean[:, None, None]
 
-    def fold(self, state: Mapping[str, torch.Tensor]) -> State:
-        """A student's state dict that gives raw features, from one that gives standardised ones."""
-        return _map_output(state, self.std.double(), self.mean.double())
+    def fold(self, state: Mapping[str, torch.Tensor], output: str) -> State:
+        """Turn the weights of a student that gives standardised features into those of one that gives raw features.
 
-    def unfold(self, state: Mapping[str, torch.Tensor]) -> State:
-        """The inverse of `fold`."""
+        Args:
+            state: its state dict.
+            output: what the keys of its last convolution start with, see `models.heads.output_prefix`.
+        """
+        return _map_output(state, output, self.std.double(), self.mean.double())
+
+    def unfold(self, state: Mapping[str, torch.Tensor], output: str) -> State:
+        """Undo `fold`."""
         std = self.std.double()
-        return _map_output(state, 1 / std, -self.mean.double() / std)
+        return _map_output(state, output, 1 / std, -self.mean.double() / std)
 
 
-def _map_output(state: Mapping[str, torch.Tensor], scale: torch.Tensor, shift: torch.Tensor) -> State:
+def _map_output(state: Mapping[str, torch.Tensor], prefix: str, scale: torch.Tensor, shift: torch.Tensor) -> State:
     """Let the last convolution give `scale` * output + `shift`, (D,) each, computed in float64."""
-    prefix = output_prefix(state)
     weight, bias = state[f"{prefix}weight"], state[f"{prefix}bias"]
     return dict(state) | {
         f"{prefix}weight": (weight.double() * scale[:, None, None, None]).to(weight.dtype),

@@ -2,10 +2,10 @@
 
 The published layout bears the names of each architecture's authors under `backbone.model.`; a `Student` bears timm's
 under `backbone.`. The head is the same in both: the published one `head.{0,1,3}.`, the one called `fpn`
-`head.{lateral,refine}.{0,1,2}.`, finest map first, `head.expand.` and `head.output.`.
+`head.{lateral,refine}.{0,1,2}.`, finest map first, `head.expand.` and `head.output.`. The named students are
+in `models.students`; here are those that were published under their authors' names.
 """
 
-import re
 from collections.abc import Mapping
 from functools import cache
 
@@ -14,7 +14,7 @@ import torch
 from efficientsam3.runtime.errors import UserError
 
 PUBLISHED_PREFIX = "backbone.model."
-TIMM_PREFIX = "backbone."
+BACKBONE_PREFIX = "backbone."
 HEAD_PREFIX = "head."
 Pairs = tuple[tuple[str, str], ...]
 
@@ -32,10 +32,6 @@ _CHANNELS = {
     "tiny_vit": {320: "tiny_vit_5m", 448: "tiny_vit_11m", 576: "tiny_vit_21m"},
     "efficientvit": {128: "efficientvit_b0", 256: "efficientvit_b1", 384: "efficientvit_b2"},
 }
-# First convolution of the published head, and those of the other head, one for each map.
-_HEAD_ENTRY = re.compile(r"head\.0\.weight|head\.lateral\.\d\.conv\.weight")
-# Last convolution of each head.
-_OUTPUTS = {"published": "3", "fpn": "output"}
 PUBLISHED_BACKBONES = tuple(name for members in _CHANNELS.values() for name in members.values())
 
 
@@ -90,7 +86,7 @@ _SUFFIXES: dict[str, Pairs] = {"tiny_vit": ((".c.weight", ".conv.weight"),)}
 
 
 def family(backbone: str) -> str | None:
-    """The family of one of the nine published backbones; None for any other."""
+    """The family of a published backbone; None for any other."""
     if backbone not in PUBLISHED_BACKBONES:
         return None
     return next(name for name in _FAMILIES if backbone.startswith(name))
@@ -115,7 +111,7 @@ def _translate(key: str, backbone: str, source: int, prefixes: tuple[str, str]) 
     name = key.removeprefix(prefixes[source])
     pair = next((pair for pair in _pairs(backbone) if name.startswith(pair[source])), None)
     if pair is None or not key.startswith(prefixes[source]):
-        raise UserError(f"{key} is no tensor of a {backbone} student: give a checkpoint of that backbone.")
+        raise UserError(f"{key} is not a tensor of a {backbone} student: give a checkpoint of that backbone.")
     name = pair[1 - source] + name.removeprefix(pair[source])
     for suffixes in _SUFFIXES.get(str(family(backbone)), ()):
         if name.endswith(suffixes[source]):
@@ -127,14 +123,14 @@ def published_to_timm(key: str, backbone: str) -> str:
     """timm's name of a published student's tensor, head included.
 
     Raises:
-        UserError: the backbone is none of the nine, or has no such tensor.
+        UserError: the backbone has no published layout, or no such tensor.
     """
-    return _translate(key, backbone, 0, (PUBLISHED_PREFIX, TIMM_PREFIX))
+    return _translate(key, backbone, 0, (PUBLISHED_PREFIX, BACKBONE_PREFIX))
 
 
 def timm_to_published(key: str, backbone: str) -> str:
     """The inverse of `published_to_timm`."""
-    return _translate(key, backbone, 1, (PUBLISHED_PREFIX, TIMM_PREFIX))
+    return _translate(key, backbone, 1, (PUBLISHED_PREFIX, BACKBONE_PREFIX))
 
 
 def is_published_layout(tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -142,35 +138,19 @@ def is_published_layout(tensors: Mapping[str, torch.Tensor]) -> bool:
     return any(key.startswith(PUBLISHED_PREFIX) for key in tensors)
 
 
-def identify_backbone(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Which of the nine a student's state dict belongs to, in either layout; None if it is none of them."""
-    entries = [key for key in tensors if _HEAD_ENTRY.fullmatch(key)]
-    # The convolution that takes the last map comes last.
-    entry = tensors[max(entries)] if entries else None
-    if entry is None or entry.ndim != 4:
-        return None
+def identify_published(tensors: Mapping[str, torch.Tensor], width: int | None) -> str | None:
+    """Which published backbone a student's state dict belongs to, in either layout; None if it is none of them.
+
+    Args:
+        tensors: the state dict.
+        width: channels of the backbone's last map, see `models.heads.backbone_width`.
+    """
     for name, marks in _MARKS.items():
         if any(key.startswith(marks) for key in tensors):
-            return _CHANNELS[name].get(entry.shape[1])
+            return _CHANNELS[name].get(width or 0)
     return None
 
 
-def identify_head(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Which head a student's state dict has."""
-    return "fpn" if "head.output.weight" in tensors else "published"
-
-
 def is_fused(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a student's state dict is of one whose convolutions took in their BatchNorms, as all of the nine have."""
+    """Whether no BatchNorm is left in a student's state dict, which each named student has before it is fused."""
     return not any(key.endswith(".running_mean") for key in tensors)
-
-
-def output_prefix(tensors: Mapping[str, torch.Tensor]) -> str:
-    """What the keys of a student's last convolution start with."""
-    return f"{HEAD_PREFIX}{_OUTPUTS[identify_head(tensors)]}."
-
-
-def embedding_width(tensors: Mapping[str, torch.Tensor]) -> int | None:
-    """Channels of the embedding that a student's state dict gives; None without a head."""
-    last = tensors.get(f"{output_prefix(tensors)}weight")
-    return None if last is None else last.shape[0]

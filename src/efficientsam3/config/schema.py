@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
+from efficientsam3.models.students import named_backbones
+
 Channels = tuple[float, float, float]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -125,12 +128,8 @@ class StudentConfig(Section):
     """The student."""
 
     NAME: str = Field("student", min_length=1, description="names the default output folder")
-    BACKBONE: str = Field(description="one of the nine published backbones, or timm/<name>")
-    HEAD: Literal["published", "fpn"] = Field(
-        "published",
-        description="published: that of the published students, on the last map; fpn: fuses strides 8, 16 and 32, with "
-        "a tenth of the parameters and half the work",
-    )
+    BACKBONE: str = Field(description=f"one of {', '.join(named_backbones())}, or timm/<name>")
+    HEAD: HeadName = Field(DEFAULT_HEAD, description=describe_heads())
     PRETRAINED: bool | Path = Field(
         True, description="true: timm's ImageNet weights; a path: a local file; false: from scratch"
     )

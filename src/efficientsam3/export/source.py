@@ -9,7 +9,7 @@ from efficientsam3.checkpoints.training import is_training_checkpoint
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.export.graphs import Graph, build_graphs, student_graph
 from efficientsam3.export.parity import Values
-from efficientsam3.models.trained import load_student_and_preprocessing
+from efficientsam3.models.student_files import load_student_and_preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import Models, build_models
 from efficientsam3.sam3.contents import Contents, read_contents

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from efficientsam3.checkpoints.sam3_convert import plan_conversion
-from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, preprocessing_note
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.parts import PARTS, Part, part_of
@@ -122,10 +121,7 @@ def _parameters(tensors: Tensors) -> int:
 
 def _notes(format: Format, student: StudentInput, sam3: Sam3Input, parts: frozenset[Part]) -> list[str]:
     notes = []
-    architecture = student.architecture
-    published = architecture.backbone in PUBLISHED_BACKBONES and architecture.head == "published"
-    published = published and not architecture.fused
-    if format == "native" and not published:
+    if format == "native" and not student.architecture.is_published:
         notes.append(
             "This student has no published layout: the published loader cannot read the file, efficientsam3 can."
         )

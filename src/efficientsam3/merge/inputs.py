@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from efficientsam3.checkpoints.sam3 import differences, shapes_of
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
-from efficientsam3.checkpoints.student_keys import embedding_width, identify_head, is_fused
-from efficientsam3.checkpoints.students import StudentFile, read_student
+from efficientsam3.checkpoints.student_keys import is_fused
 from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing
+from efficientsam3.models.heads import embedding_width, identify_head
 from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.student_files import StudentFile, read_student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import check_whole
 from efficientsam3.sam3.contents import Contents, read_contents
@@ -33,7 +34,7 @@ class StudentInput:
 
     def build(self) -> Student:
         """The student itself, on the CPU, in eval mode."""
-        return build_student(self.architecture, self.state)
+        return Student.from_state(self.architecture, self.state)
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,6 @@ class Sam3Input:
     def native(self) -> Tensors | None:
         """Its tensors under sam3.pt's keys; None for a Hugging Face directory."""
         return self.contents.native
-
-
-def build_student(architecture: StudentArchitecture, state: Mapping[str, torch.Tensor]) -> Student:
-    """A student with given weights, in float32 and eval mode."""
-    student = Student(architecture)
-    student.load_state_dict(dict(state))
-    return student.float().eval()
 
 
 def check_output(output: Path, sources: tuple[Path, ...]) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
-from efficientsam3.checkpoints.students import to_published_layout
 from efficientsam3.checkpoints.writing import save_tensors
 from efficientsam3.merge.account import MergeReport
 from efficientsam3.merge.card import model_card, model_metadata
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors
 from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
+from efficientsam3.models.student_files import to_published_layout
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_path, write_json, write_text
 from efficientsam3.sam3.contents import metadata_path

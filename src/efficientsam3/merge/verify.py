@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from efficientsam3.checkpoints.reading import read_tensors
-from efficientsam3.checkpoints.students import load_student_state
 from efficientsam3.checkpoints.writing import digest_tensor
-from efficientsam3.merge.inputs import StudentInput, build_student
+from efficientsam3.merge.inputs import StudentInput
+from efficientsam3.models.student import Student
+from efficientsam3.models.student_files import load_student_state
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import release_pages
 
@@ -73,7 +74,7 @@ def verify_student(path: Path, student: StudentInput, dtype: torch.dtype | None,
         UserError: they differ by more than rounding.
     """
     state = load_student_state(path, student.architecture.backbone, prefix)
-    merged = build_student(student.architecture, {key: value.clone() for key, value in state.items()})
+    merged = Student.from_state(student.architecture, state)
     side = student.architecture.image_size
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side))
     expected = student.build()(pixels)

@@ -1,107 +1,106 @@
-"""Heads: from a backbone's feature maps to the teacher's embedding.
+"""Heads: from a backbone's feature maps to the teacher's embedding. One table, importable without PyTorch.
 
-| head | maps | what it does |
-|---|---|---|
-| published | the last | that of the published students; the student resizes what it gives to the teacher's grid |
-| fpn | strides 8, 16 and 32, or what there is | fuses them on the teacher's grid, depthwise-separably |
+Another head is a module class and an entry here. The student resizes what a head gives to the teacher's grid.
 """
 
-from collections.abc import Sequence
-from typing import Literal
-
-import torch
-from timm.layers import ConvNormAct, SeparableConvNormAct
-from torch import nn
-from torch.nn import functional as F
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.request import OneOf
 
-Head = Literal["published", "fpn"]
-_LARGEST_WIDTH = 256
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-
-class PublishedHead(nn.Sequential):
-    """The published projection head: 1x1 convolution without bias, BatchNorm, GELU, 3x3 convolution."""
-
-    def __init__(self, in_channels: int, embed_dim: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, embed_dim, kernel_size=1, bias=False),
-            nn.BatchNorm2d(embed_dim),
-            nn.GELU(),
-            nn.Conv2d(embed_dim, embed_dim, kernel_size=3, padding=1),
-        )
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Project the last map: (B, C, H, W) to (B, embed_dim, H, W)."""
-        features = maps[-1]
-        for module in self:
-            features = module(features)
-        return features
-
-    @property
-    def output(self) -> nn.Conv2d:
-        """The last convolution; what follows it is linear and leaves constants as they are."""
-        last = self[-1]
-        assert isinstance(last, nn.Conv2d)
-        return last
+Tensors = Mapping[str, "torch.Tensor"]
 
 
-class FpnHead(nn.Module):
-    """Fuse maps of several strides on the teacher's grid, from the coarsest to the finest.
+@dataclass(frozen=True)
+class Head:
+    """One kind of head."""
 
-    After feature pyramid networks (Lin et al. 2017, arXiv:1612.03144), with two savings: maps finer than the grid are
-    resized to it before their lateral convolution, and the 3x3 convolutions are depthwise-separable. Work is done at
-    `min(256, embed_dim / 2)` channels, twice as many before the last convolution, which bounds the embedding's rank.
-    """
-
-    def __init__(self, channels: Sequence[int], embed_dim: int, grid: int) -> None:
-        """Set up.
-
-        Args:
-            channels: of the maps, from the finest to the coarsest.
-            embed_dim: channels of the embedding.
-            grid: its side in cells.
-        """
-        super().__init__()
-        self._grid = grid
-        width = max(1, min(_LARGEST_WIDTH, embed_dim // 2))
-        self.lateral = nn.ModuleList(ConvNormAct(count, width, kernel_size=1, apply_act=False) for count in channels)
-        self.refine = nn.ModuleList(
-            SeparableConvNormAct(width, width, kernel_size=3, act_layer=nn.GELU) for _ in channels
-        )
-        self.expand = SeparableConvNormAct(width, 2 * width, kernel_size=5, act_layer=nn.GELU)
-        self.output = nn.Conv2d(2 * width, embed_dim, kernel_size=1)
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Fuse (B, C_i, H_i, W_i), finest first, to (B, embed_dim, grid, grid)."""
-        fused: torch.Tensor | None = None
-        for lateral, refine, features in zip(
-            reversed(self.lateral), reversed(self.refine), reversed(maps), strict=True
-        ):
-            side = min(features.shape[-1], self._grid)
-            projected = lateral(resize(features, side))
-            fused = refine(projected if fused is None else projected + resize(fused, side))
-        assert fused is not None
-        embedding: torch.Tensor = self.output(self.expand(resize(fused, self._grid)))
-        return embedding
+    description: str  # continues its name in help texts
+    # From the channels of its maps (finest first), the embedding's channels, and the embedding's side in cells.
+    build: Callable[[Sequence[int], int, int], "nn.Module"]
+    pyramid: bool  # whether it takes maps of several strides, or the last map alone
+    # Pattern of the keys of the convolutions that take the maps, in the maps' order. No other head has such keys.
+    inputs: str
+    output: str  # what the keys of its last convolution start with
 
 
-def resize(features: torch.Tensor, side: int) -> torch.Tensor:
-    """Bilinear, (B, C, H, W) to (B, C, side, side); leaves a map of that size alone."""
-    if features.shape[-2:] == (side, side):
-        return features
-    return F.interpolate(features, (side, side), mode="bilinear", align_corners=False)
+def _published(channels: Sequence[int], embed_dim: int, _: int) -> "nn.Module":
+    from efficientsam3.models.head_modules import PublishedHead
+
+    return PublishedHead(channels[-1], embed_dim)
 
 
-def build_head(head: str, channels: Sequence[int], embed_dim: int, grid: int) -> PublishedHead | FpnHead:
-    """The head called `head` for maps of `channels` channels; see `FpnHead` for the other arguments.
+def _fpn(channels: Sequence[int], embed_dim: int, grid: int) -> "nn.Module":
+    from efficientsam3.models.head_modules import FpnHead
+
+    return FpnHead(channels, embed_dim, grid)
+
+
+HEADS = {
+    "published": Head(
+        "that of the published students, on the last map",
+        _published,
+        pyramid=False,
+        inputs=r"head\.0\.weight",
+        output="head.3.",
+    ),
+    "fpn": Head(
+        "fuses strides 8, 16 and 32, with a tenth of the parameters and half the work",
+        _fpn,
+        pyramid=True,
+        inputs=r"head\.lateral\.\d\.conv\.weight",
+        output="head.output.",
+    ),
+}
+DEFAULT_HEAD = "published"
+HeadName = Annotated[str, OneOf(HEADS)]  # of a field of a configuration or a request
+
+
+def describe_heads() -> str:
+    """All heads with their descriptions, for help texts."""
+    return "; ".join(f"{name}: {head.description}" for name, head in HEADS.items())
+
+
+def find_head(name: str) -> Head:
+    """The head called `name`.
 
     Raises:
         UserError: there is no such head.
     """
-    match head:
-        case "published":
-            return PublishedHead(channels[-1], embed_dim)
-        case "fpn":
-            return FpnHead(channels, embed_dim, grid)
-    raise UserError(f"MODEL.HEAD {head!r} is not known: use published or fpn.")
+    if name not in HEADS:
+        raise UserError(f"MODEL.HEAD {name!r} is not known: use {' or '.join(HEADS)}.")
+    return HEADS[name]
+
+
+def identify_head(tensors: Tensors) -> str:
+    """Which head a student's state dict has; the published one where the state dict has none at all."""
+    return next((name for name, head in HEADS.items() if _input_keys(head, tensors)), DEFAULT_HEAD)
+
+
+def output_prefix(tensors: Tensors) -> str:
+    """What the keys of a student's last convolution start with."""
+    return HEADS[identify_head(tensors)].output
+
+
+def embedding_width(tensors: Tensors) -> int | None:
+    """Channels of the embedding that a student's state dict gives; None without a head."""
+    last = tensors.get(f"{output_prefix(tensors)}weight")
+    return None if last is None else last.shape[0]
+
+
+def backbone_width(tensors: Tensors) -> int | None:
+    """Channels of the last map of a student's backbone, by the convolution that takes it; None without a head."""
+    keys = _input_keys(HEADS[identify_head(tensors)], tensors)
+    entry = tensors[max(keys)] if keys else None
+    return None if entry is None or entry.ndim != 4 else entry.shape[1]
+
+
+def _input_keys(head: Head, tensors: Tensors) -> list[str]:
+    return [key for key in tensors if re.fullmatch(head.inputs, key)]

@@ -9,9 +9,10 @@ import torch
 
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.standardisation import Standardisation
-from efficientsam3.checkpoints.student_keys import HEAD_PREFIX, TIMM_PREFIX, is_fused
-from efficientsam3.checkpoints.students import holds_student, read_student
+from efficientsam3.checkpoints.student_keys import BACKBONE_PREFIX, HEAD_PREFIX, is_fused
+from efficientsam3.models.heads import output_prefix
 from efficientsam3.models.student import Student
+from efficientsam3.models.student_files import holds_student, read_student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 
@@ -60,9 +61,9 @@ def load_initial_weights(
     fitting = {key: tensors[name] for key, name in places.items() if name in tensors and _fits(own[key], tensors[name])}
     _check_backbone(student, path, fitting, {key for key, name in places.items() if name in tensors})
     if any(key not in fitting for key in own if key.startswith(HEAD_PREFIX)):
-        fitting = {key: value for key, value in fitting.items() if key.startswith(TIMM_PREFIX)}
+        fitting = {key: value for key, value in fitting.items() if key.startswith(BACKBONE_PREFIX)}
     elif standardisation is not None:
-        fitting = standardisation.unfold(fitting)
+        fitting = standardisation.unfold(fitting, output_prefix(fitting))
     student.load_state_dict({**own, **fitting})
     used = {places[key] for key in fitting}
     weights = InitialWeights(
@@ -85,7 +86,8 @@ def _places_by_name(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch
     timm's feature extractors rename what they wrap: `stages.0.` becomes `stages_0.`, or stands under `model.`.
     """
     names = {_plain(name): name for name in tensors}
-    found = ((key, names.get(_plain(key.removeprefix(TIMM_PREFIX)))) for key in own if key.startswith(TIMM_PREFIX))
+    keys = (key for key in own if key.startswith(BACKBONE_PREFIX))
+    found = ((key, names.get(_plain(key.removeprefix(BACKBONE_PREFIX)))) for key in keys)
     return {key: name for key, name in found if name is not None}
 
 
@@ -99,7 +101,7 @@ def _places_by_order(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torc
     They fit in shape and in the last part of their names (`weight`, `running_mean`). What a file has beyond the
     backbone is a classifier's.
     """
-    keys = [key for key in own if key.startswith(TIMM_PREFIX)]
+    keys = [key for key in own if key.startswith(BACKBONE_PREFIX)]
     places = dict(zip(keys, tensors, strict=False))
     whole = len(places) == len(keys) and all(
         _fits(own[key], tensors[name]) and key.rpartition(".")[2] == name.rpartition(".")[2]
@@ -109,7 +111,7 @@ def _places_by_order(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torc
 
 
 def _check_backbone(student: Student, path: Path, fitting: State, there: set[str]) -> None:
-    keys = [key for key in student.state_dict() if key.startswith(TIMM_PREFIX)]
+    keys = [key for key in student.state_dict() if key.startswith(BACKBONE_PREFIX)]
     lacking = [key for key in keys if key not in fitting]
     if not lacking:
         return

@@ -1,6 +1,6 @@
 """Students: a timm backbone and the head that turns its feature maps into the teacher's embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -9,69 +9,52 @@ import timm
 import torch
 from torch import nn
 
+from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
 from efficientsam3.models.fuse import fuse_modules
-from efficientsam3.models.heads import build_head, resize
+from efficientsam3.models.head_modules import resize
+from efficientsam3.models.heads import DEFAULT_HEAD, find_head
+from efficientsam3.models.students import TIMM_PREFIX, named_backbones
 from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
 
-# Published backbone name -> timm model. The names are those of the nine published Stage 1 students.
-TIMM_NAMES = {
-    "repvit_m0_9": "repvit_m0_9",
-    "repvit_m1_1": "repvit_m1_1",
-    "repvit_m2_3": "repvit_m2_3",
-    "tiny_vit_5m": "tiny_vit_5m_224",
-    "tiny_vit_11m": "tiny_vit_11m_224",
-    "tiny_vit_21m": "tiny_vit_21m_224",
-    "efficientvit_b0": "efficientvit_b0",
-    "efficientvit_b1": "efficientvit_b1",
-    "efficientvit_b2": "efficientvit_b2",
-}
-# Config name -> published backbone name.
-STUDENTS = {
-    "es_rv_s": "repvit_m0_9",
-    "es_rv_m": "repvit_m1_1",
-    "es_rv_l": "repvit_m2_3",
-    "es_tv_s": "tiny_vit_5m",
-    "es_tv_m": "tiny_vit_11m",
-    "es_tv_l": "tiny_vit_21m",
-    "es_ev_s": "efficientvit_b0",
-    "es_ev_m": "efficientvit_b1",
-    "es_ev_l": "efficientvit_b2",
-}
-TIMM_PREFIX = "timm/"
 _PUBLISHED_STRIDE = 32
 
 
 @dataclass(frozen=True)
 class StudentArchitecture:
-    """What it takes to build a student, and nothing else: stored beside its weights."""
+    """What it takes to build a student, and nothing else: stored with its weights."""
 
-    backbone: str  # one of TIMM_NAMES, or "timm/<model name>"
+    backbone: str  # of a named student (see `models.students`), or "timm/<model name>"
     embed_dim: int = 1024
     embed_size: int = 72
     image_size: int = 1008
-    head: str = "published"  # see `models.heads`
+    head: str = DEFAULT_HEAD  # see `models.heads`
     fused: bool = False  # for inference alone, see `models.fuse`
+
+    @property
+    def is_published(self) -> bool:
+        """Whether its weights have names in the published layout, which the published loader reads."""
+        return self.backbone in PUBLISHED_BACKBONES and self.head == "published" and not self.fused
 
 
 def is_known_backbone(backbone: str) -> bool:
-    """Whether it is one of the nine, or `timm/<name>` with a name that timm knows."""
+    """Whether it is a named student's, or `timm/<name>` with a name that timm knows."""
     name = backbone.removeprefix(TIMM_PREFIX)
-    return backbone in TIMM_NAMES or (backbone.startswith(TIMM_PREFIX) and timm.is_model(name))
+    return backbone in named_backbones() or (backbone.startswith(TIMM_PREFIX) and timm.is_model(name))
 
 
 def timm_name(backbone: str) -> str:
     """The timm model behind a backbone name.
 
     Raises:
-        UserError: neither one of the nine, nor `timm/<name>` with a name that timm knows.
+        UserError: it is neither a named student's backbone, nor `timm/<name>` with a name that timm knows.
     """
     if not is_known_backbone(backbone):
         raise UserError(
-            f"MODEL.BACKBONE {backbone!r} is not known: use one of {', '.join(TIMM_NAMES)}, "
+            f"MODEL.BACKBONE {backbone!r} is not known: use one of {', '.join(named_backbones())}, "
             "or timm/<name> with a name from timm.list_models()."
         )
-    return TIMM_NAMES.get(backbone, backbone.removeprefix(TIMM_PREFIX))
+    return named_backbones().get(backbone, backbone.removeprefix(TIMM_PREFIX))
 
 
 def build_backbone(
@@ -104,12 +87,12 @@ def build_backbone(
 
 
 @lru_cache
-def fpn_levels(backbone: str, image_size: int, embed_size: int) -> tuple[int, ...]:
-    """Which of timm's maps the `fpn` head fuses, finest first.
+def pyramid_levels(backbone: str, image_size: int, embed_size: int) -> tuple[int, ...]:
+    """Which of timm's maps a head that takes several of them gets, finest first.
 
-    The last map of each stride of at least half a cell of the teacher's grid: strides 8, 16 and 32 of the nine, for
-    both of SAM's grids. A finer map costs more than all others together, and most of it would be averaged away. The
-    coarsest is always among them.
+    The last map of each stride of at least half a cell of the teacher's grid: strides 8, 16 and 32 of the published
+    students, for both of SAM's grids. A finer map costs more than all others together, and most of it would be
+    averaged away. The coarsest is always among them.
 
     Raises:
         UserError: see `build_backbone`.
@@ -133,13 +116,21 @@ class Student(nn.Module):
         super().__init__()
         self.architecture = architecture
         size, grid = architecture.image_size, architecture.embed_size
-        levels = (-1,) if architecture.head == "published" else fpn_levels(architecture.backbone, size, grid)
+        head = find_head(architecture.head)
+        levels = pyramid_levels(architecture.backbone, size, grid) if head.pyramid else (-1,)
         self.backbone = build_backbone(architecture.backbone, size, pretrained, levels)
         channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
-        self.head = build_head(architecture.head, channels, architecture.embed_dim, grid)
+        self.head = head.build(channels, architecture.embed_dim, grid)
         if architecture.fused:
             fused: Any = fuse_modules(self.eval(), (1, 3, size, size))
             self.backbone, self.head = fused.backbone, fused.head
+
+    @classmethod
+    def from_state(cls, architecture: StudentArchitecture, state: Mapping[str, torch.Tensor]) -> Self:
+        """Build with given weights, in float32 and eval mode on the CPU."""
+        student = cls(architecture)
+        student.load_state_dict(dict(state))
+        return student.eval()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode.
@@ -170,8 +161,8 @@ def check_student_grid(architecture: StudentArchitecture) -> None:
     """Verify the shapes a student produces, computing nothing.
 
     Raises:
-        UserError: one of the nine does not give image_size / 32 (rounded up) cells at its last stage, or the
-            backbone fails at this image size, or its output is not (embed_dim, embed_size, embed_size).
+        UserError: a published backbone does not give image_size / 32 (rounded up) cells at its last stage, or the
+            backbone fails at this image size, or its last map is not (B, C, H, W).
     """
     with torch.device("meta"):
         student = Student(architecture).eval()
@@ -189,7 +180,7 @@ def check_student_grid(architecture: StudentArchitecture) -> None:
             "(B, C, H, W) maps of a square; choose a convolutional or hierarchical model."
         )
     grid = -(-architecture.image_size // _PUBLISHED_STRIDE)
-    if architecture.backbone in TIMM_NAMES and features.shape[-1] != grid:
+    if architecture.backbone in PUBLISHED_BACKBONES and features.shape[-1] != grid:
         raise UserError(
             f"MODEL.BACKBONE {architecture.backbone!r} gives {features.shape[-1]} cells a side where {grid} are "
             f"expected at {architecture.image_size} pixels; install a timm version that this project supports."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from efficientsam3.runtime.errors import UserError
 
@@ -48,7 +48,7 @@ class OneOf:
 
     def _check(self, value: str) -> str:
         if value not in self.table:
-            raise ValueError(f"should be one of {', '.join(self.table)}")
+            raise PydanticCustomError("one_of", "should be one of {names}", {"names": ", ".join(self.table)})
         return value
 
 

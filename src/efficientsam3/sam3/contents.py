@@ -15,11 +15,12 @@ from efficientsam3.checkpoints.sam3_config import video_config
 from efficientsam3.checkpoints.sam3_convert import convert
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, HF_TRUNK_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
-from efficientsam3.checkpoints.student_keys import identify_backbone, identify_head, is_fused
-from efficientsam3.checkpoints.students import to_timm_layout
+from efficientsam3.checkpoints.student_keys import is_fused
 from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing
+from efficientsam3.models.heads import identify_head
 from efficientsam3.models.hf_config import EfficientSam3StudentConfig
 from efficientsam3.models.student import StudentArchitecture
+from efficientsam3.models.student_files import identify_backbone, to_timm_layout
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from efficientsam3.benchmark.requests import HeadName
 from efficientsam3.data.requests import DatasetName
+from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
 from efficientsam3.runtime.cores import usable_cores
 from efficientsam3.runtime.request import Argument, Count, CountOrZero, Device, FileOrFolder, Folder, Request
 
@@ -31,9 +31,7 @@ class DistillRequest(Request):
     epochs: Count = Field(50, description="epochs of training")
     batch_size: Count = Field(4, description="images per process and step")
     processes: Count = Field(1, description="processes on this machine, one per GPU")
-    head: HeadName = Field(
-        "published", description="the student's head; fpn fuses strides 8, 16 and 32: fewer parameters, half the work"
-    )
+    head: HeadName = Field(DEFAULT_HEAD, description=f"the student's head. {describe_heads()}")
     pretrained: Annotated[str, Argument("WHAT")] = Field(
         "true",
         description="true, the default: ImageNet weights, which timm downloads; false: from scratch; or a local file",

@@ -13,13 +13,8 @@ from efficientsam3.data.annotations.coco import instances_path
 from efficientsam3.data.listing import DatasetName, list_images
 from efficientsam3.data.split import SPLITS
 from efficientsam3.models.build import build_student
-from efficientsam3.models.student import (
-    STUDENTS,
-    TIMM_PREFIX,
-    StudentArchitecture,
-    check_student_grid,
-    is_known_backbone,
-)
+from efficientsam3.models.student import StudentArchitecture, check_student_grid, is_known_backbone
+from efficientsam3.models.students import STUDENTS, TIMM_PREFIX, backbone_of
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 from efficientsam3.sam3.contents import read_contents
@@ -35,7 +30,7 @@ def find_backbone(student: str) -> str:
     Raises:
         UserError: there is no such student, nor such a model in timm.
     """
-    backbone = STUDENTS.get(student, student)
+    backbone = backbone_of(student)
     if is_known_backbone(backbone):
         return backbone
     known = [*STUDENTS, *(TIMM_PREFIX + model for model in timm.list_models())]

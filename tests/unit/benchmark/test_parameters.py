@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from efficientsam3.benchmark.parameters import Comparison, compare_models, select_students
-from efficientsam3.models.student import STUDENTS
+from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.testing.tiny_sam3 import TinySam3, tiny_sam3, write_tiny_sam3
 

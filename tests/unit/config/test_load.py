@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from efficientsam3.config.load import load_config, parse_opts, read_yaml
 from efficientsam3.config.schema import ExportConfig, TrainConfig
-from efficientsam3.models.student import STUDENTS
+from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.errors import UserError
 
 CONFIGS = Path(__file__).parents[3] / "stage1" / "configs"
@@ -22,7 +22,7 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", STUDENTS)
 def test_every_shipped_student_loads(name: str) -> None:
     config = load_config(TrainConfig, CONFIGS / f"{name}.yaml")
-    assert STUDENTS[name] == config.MODEL.BACKBONE
+    assert STUDENTS[name].backbone == config.MODEL.BACKBONE
     assert config.output_dir == Path("output/stage1") / name
     assert (config.DATA.IMG_SIZE, config.DISTILL.EMBED_SIZE, config.DISTILL.EMBED_DIM) == (1008, 72, 1024)
     assert (30 if name == "es_rv_m" else 50) == config.TRAIN.EPOCHS

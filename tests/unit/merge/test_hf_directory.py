@@ -13,7 +13,7 @@ from transformers import Sam3Model, Sam3Processor, Sam3TrackerModel, Sam3VideoCo
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.merge import hf_directory
 from efficientsam3.merge.run import merge
-from efficientsam3.models.student import TIMM_NAMES
+from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.contents import read_contents
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
@@ -27,7 +27,7 @@ BOX = torch.tensor([[0.5, 0.5, 0.4, 0.3]])
 STUDENTS = [
     *(
         (name, "published") if name == "tiny_vit_5m" else pytest.param((name, "published"), marks=pytest.mark.slow)
-        for name in sorted(TIMM_NAMES)
+        for name in sorted(named_backbones())
     ),
     ("efficientvit_b0", "fpn"),
 ]

@@ -10,20 +10,25 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from efficientsam3.benchmark.parameters import select_students
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX, TEXT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.standardisation import Standardisation
-from efficientsam3.checkpoints.students import load_student_state, to_published_layout
+from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
 from efficientsam3.checkpoints.writing import _ReleasingFile
 from efficientsam3.merge import native_file
 from efficientsam3.merge.run import merge
-from efficientsam3.models.student import TIMM_NAMES, Student, StudentArchitecture
+from efficientsam3.models.heads import HEADS
+from efficientsam3.models.student import Student, StudentArchitecture, check_student_grid, timm_name
+from efficientsam3.models.student_files import load_student_state, to_published_layout
+from efficientsam3.models.students import STUDENTS, NamedStudent, backbone_of
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import build_models
 from efficientsam3.sam3.contents import read_contents
 from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY
 from efficientsam3.testing.tiny_sam3 import tiny_sam3
+from unit.conftest import training_checkpoint
 
 Make = Callable[..., Path]
 
@@ -32,7 +37,7 @@ def no_trace(folder: Path, *allowed: str) -> bool:
     return sorted(child.name for child in folder.iterdir()) == sorted(allowed)
 
 
-@pytest.mark.parametrize("backbone", TIMM_NAMES)
+@pytest.mark.parametrize("backbone", PUBLISHED_BACKBONES)
 def test_the_nine_keep_every_other_tensor_bit_by_bit(
     backbone: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
@@ -77,7 +82,24 @@ def test_an_own_backbone_keeps_its_names_and_says_so(
     assert "published loader cannot read" in " ".join(report.notes)
 
 
-@pytest.mark.parametrize("head", ["published", "fpn"])
+def test_a_new_named_student_is_one_entry(
+    tiny_sam3_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without a published layout, and of another stride than the published ones."""
+    monkeypatch.setitem(STUDENTS, "es_toy", NamedStudent("toy_vit", "vit_tiny_patch16_224"))
+    assert select_students(["es_toy", "all"])[-1] == "es_tv_l"
+    with pytest.raises(UserError, match=r"MODEL\.BACKBONE 'no_such'.* toy_vit, "):
+        timm_name("no_such")
+    check_student_grid(StudentArchitecture(backbone_of("es_toy"), 64, 16, 224))
+    content = training_checkpoint("toy_vit")
+    torch.save(content, tmp_path / "ckpt_epoch_0.pth")
+    merge(tmp_path / "ckpt_epoch_0.pth", tiny_sam3_path, tmp_path / "out.pt")
+    state = load_student_state(tmp_path / "out.pt", "toy_vit")
+    assert state.keys() == content["model"].keys()
+    assert all(torch.equal(state[key], value) for key, value in content["model"].items())
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("format", ["native", "hf"])
 def test_standardised_targets_and_the_average_of_the_weights_are_worked_in(
     format: Literal["native", "hf"], head: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path

@@ -1,17 +1,30 @@
 """Heads: which maps they use, and what they make of them."""
 
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
-from efficientsam3.models.heads import FpnHead, build_head
-from efficientsam3.models.student import TIMM_NAMES, Student, StudentArchitecture, fpn_levels
+from efficientsam3.checkpoints.standardisation import Standardisation
+from efficientsam3.config.schema import StudentConfig
+from efficientsam3.models.head_modules import FpnHead
+from efficientsam3.models.heads import HEADS, Head, describe_heads, embedding_width, identify_head, output_prefix
+from efficientsam3.models.student import Student, StudentArchitecture, pyramid_levels
+from efficientsam3.models.student_files import identify_backbone, load_trained_student
+from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.errors import UserError
+from unit.conftest import training_checkpoint
 
 
 @pytest.mark.parametrize(("image_size", "embed_size"), [(1008, 72), (1024, 64), (224, 16)])
-@pytest.mark.parametrize("backbone", TIMM_NAMES)
-def test_the_nine_give_their_strides_8_16_and_32(backbone: str, image_size: int, embed_size: int) -> None:
-    assert fpn_levels(backbone, image_size, embed_size) == (1, 2, 3)
+@pytest.mark.parametrize("backbone", named_backbones())
+def test_named_students_give_their_strides_8_16_and_32(backbone: str, image_size: int, embed_size: int) -> None:
+    assert pyramid_levels(backbone, image_size, embed_size) == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -23,11 +36,11 @@ def test_the_nine_give_their_strides_8_16_and_32(backbone: str, image_size: int,
     ],
 )
 def test_other_backbones_give_what_helps(backbone: str, levels: tuple[int, ...]) -> None:
-    assert fpn_levels(backbone, 224, 16) == levels
+    assert pyramid_levels(backbone, 224, 16) == levels
 
 
 def test_the_coarsest_map_is_used_however_coarse_the_grid_is() -> None:
-    assert fpn_levels("efficientvit_b0", 224, 2) == (3,)
+    assert pyramid_levels("efficientvit_b0", 224, 2) == (3,)
 
 
 def test_every_map_reaches_the_embedding_at_its_place() -> None:
@@ -46,12 +59,13 @@ def test_every_map_reaches_the_embedding_at_its_place() -> None:
 
 
 def test_the_last_convolution_is_the_output() -> None:
-    for name in ("published", "fpn"):
-        head = build_head(name, [4, 8], embed_dim=16, grid=8)
-        convolutions = [module for module in head.modules() if isinstance(module, torch.nn.Conv2d)]
-        assert head.output is convolutions[-1]
-        assert head.output.out_channels == 16
-        assert head.output.bias is not None
+    for head in HEADS.values():
+        module = head.build([4, 8], 16, 8)
+        convolutions = [(name, each) for name, each in module.named_modules() if isinstance(each, torch.nn.Conv2d)]
+        name, last = convolutions[-1]
+        assert head.output == f"head.{name}."
+        assert last.out_channels == 16
+        assert last.bias is not None
 
 
 def test_a_checkpoint_from_before_there_was_a_choice_has_the_published_head() -> None:
@@ -63,3 +77,48 @@ def test_a_checkpoint_from_before_there_was_a_choice_has_the_published_head() ->
 def test_an_unknown_head_is_refused() -> None:
     with pytest.raises(UserError, match=r"MODEL\.HEAD 'unet'.*published or fpn"):
         Student(StudentArchitecture("efficientvit_b0", 8, 16, 224, "unet"))
+
+
+class ToyHead(nn.Module):
+    """A linear map of the last map."""
+
+    def __init__(self, channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.only = nn.Conv2d(channels, embed_dim, kernel_size=1)
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        embedding: torch.Tensor = self.only(maps[-1])
+        return embedding
+
+
+TOY = Head(
+    "a linear map of the last map",
+    lambda channels, embed_dim, _: ToyHead(channels[-1], embed_dim),
+    pyramid=False,
+    inputs=r"head\.only\.weight",
+    output="head.only.",
+)
+
+
+def test_a_new_head_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(HEADS, "toy", TOY)
+    assert StudentConfig(BACKBONE="efficientvit_b0", HEAD="toy").HEAD == "toy"
+    assert "toy: a linear map" in describe_heads()
+    content = training_checkpoint("efficientvit_b0", head="toy")
+    state = content["model"]
+    assert (identify_head(state), output_prefix(state), embedding_width(state)) == ("toy", "head.only.", 64)
+    assert identify_backbone(state) == "efficientvit_b0"
+
+    standardisation = Standardisation(torch.linspace(-3, 4, 64), torch.linspace(0.1, 5, 64))
+    torch.save(content | {"normalisation": asdict(standardisation)}, tmp_path / "toy.pth")
+    plain = Student.from_state(StudentArchitecture(**content["architecture"]), state)
+    folded = load_trained_student(tmp_path / "toy.pth")
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(pixels), standardisation.restore(plain(pixels)), rtol=1e-5, atol=1e-5)
+
+
+def test_the_tables_are_read_without_pytorch() -> None:
+    modules = "efficientsam3.models.heads, efficientsam3.models.students, efficientsam3.config.schema"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,9 +7,9 @@ import pytest
 import timm
 import torch
 
-from efficientsam3.checkpoints.students import to_published_layout
 from efficientsam3.models.initial_weights import InitialWeights, load_initial_weights
 from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.student_files import to_published_layout
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 

@@ -1,14 +1,15 @@
 import pytest
 import torch
 
+from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
+from efficientsam3.models.heads import HEADS
 from efficientsam3.models.student import (
-    STUDENTS,
-    TIMM_NAMES,
     Student,
     StudentArchitecture,
     build_backbone,
     check_student_grid,
 )
+from efficientsam3.models.students import STUDENTS, named_backbones
 from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
 
@@ -25,7 +26,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("backbone", TIMM_NAMES)
+@pytest.mark.parametrize("backbone", PUBLISHED_BACKBONES)
 def test_the_nine_have_the_published_size_and_grid(backbone: str) -> None:
     with torch.device("meta"):
         model = build_backbone(backbone, 1008)
@@ -34,8 +35,8 @@ def test_the_nine_have_the_published_size_and_grid(backbone: str) -> None:
     check_student_grid(StudentArchitecture(backbone))
 
 
-@pytest.mark.parametrize("head", ["published", "fpn"])
-@pytest.mark.parametrize("backbone", TIMM_NAMES)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", named_backbones())
 def test_every_parameter_gets_a_gradient(backbone: str, head: str) -> None:
     """DistributedDataParallel waits for ever for one that does not."""
     student = Student(StudentArchitecture(backbone, 8, 4, 64, head)).train()
@@ -44,10 +45,10 @@ def test_every_parameter_gets_a_gradient(backbone: str, head: str) -> None:
 
 
 def test_every_student_has_a_backbone_of_its_own() -> None:
-    assert set(STUDENTS.values()) == set(TIMM_NAMES)
+    assert len(named_backbones()) == len(STUDENTS)
 
 
-@pytest.mark.parametrize("head", ["published", "fpn"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("backbone", ["timm/resnet18", "timm/vit_tiny_patch16_224"])
 def test_any_timm_backbone_gives_the_embedding(backbone: str, head: str) -> None:
     architecture = StudentArchitecture(backbone, embed_dim=8, embed_size=16, image_size=224, head=head)

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from efficientsam3.checkpoints.standardisation import Standardisation
-from efficientsam3.checkpoints.students import read_student
 from efficientsam3.checkpoints.training import load_training_checkpoint
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.build import build_student
 from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.student_files import read_student
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.gather import compute_statistics

@@ -14,8 +14,8 @@ from efficientsam3.evaluate.masks.encoders import Encoder, ModuleEncoder, Random
 from efficientsam3.evaluate.masks.request import Mean, Resize
 from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Segmenter, WholeModel
 from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory, read_onnx_manifest
+from efficientsam3.models.student_files import load_student_and_preprocessing
 from efficientsam3.models.teacher import build_teacher, is_onnx
-from efficientsam3.models.trained import load_student_and_preprocessing
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import Decoder, load_decoder

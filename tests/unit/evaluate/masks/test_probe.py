@@ -6,7 +6,7 @@ import torch
 from efficientsam3.evaluate.masks.encoders import StoreEncoder
 from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
 from efficientsam3.evaluate.masks.probe import MaskProbe
-from efficientsam3.models.trained import load_trained_student
+from efficientsam3.models.student_files import load_trained_student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import load_decoder
 from efficientsam3.store.reader import EmbeddingStore

@@ -12,7 +12,7 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.evaluate.report.features import feature_pairs
 from efficientsam3.evaluate.report.figures import FeaturePair
 from efficientsam3.models.student import Student, StudentArchitecture
-from efficientsam3.models.trained import load_trained_student
+from efficientsam3.models.student_files import load_trained_student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.manifest import Manifest
 from efficientsam3.store.reader import EmbeddingStore

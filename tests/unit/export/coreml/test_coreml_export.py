@@ -23,7 +23,8 @@ from efficientsam3.export.graphs import Graph
 from efficientsam3.export.source import read_source
 from efficientsam3.merge.run import merge
 from efficientsam3.models.fuse import fuse_modules
-from efficientsam3.models.student import TIMM_NAMES, Student, StudentArchitecture
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.contents import read_contents
 from unit.export.coreml.mil_by_torch import run_package
@@ -282,7 +283,7 @@ def test_without_coremltools_the_remedy_is_said(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("head", ["published", "fpn"])
-@pytest.mark.parametrize("backbone", sorted(TIMM_NAMES))
+@pytest.mark.parametrize("backbone", sorted(named_backbones()))
 @torch.no_grad()
 def test_all_students(backbone: str, head: str, fused: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from efficientsam3.export.onnx.manifest import MANIFEST, open_graph, read_onnx_m
 from efficientsam3.export.onnx.run import export_onnx, run_graph
 from efficientsam3.export.parity import check, figures, relative_error
 from efficientsam3.merge.run import merge
-from efficientsam3.models.trained import load_student_and_preprocessing
+from efficientsam3.models.student_files import load_student_and_preprocessing
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import build_models

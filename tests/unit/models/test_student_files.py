@@ -1,4 +1,4 @@
-"""Students out of every kind of file."""
+"""Students read from every kind of file."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX
-from efficientsam3.checkpoints.students import (
+from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
+from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.student_files import (
     load_student_state,
+    load_trained_student,
     read_student,
     to_published_layout,
     to_timm_layout,
 )
-from efficientsam3.models.student import TIMM_NAMES, Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
 
 State = dict[str, torch.Tensor]
@@ -32,7 +34,7 @@ def with_prefix(state: State, prefix: str) -> State:
     return {prefix + key: value for key, value in state.items()}
 
 
-@pytest.mark.parametrize("backbone", TIMM_NAMES)
+@pytest.mark.parametrize("backbone", PUBLISHED_BACKBONES)
 def test_every_published_backbone_in_either_layout(backbone: str, tmp_path: Path) -> None:
     state = make_state(backbone)
     published = to_published_layout(state, backbone)
@@ -87,3 +89,9 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     torch.save(make_state("tiny_vit_5m"), tmp_path / "x.pth")
     with pytest.raises(UserError, match="holds a tiny_vit_5m student, not repvit_m0_9"):
         load_student_state(tmp_path / "x.pth", "repvit_m0_9")
+
+
+def test_weights_alone_do_not_say_what_they_were_trained_for(tmp_path: Path) -> None:
+    torch.save(make_state("efficientvit_b0"), tmp_path / "bare.pt")
+    with pytest.raises(UserError, match="does not say what it was trained for"):
+        load_trained_student(tmp_path / "bare.pt")

@@ -1,4 +1,4 @@
-"""Student weights out of every kind of file that holds them."""
+"""Reading students from every kind of file that holds them: training checkpoints, state dicts, merged models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +11,17 @@ from efficientsam3.checkpoints.reading import load_pickled, read_tensors, select
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.student_keys import (
+    BACKBONE_PREFIX,
     HEAD_PREFIX,
     PUBLISHED_BACKBONES,
-    TIMM_PREFIX,
-    identify_backbone,
+    identify_published,
     is_published_layout,
     published_to_timm,
     timm_to_published,
 )
+from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.models.heads import backbone_width, output_prefix
+from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
 
 _DDP_PREFIX = "module."
@@ -54,7 +57,7 @@ def read_student(path: Path, backbone: str | None = None) -> StudentFile:
         content = {"model": described["ema"]}
     bare = _bare_student(read_tensors(path) if content is None else select_tensors(content, path), path)
     if described.get("normalisation") is not None:
-        bare = Standardisation(**described["normalisation"]).fold(bare)
+        bare = Standardisation(**described["normalisation"]).fold(bare, output_prefix(bare))
     architecture = described.get("architecture")
     found = str(architecture["backbone"]) if architecture else identify_backbone(bare)
     if None not in (found, backbone) and found != backbone:
@@ -66,6 +69,29 @@ def read_student(path: Path, backbone: str | None = None) -> StudentFile:
             f"{', '.join(PUBLISHED_BACKBONES)}: give the training checkpoint ckpt_epoch_N.pth itself."
         )
     return StudentFile(to_timm_layout(bare, backbone), backbone, architecture, described.get("preprocessing"))
+
+
+def identify_backbone(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Which published backbone a student's state dict belongs to, in either layout; None if it is none of them."""
+    return identify_published(tensors, backbone_width(tensors))
+
+
+def load_trained_student(checkpoint: Path) -> Student:
+    """The student of a training checkpoint, in eval mode on the CPU; errors as for `load_student_and_preprocessing`."""
+    return load_student_and_preprocessing(checkpoint)[0]
+
+
+def load_student_and_preprocessing(checkpoint: Path) -> tuple[Student, Preprocessing]:
+    """The student of a training checkpoint, in eval mode on the CPU, and the preprocessing that it was trained with.
+
+    Raises:
+        UserError: the file holds no student, or does not say for which embedding and pixels it was trained.
+    """
+    content = read_student(checkpoint)
+    if content.architecture is None or content.preprocessing is None:
+        raise UserError(f"{checkpoint} does not say what it was trained for: give a ckpt_epoch_N.pth of a training.")
+    student = Student.from_state(StudentArchitecture(**content.architecture), content.state)
+    return student, Preprocessing(**content.preprocessing)
 
 
 def load_student_state(path: Path, backbone: str, prefix: str | None = None) -> State:
@@ -85,7 +111,7 @@ def load_student_state(path: Path, backbone: str, prefix: str | None = None) -> 
 
 def holds_student(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether tensors are a student's, or a merged model's, by their names; not a backbone alone."""
-    prefixes = (TIMM_PREFIX, STUDENT_PREFIX, HF_STUDENT_PREFIX, _DDP_PREFIX + TIMM_PREFIX)
+    prefixes = (BACKBONE_PREFIX, STUDENT_PREFIX, HF_STUDENT_PREFIX, _DDP_PREFIX + BACKBONE_PREFIX)
     return any(key.startswith(prefixes) for key in tensors)
 
 
@@ -95,11 +121,11 @@ def _bare_student(tensors: Mapping[str, torch.Tensor], path: Path, merged_prefix
         inner = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if inner:
             tensors = inner
-    stray = next((key for key in tensors if not key.startswith((TIMM_PREFIX, HEAD_PREFIX))), None)
+    stray = next((key for key in tensors if not key.startswith((BACKBONE_PREFIX, HEAD_PREFIX))), None)
     if stray is not None:
         raise UserError(
-            f"Checkpoint {path} holds no student: its tensor {stray} is neither under {TIMM_PREFIX} nor {HEAD_PREFIX}"
-            "; give a student's checkpoint, or a merged model."
+            f"Checkpoint {path} holds no student: its tensor {stray} is neither under {BACKBONE_PREFIX} nor "
+            f"{HEAD_PREFIX}; give a student's checkpoint, or a merged model."
         )
     return dict(tensors)
 
@@ -108,9 +134,10 @@ def to_timm_layout(state: Mapping[str, torch.Tensor], backbone: str) -> State:
     """A student's state dict with the keys a `Student` has, whichever layout it comes in.
 
     Raises:
-        UserError: it is in the published layout of another backbone.
+        UserError: the state dict is in the published layout of another backbone.
     """
-    if not is_published_layout(state):
+    # timm wraps some models (ViT) in one called `model`, so their keys alone look published.
+    if backbone not in PUBLISHED_BACKBONES or not is_published_layout(state):
         return dict(state)
     return {published_to_timm(key, backbone): value for key, value in state.items()}
 
