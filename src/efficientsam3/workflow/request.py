@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from efficientsam3.data.requests import DatasetName
 from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
+from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.cores import usable_cores
 from efficientsam3.runtime.request import Argument, Count, CountOrZero, Device, FileOrFolder, Folder, Request
 
@@ -20,7 +21,7 @@ class DistillRequest(Request):
     )
     sam3: FileOrFolder = Field(description="the teacher: sam3.pt, or facebook/sam3's directory")
     student: Annotated[str, Argument("NAME")] = Field(
-        description="es_ev_s (0.7M parameters) to es_rv_l (22M), see the README; or timm/<name>, any backbone of timm"
+        description=f"one of {', '.join(STUDENTS)}, see the README; or timm/<name>, any backbone of timm"
     )
     out: Folder = Field(description="where everything goes")
     dataset: DatasetName | None = Field(

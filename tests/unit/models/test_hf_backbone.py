@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel
 
 from efficientsam3.models.hf_backbone import EfficientSam3StudentConfig, EfficientSam3StudentModel
+from efficientsam3.models.students import named_backbones
 
 SIZES = {"hidden_size": 16, "image_size": 224, "patch_size": 14}
 
