@@ -44,7 +44,7 @@ def profile_data(plan: TrainPlan, process: Process, images: int = 64) -> DataPro
     The page cache is left as it is, so that a second run reads from memory.
 
     Args:
-        plan: of the training.
+        plan: what would be trained.
         process: this process; alone.
         images: how many to measure; fewer where the training split has fewer.
 

@@ -63,7 +63,7 @@ def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_u
     Where an epoch is too short, the next one begins. With the teacher in the loop, its cache is left alone.
 
     Args:
-        config: of the training.
+        config: what would be trained.
         process: this process among its peers, each of which has to call this.
         steps: how many to measure.
         warm_up: how many to take before.
@@ -98,17 +98,17 @@ def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_u
 
 
 class Moment(NamedTuple):
-    """A moment of a device, and the CPU time that this process had taken by then."""
+    """A device's timestamp, and the CPU time of this process at that moment."""
 
     device: float | torch.cuda.Event  # a GPU's event, else seconds
     cpu: float  # seconds
 
 
 class StageClock:
-    """Times stages, on a GPU by events in its stream: nobody waits for it until all is over."""
+    """Times stages; on a GPU by events in its stream, so that the host waits only at the end."""
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing measured yet."""
+        """Start with nothing measured."""
         self._device = device
         self._spans: list[tuple[Stage, Moment, Moment]] = []
 

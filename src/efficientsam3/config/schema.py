@@ -24,14 +24,14 @@ class Section(BaseModel):
 
 
 class AugmentConfig(Section):
-    """Augmentation, driven by a seed per image that is stored beside its embedding; off by default."""
+    """Augmentation, driven by a seed per image that is stored with its embedding; off by default."""
 
     HFLIP: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
     COLOR_JITTER: float = Field(0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this")
 
 
 class DataConfig(Section):
-    """Where the pictures are and how they become the encoder's input."""
+    """Where the images are and how they become the encoder's input."""
 
     DATA_PATH: Path = Field(Path("data/sa-1b"), description="folder with images/{train,val} (see data/reorg_sa1b.py)")
     DATASET: Literal["sa1b", "images", "coco"] = Field("sa1b", description="how DATA_PATH is laid out")
@@ -90,7 +90,7 @@ class StoreConfig(EmbeddingConfig):
 
 
 class DistillConfig(EmbeddingConfig):
-    """What the student is trained against, and the weights of the two loss terms."""
+    """What the student is trained against, and the weights of the loss terms."""
 
     TEACHER_EMBED_PATH: Path = Field(
         Path("output/stage1_teacher/embeddings"), description="embedding store written by the export"
@@ -153,12 +153,12 @@ class TrainSettings(Section):
         0.0,
         ge=0,
         lt=1,
-        description="decay of an average of the weights, e.g. 0.999, which is then what counts; 0: none",
+        description="decay of an average of the weights, e.g. 0.999, which is then validated and merged; 0: none",
     )
     COMPILE: bool = Field(False, description="compile the student with torch.compile")
     SAVE_STEPS: NonNegative = Field(0, description="a checkpoint every N optimiser steps within an epoch; 0: none")
     KEEP_STEPS: Positive = Field(2, description="how many of those to keep; the end of an epoch removes them")
-    KEEP_EPOCHS: NonNegative = Field(0, description="how many checkpoints of epochs to keep beside the best; 0: all")
+    KEEP_EPOCHS: NonNegative = Field(0, description="how many epochs' checkpoints to keep, and the best one; 0: all")
     AUTO_RESUME: bool = Field(True, description="continue from the last checkpoint in OUTPUT")
 
     @model_validator(mode="after")
@@ -174,13 +174,13 @@ class TrainSettings(Section):
 
 
 class ProbeConfig(Section):
-    """The mask probe after each epoch: masks of val pictures from the student's embeddings, by a frozen decoder."""
+    """The mask probe after each epoch: masks of val images from the student's embeddings, by a frozen decoder."""
 
     DECODER: Path | None = Field(
         None, description="SAM's mask decoder as .onnx, or the exported SAM3; without one, masks are not probed"
     )
-    IMAGES: Positive = Field(32, description="annotated val pictures to probe, chosen by SEED")
-    OBJECTS: Positive = Field(4, description="objects of each picture, likewise; each by box and by point")
+    IMAGES: Positive = Field(32, description="annotated val images to probe, chosen by SEED")
+    OBJECTS: Positive = Field(4, description="objects of each image, likewise; each is prompted by box and by point")
 
 
 class RunConfig(Section):
@@ -194,7 +194,7 @@ class RunConfig(Section):
 
 
 class ExportConfig(RunConfig):
-    """Root of an export's configuration."""
+    """Root of the configuration of `efficientsam3 embed`."""
 
     DATA: ExportDataConfig = Field(default_factory=ExportDataConfig)
     MODEL: TeacherConfig = Field(default_factory=TeacherConfig)
@@ -208,11 +208,11 @@ class ExportConfig(RunConfig):
 
 
 class TrainConfig(RunConfig):
-    """Root of a training's configuration."""
+    """Root of the configuration of `efficientsam3 train`."""
 
     DATA: DataConfig = Field(default_factory=DataConfig)
     MODEL: StudentConfig
-    TEACHER: TeacherConfig = Field(default_factory=TeacherConfig, description="for DISTILL.ONLINE alone")
+    TEACHER: TeacherConfig = Field(default_factory=TeacherConfig, description="needs DISTILL.ONLINE")
     DISTILL: DistillConfig = Field(default_factory=DistillConfig)
     TRAIN: TrainSettings = Field(default_factory=TrainSettings)
     PROBE: ProbeConfig = Field(default_factory=ProbeConfig)

@@ -42,7 +42,7 @@ class Records(Protocol):
     """Where the records of a batch are read from."""
 
     def record_size(self, rows: Sequence[int]) -> int:
-        """Bytes of each of these rows' records; 0 where they are not all stored, and none is read."""
+        """Bytes of one record; 0 where not all of these rows' records are stored, so that none is read."""
         ...
 
     def read_into(self, row: int, record: torch.Tensor) -> None:

@@ -44,9 +44,9 @@ class TargetMoments:
 
     @classmethod
     def find(cls, plan: TrainPlan, process: Process, resumed: Mapping[str, Any] | None) -> Self:
-        """Those of a checkpoint's content, of the store, or, with the teacher in the loop, of the first images.
+        """Take them from a checkpoint, from the store or, with the teacher in the loop, from the first images.
 
-        To be called on all processes, with the targets open.
+        All processes must call this, with the targets open.
 
         Raises:
             UserError: none of the first images can be read.
@@ -79,7 +79,7 @@ class Training:
 
     trainer: Trainer
     moments: TargetMoments
-    sampler: EpochSampler  # of the training images
+    sampler: EpochSampler  # orders the training images
     train_loader: DataLoader[ImageBatch]
     val_loader: DataLoader[ImageBatch]
 
@@ -94,9 +94,9 @@ def build_training(
     """Build what `plan` describes, at the beginning or where the checkpoint content `resumed` was saved.
 
     Args:
-        plan: of the training; its targets are open.
+        plan: what to train; its targets are open.
         process: this process among its peers.
-        resumed: content of the checkpoint to continue from.
+        resumed: content of the checkpoint to continue from; None for a new training.
         report: see `Trainer`.
         stage: see `Trainer`.
 

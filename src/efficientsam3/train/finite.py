@@ -1,4 +1,4 @@
-"""Steps without a finite gradient: left out, counted, and too many in a row end the run."""
+"""Steps whose gradient is not finite: they are skipped and counted, and too many in a row end the run."""
 
 import logging
 
@@ -13,26 +13,26 @@ _MOST_IN_A_ROW = 10
 
 
 class FiniteWatch:
-    """Remembers on the device which steps had no finite gradient, and looks at them all at once, now and then.
+    """Notes on the device which steps had a non-finite gradient, and reads them all at once, now and then.
 
     Asking a GPU after each step would make it wait for the answer. All processes see the same gradient, so that they
     count and stop alike; each names its own images.
     """
 
     def __init__(self) -> None:
-        """Nothing seen yet."""
+        """Start with no step seen."""
         self.in_a_row, self.skipped = 0, 0  # as of the last look; `skipped` since it was last set to 0
         self._unseen: list[tuple[int, list[str], torch.Tensor]] = []
 
     def note(self, step: int, image_ids: list[str], bad: torch.Tensor) -> None:
-        """Remember a step: its images, and whether it was left out, a bool scalar on the device."""
+        """Remember a step: its images, and whether it was skipped, a bool scalar on the device."""
         self._unseen.append((step, image_ids, bad))
 
     def look(self) -> None:
         """Report the steps since the last look.
 
         Raises:
-            UserError: ten steps in a row had no finite gradient.
+            UserError: ten steps in a row had a non-finite gradient.
         """
         if not self._unseen:
             return
@@ -48,13 +48,13 @@ class FiniteWatch:
         logger.warning("step %d: the loss or its gradient is not finite, step skipped (images %s)", step, names)
         if self.in_a_row == _MOST_IN_A_ROW:
             raise UserError(
-                f"{_MOST_IN_A_ROW} steps in a row had no finite gradient (last images: {names}): lower TRAIN.BASE_LR, "
-                "use --disable-amp, or check those pictures' embeddings."
+                f"{_MOST_IN_A_ROW} steps in a row had a non-finite gradient (last images: {names}): lower "
+                "TRAIN.BASE_LR, use --disable-amp, or check those images' embeddings."
             )
 
 
 class StatisticsGuard:
-    """Keeps BatchNorm's running statistics free of what a step that is left out has put into them."""
+    """Undoes what a skipped step has put into BatchNorm's running statistics."""
 
     def __init__(self, model: nn.Module) -> None:
         """Guard the floating-point buffers of `model`."""
@@ -69,6 +69,6 @@ class StatisticsGuard:
 
     @torch.no_grad()
     def restore(self, bad: torch.Tensor) -> None:
-        """Put them back where `bad`, a bool scalar on their device, is set; nobody waits for it."""
+        """Put them back where `bad`, a bool scalar on their device, is set, without waiting for it."""
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             torch.where(bad, kept, buffer, out=buffer)

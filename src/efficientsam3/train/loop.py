@@ -66,9 +66,9 @@ class Trainer:
 
         Args:
             model: the student, or DistributedDataParallel around it.
-            optimizer: of the student's parameters, fused.
-            rate_at: the learning rate of a 0-based optimiser step.
-            targets: the teacher's embeddings of the batches' images.
+            optimizer: fused, over the student's parameters.
+            rate_at: gives the learning rate of a 0-based optimiser step.
+            targets: gives the teacher's embeddings of a batch.
             objective: what is minimised.
             process: this process among its peers.
             settings: how steps are taken.
@@ -82,7 +82,7 @@ class Trainer:
         self.epoch = 0
         self.position = 0
         self.broken: list[str] = []
-        self.sums = LossSums(process.device)  # of this process's part of the epoch so far
+        self.sums = LossSums(process.device)  # this process's part of the epoch so far
         self._optimizer = optimizer
         self._rate_at = rate_at
         self._targets = targets
@@ -116,7 +116,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step; the schedule follows the images seen, whatever a step's size."""
+        """The rate of the next step; the schedule follows the images seen, not the steps taken."""
         settings = self._settings
         a_step = settings.batch * settings.accumulation
         return self._rate_at(self.epoch * math.ceil(settings.images / a_step) + math.ceil(self.position / a_step))
@@ -128,7 +128,7 @@ class Trainer:
         return self._watch.skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights, alike on all processes."""
+        """What a checkpoint needs in addition to the weights; the same on all processes."""
         return {
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -152,7 +152,7 @@ class Trainer:
         self._watch.skipped = 0
 
     def train(self, batches: Iterable[ImageBatch], total: int) -> Iterator[None]:
-        """Train on what is left of the epoch, `total` batches; yields after each step.
+        """Train on the rest of the epoch, `total` batches; yields after each step.
 
         Raises:
             UserError: the loss or its gradient is not finite ten steps in a row.
@@ -186,12 +186,12 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Iterable[ImageBatch], total: int, stop: Callable[[], bool]) -> Averages | None:
-        """The losses over every image of the validation split once, over all processes; empty without images.
+        """Losses averaged over the validation split, each image once, over all processes; empty without images.
 
         Args:
-            batches: of this process.
+            batches: this process's share.
             total: how many batches the process with the most of them has.
-            stop: called after each of these; where it says so, validation is abandoned, and None returned.
+            stop: called after each batch; once it returns true, validation is abandoned and None returned.
         """
         # DDP's forward would wait for processes that have a batch fewer.
         model = self.evaluated

@@ -10,7 +10,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read a training's `metrics.jsonl`: one JSON object of numbers for each epoch, in order.
 
     Raises:
-        UserError: the file is missing, empty, or a line is no object of numbers with an `epoch`.
+        UserError: the file is missing, empty, or a line is not an object of numbers with an `epoch`.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -29,5 +29,5 @@ def _parse(line: str, where: str) -> dict[str, float]:
     if not isinstance(record, dict) or "epoch" not in record:
         raise UserError(f"{where} is not an epoch's metrics: give the metrics.jsonl of a training.")
     if not all(isinstance(value, int | float) for value in record.values()):
-        raise UserError(f"{where} holds something else than numbers: give the metrics.jsonl of a training.")
+        raise UserError(f"{where} holds values that are not numbers: give the metrics.jsonl of a training.")
     return record

@@ -42,7 +42,7 @@ class Objective(Protocol):
         ...
 
     def summarise(self, averages: Averages) -> Averages:
-        """An epoch's averages of the losses, with what can be told from them alone."""
+        """An epoch's averages of the losses, with figures that follow from them alone."""
         ...
 
     def raw(self, student: nn.Module) -> nn.Module:
@@ -51,7 +51,7 @@ class Objective(Protocol):
 
 
 class FeatureObjective:
-    """Weighted terms of the difference between features.
+    """A weighted sum of terms, each a difference between the student's and the teacher's features.
 
     With a standardisation, what is minimised is the loss of standardised features. The terms are recorded of raw
     features in either case, so that trainings can be compared.
@@ -66,7 +66,7 @@ class FeatureObjective:
         """Set up.
 
         Args:
-            weights: of the terms, by their names in `TERMS`.
+            weights: weight of each term, by its name in `TERMS`.
             standardisation: what the student's output is standardised by, on the device of the features.
             variance: mean over channels of the teacher's variance; where it is known, `relative_mse` is recorded.
 

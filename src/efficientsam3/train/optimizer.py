@@ -24,7 +24,7 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, floor: 
 
     Args:
         step: 0-based.
-        total_steps: of the whole run; the last step has (nearly) `floor`.
+        total_steps: steps of the whole run; the last one has (nearly) `floor`.
         warmup_steps: steps until the factor is 1.
         floor: in [0, 1].
     """
@@ -35,9 +35,8 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, floor: 
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW in one fused kernel, which CPU, MPS and CUDA have since PyTorch 2.6; norms and biases do not decay.
-
-    These are the parameters of fewer than two dimensions.
+    """AdamW in one fused kernel, which CPU, MPS and CUDA have since PyTorch 2.6; norms and biases, the
+    parameters of fewer than two dimensions, do not decay.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -53,7 +52,7 @@ def apply_if_finite(optimizer: torch.optim.AdamW, bad: torch.Tensor) -> None:
         if not bool(bad):
             optimizer.step()
         return
-    # What GradScaler hands to a fused optimiser: the kernel itself looks, so that nobody waits for the device.
+    # What GradScaler hands to a fused optimiser: the kernel itself checks, so the host does not wait for the device.
     optimizer.grad_scale, optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
     optimizer.step()
     del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, whether it fits, and what it restores."""
+"""Resuming: which checkpoint, whether it fits, and what it restores."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -32,8 +32,8 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
     """The content of the checkpoint to continue from, or None to start at the beginning.
 
     Raises:
-        UserError: it is damaged, of another model, of other targets, or of another configuration and that is not
-            allowed.
+        UserError: the checkpoint is damaged, or was made with another model, other targets, or another configuration
+            and that is not allowed.
     """
     path = plan.resume
     if path is None and plan.optimisation.auto_resume:
@@ -57,7 +57,7 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
     if changes and not allow_config_change:
         raise UserError(
             f"Checkpoint {path} was made with another configuration ({'; '.join(changes)}): set that back, give "
-            "another OUTPUT, or go on nevertheless with --allow-config-change."
+            "another OUTPUT, or continue anyway with --allow-config-change."
         )
     for change in changes:
         logger.warning("changed since the checkpoint: %s", change)
@@ -68,8 +68,8 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
 def restore(content: Mapping[str, Any], trainer: Trainer, process: Process, seed: int) -> None:
     """Bring a trainer, and this process's random numbers, to where `content` was saved.
 
-    With as many processes as before, all goes on as it would have. With another number, the sums of the epoch so far
-    go to the first process, and random numbers are seeded by the step.
+    With as many processes as before, training continues as if it had not stopped. With another number, the sums of the
+    epoch so far go to the first process, and random numbers are seeded by the step.
     """
     trainer.student.load_state_dict(content["model"])
     if trainer.ema is not None:
@@ -96,9 +96,9 @@ def seed_process(seed: int, step: int, process: Process) -> None:
 def _changes(content: Mapping[str, Any], plan: TrainPlan, world_size: int) -> Iterator[str]:
     old, new = dict(_flat(content["config"])), dict(_flat(plan.recorded))
     for key in sorted(old.keys() | new.keys()):
-        # Nothing is loaded to go on, so that it may be switched off, as on a machine without the file.
-        needless = key == "MODEL.PRETRAINED" and new.get(key) is False
-        if key in _WITHOUT_EFFECT or needless or key.startswith("PROBE."):
+        # A resumed run loads no initial weights, so they may be switched off, e.g. on a machine without the file.
+        switched_off = key == "MODEL.PRETRAINED" and new.get(key) is False
+        if key in _WITHOUT_EFFECT or switched_off or key.startswith("PROBE."):
             continue
         if old.get(key) != new.get(key):
             yield f"{key}: {old.get(key)} -> {new.get(key)}"

@@ -43,8 +43,8 @@ class TrainSummary:
 
     checkpoint: Path  # what was saved last
     epochs: int  # how many are complete
-    metrics: dict[str, float]  # of the last epoch
-    broken: tuple[str, ...]  # a sentence for each image that could not be read
+    metrics: dict[str, float]  # figures of the last epoch
+    broken: tuple[str, ...]  # one sentence per image that could not be read
     stopped: bool  # whether it was asked to end early
 
 
@@ -81,7 +81,7 @@ def run_training(
     """Train a student, continuing from its last checkpoint where there is one.
 
     Args:
-        plan: of the training.
+        plan: what to train.
         process: this process among its peers.
         stop: once it says so on any process, all of them save and end after the same step.
         observers: what looks at the student after each epoch.

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-# Stands where a process has an image fewer than the others, so that all take as many steps; nothing is read for it.
+# Stands where a process has an image fewer than the others, so that all take as many steps.
 PADDING = -1
 
 
@@ -16,7 +16,7 @@ class EpochSampler(Sampler[int]):
 
     The processes take the order's images by turns, so that after any number of batches everything before one position
     has been seen and nothing behind it: a position, and not a list, is what a checkpoint needs, and any number of
-    processes can go on from there.
+    processes can continue from there.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Saver:
         self._process = process
         self._trainer = trainer
         self._moments = moments
-        self.path = checkpoint_path(plan.output_dir, trainer.epoch - 1)  # of what was saved last
+        self.path = checkpoint_path(plan.output_dir, trainer.epoch - 1)  # the checkpoint saved last
 
     def is_due(self) -> bool:
         """Whether this step is one of TRAIN.SAVE_STEPS."""
@@ -43,14 +43,14 @@ class Saver:
         return every > 0 and self._trainer.step % every == 0
 
     def save_step(self) -> None:
-        """Save within an epoch; to be called on all processes."""
+        """Save within an epoch; all processes must call this."""
         self.path = step_checkpoint_path(self._plan.output_dir, self._trainer.step)
         self._save(finished=False)
         if self._process.is_main:
             remove_old_checkpoints(self._plan.output_dir, self._plan.optimisation.keep_steps, 0, None)
 
     def save_epoch(self, lines: Sequence[Averages]) -> None:
-        """Save at the end of an epoch; `lines` are the figures of all epochs so far. To be called on all processes."""
+        """Save at the end of an epoch; `lines` are the figures of all epochs so far. All processes must call this."""
         output = self._plan.output_dir
         self.path = checkpoint_path(output, self._trainer.epoch)
         self._save(finished=True)
@@ -87,9 +87,9 @@ class Saver:
 
 
 def find_best(output_dir: Path, lines: Sequence[Averages]) -> dict[str, Any] | None:
-    """The best of the epochs whose checkpoints are there, as `best.json` has it; None where nothing was validated.
+    """The best epoch that has a checkpoint, in the form of `best.json`; None if nothing was validated.
 
-    The first figure of the mask probe decides, larger being better; without a probe, the validation loss.
+    The first figure of the mask probe decides (higher is better); without a probe, the validation loss does.
     """
     probed = next((name for line in lines for name in line if name.startswith("probe/")), None)
     metric, sign = ("val/loss", -1) if probed is None else (probed, 1)

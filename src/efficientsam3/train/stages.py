@@ -1,4 +1,4 @@
-"""The stages of a training step, by the names that a profiler shows."""
+"""The stages of a training step, named as a profiler shows them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

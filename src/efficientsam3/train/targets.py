@@ -191,8 +191,8 @@ class ComputedTargets:
     def __call__(self, batch: TrainBatch, pixels: torch.Tensor) -> torch.Tensor:
         """See `Targets`.
 
-        What goes to the cache is returned as it will be read from there, so that the first epoch's targets are those of
-        the others.
+        What goes to the cache is returned as it will be read from there, so that all epochs have the same
+        targets.
 
         Raises:
             UserError: an embedding that is to be stored is not finite in float16; or it cannot be written.
@@ -221,7 +221,7 @@ class ComputedTargets:
         barrier()  # no process writes before all have read
 
     def statistics(self, process: Process) -> ChannelStatistics:
-        """Moments of the first training images' embeddings, the same for any number of processes; on all processes.
+        """Moments of the first training images' embeddings, the same for any number of processes; all must call this.
 
         Raises:
             UserError: none of those images can be read.
@@ -248,7 +248,7 @@ class ComputedTargets:
         return total
 
     def statistics_hash(self) -> str:
-        """SHA-256 of the names of the images that `statistics` takes."""
+        """SHA-256 of the ids of the images that `statistics` measures."""
         return hashlib.sha256(b"\n".join(self.plan.splits[0].ids[:STATISTICS_IMAGES])).hexdigest()
 
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:

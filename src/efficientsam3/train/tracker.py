@@ -1,4 +1,4 @@
-"""What a training tells about itself: the log, `metrics.jsonl` and TensorBoard."""
+"""What a training records: the log, `metrics.jsonl` and TensorBoard."""
 
 import json
 import logging
@@ -16,10 +16,10 @@ logger = logging.getLogger(LOGGER_NAME)
 
 
 class Tracker:
-    """Keeps the figures of all epochs; the main process writes them."""
+    """Keeps the figures of every epoch; the main process writes them."""
 
     def __init__(self, output_dir: Path, is_main: bool, epoch: int, step: int) -> None:
-        """Go on at an epoch and a step; what was written beyond them, before a resume, is dropped."""
+        """Continue at an epoch and a step; what an interrupted run wrote beyond them is dropped."""
         self._path = output_dir / METRICS_NAME
         self.lines: list[Averages] = []
         if self._path.exists():
@@ -45,7 +45,7 @@ class Tracker:
             self._board.flush()
 
     def show(self, step: int, figure: Figure) -> None:
-        """Put a picture of features into TensorBoard."""
+        """Show a figure of features in TensorBoard."""
         if self._board is not None:
             self._board.add_figure("features", figure, step)
 

@@ -27,7 +27,7 @@ def test_the_stages_are_all_there_and_are_nearly_the_whole_step(
     profile = profile_steps(config, one_process, steps=4, warm_up=1)
     assert tuple(profile.stages) == STAGES
     assert min(cost.milliseconds for cost in profile.stages.values()) > 0
-    # Six images an epoch: steps of 2 images, or of 4 and then of the 2 that are left.
+    # Six images an epoch: steps of 2 images, or of 4 and then of the remaining 2.
     assert (profile.steps, profile.images) == (4, 8 if accumulation == 1 else 2 + 4 + 2 + 4)
     assert profile.rate == pytest.approx(profile.images / profile.seconds)
     whole = sum(cost.milliseconds for cost in profile.stages.values())
@@ -55,7 +55,7 @@ def test_the_steps_are_those_of_a_training(
     losses.clear()
     train(config, one_process)
     assert math.isfinite(sum(losses))
-    assert profiled[:3] == losses[:3]  # then the training validates, and the profile goes on
+    assert profiled[:3] == losses[:3]  # then the training validates, and the profile continues
     assert len(profiled) == len(losses) == 6
 
 

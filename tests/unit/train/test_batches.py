@@ -106,7 +106,7 @@ def test_two_batches_are_read_ahead_and_no_more(store: EmbeddingStore, monkeypat
     batches = with_records(loader(), StoredTargets(store), CPU)
     for number in range(3):
         assert next(batches).rows == [number]
-        assert all(seen[row].wait(60) for row in (number + 1, number + 2))  # though nobody asked for them yet
+        assert all(seen[row].wait(60) for row in (number + 1, number + 2))  # though none has been asked for yet
         assert taken == list(range(number + 3))
         assert not seen[number + 3].is_set()
 

@@ -1,4 +1,4 @@
-"""Trainings that are interrupted anywhere and go on."""
+"""Trainings that are interrupted anywhere and resumed."""
 
 import json
 import shutil
@@ -154,7 +154,7 @@ def test_a_changed_configuration_is_named_and_refused(
 
 
 def test_weights_to_start_from_are_needless_to_go_on(make_training: MakeTraining, one_process: Process) -> None:
-    """A run that began from a file goes on where that file is not."""
+    """A run that began from a file resumes on a machine without that file."""
     started = make_training()
     train(started, one_process, StopAfter(1))
     weights = started.output_dir.parent / "weights.pth"

@@ -193,7 +193,7 @@ def test_standardised_targets_are_measured_once_and_alike_on_any_number_of_proce
         raise AssertionError("the statistics are those of the checkpoint")
 
     monkeypatch.setattr(online.ComputedTargets, "statistics", fail)
-    for interrupted in (config, two):  # on one process, whoever began it
+    for interrupted in (config, two):  # on one process, however many began it
         summary = train(interrupted, one_process, allow_config_change=True)
         content = load_training_checkpoint(summary.checkpoint)
         assert all(torch.equal(content["normalisation"][key], first["normalisation"][key]) for key in ("mean", "std"))
