@@ -1,8 +1,8 @@
-"""What each form of a student's embedding differs by from PyTorch's, on pictures, at SAM3's size.
+"""What each form of a student's embedding differs by from PyTorch's, on images, at SAM3's size.
 
-    python benchmarks/onnx_parity.py --pictures DIR --calibrate DIR [--student es_rv_s ...] [--head fpn]
+    python benchmarks/onnx_parity.py --images DIR --calibrate DIR [--student es_rv_s ...] [--head fpn]
 
-Weights are random, BatchNorm's statistics those of the first eight calibration pictures: the figures are of the
+Weights are random, BatchNorm's statistics those of the first eight calibration images: the figures are of the
 arithmetic, not of what a trained student loses.
 """
 
@@ -37,24 +37,24 @@ _COLUMNS = (
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True, help="the first ten are compared on")
+    parser.add_argument("--images", "--pictures", type=Path, required=True, help="the first ten are compared on")
     parser.add_argument("--calibrate", type=Path, required=True, help="the first hundred set the ranges")
     parser.add_argument("--student", nargs="+", default=["all"])
     parser.add_argument("--head", choices=HEADS, default=DEFAULT_HEAD)
     args = parser.parse_args()
     console = Console(width=150)
-    table = Table(title=f"Relative error of the embedding, worst of the pictures; {args.head} head")
+    table = Table(title=f"Relative error of the embedding, worst of the images; {args.head} head")
     for column in _COLUMNS:
         table.add_column(column, no_wrap=True, justify="left" if column == "student" else "right")
     for name in select_students(args.student):
-        row = measure(name, args.head, args.pictures, args.calibrate)
+        row = measure(name, args.head, args.images, args.calibrate)
         table.add_row(name, *row)
         console.print(name, *row)  # a table of nine takes its time
     console.print(table)
     print(f"{describe_machine()}, {torch.get_num_threads()} threads")
 
 
-def measure(name: str, head: str, pictures: Path, calibrate: Path) -> list[str]:
+def measure(name: str, head: str, images: Path, calibrate: Path) -> list[str]:
     """One student's row."""
     start = time.perf_counter()
     torch.manual_seed(0)
@@ -65,29 +65,29 @@ def measure(name: str, head: str, pictures: Path, calibrate: Path) -> list[str]:
         described = {"architecture": asdict(student.architecture), "preprocessing": SAM3_PREPROCESSING.model_dump()}
         torch.save({"model": student.state_dict(), **described}, checkpoint)
         manifest = export_onnx(
-            checkpoint, Path(scratch, "onnx"), variants=["fp16", "int8"], calibrate=calibrate, images=pictures
+            checkpoint, Path(scratch, "onnx"), variants=["fp16", "int8"], calibrate=calibrate, images=images
         )
-    fused = fused_error(student, EncoderInputs(pictures, SAM3_PREPROCESSING, 10))
+    fused = fused_error(student, EncoderInputs(images, SAM3_PREPROCESSING, 10))
     return [f"{fused:.1e}", *cells(manifest), f"{time.perf_counter() - start:.0f}"]
 
 
 @torch.no_grad()
-def settle(student: Student, pictures: EncoderInputs) -> None:
-    """Give BatchNorms the statistics of pictures; without, random weights' values vanish or explode."""
+def settle(student: Student, images: EncoderInputs) -> None:
+    """Give BatchNorms the statistics of images; without, random weights' values vanish or explode."""
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0  # the statistics of this batch alone, so that evaluation sees what training did
     student.train()
-    student(torch.cat(list(pictures)))
+    student(torch.cat(list(images)))
     student.eval()
 
 
 @torch.inference_mode()
-def fused_error(student: Student, pictures: EncoderInputs) -> float:
+def fused_error(student: Student, images: EncoderInputs) -> float:
     """Of the fused student in PyTorch."""
     side = student.architecture.image_size
     fused = fuse_modules(student, (1, 3, side, side))
-    return max(relative_error(student(pixels).numpy(), fused(pixels).numpy()) for pixels in pictures)
+    return max(relative_error(student(pixels).numpy(), fused(pixels).numpy()) for pixels in images)
 
 
 def cells(manifest: OnnxManifest) -> list[str]:

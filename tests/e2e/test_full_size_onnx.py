@@ -60,7 +60,7 @@ def photographs(tmp_path_factory) -> Path:
 def exported(merged: Path, photographs: Path, run) -> Path:
     out = merged.parent / "onnx"
     variants = ["--variants", "fp16", "int8", "--calibrate", photographs]
-    done = run("efficientsam3", "export-onnx", merged, "--out", out, *variants, "--pictures", photographs, timeout=7200)
+    done = run("efficientsam3", "export-onnx", merged, "--out", out, *variants, "--images", photographs, timeout=7200)
     print(done.stdout)
     return out
 

@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not RUNTIME, reason="EFFICIENTSAM3_ORT_WEB does not name the dist folder of onnxruntime-web"),
 ]
 
-POINT = (60.0, 45.0)  # in pixels of the picture
+POINT = (60.0, 45.0)  # in pixels of the image
 BOX = (20.0, 30.0, 90.0, 80.0)
 WORD = "a yellow dog"
 THRESHOLD = 0.01  # low enough for a model that has learnt nothing
@@ -63,16 +63,16 @@ def onnx(tiny_sam3_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def picture(photographs_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "a & b.jpg"
+def image(photographs_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "a & b.jpg"
     shutil.copy(sorted((photographs_path / "images").rglob("*.jpg"))[0], path)
     return path
 
 
 @pytest.fixture(scope="module")
-def browser(onnx: Path, picture: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """A browser with the page, and the picture open on it."""
-    command = ["efficientsam3", "serve", onnx, "--onnxruntime-web", RUNTIME, "--pictures", picture.parent, "--port", 0]
+def browser(onnx: Path, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A browser with the page, and the image open on it."""
+    command = ["efficientsam3", "serve", onnx, "--onnxruntime-web", RUNTIME, "--images", image.parent, "--port", 0]
     server = subprocess.Popen(
         [str(part) for part in command], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
     )
@@ -82,7 +82,7 @@ def browser(onnx: Path, picture: Path, tmp_path_factory: pytest.TempPathFactory)
         assert address is not None
         with Chromium(CHROMIUM, tmp_path_factory.mktemp("profile")) as found:
             found.send("Emulation.setDeviceMetricsOverride", width=1280, height=860, deviceScaleFactor=1, mobile=False)
-            found.send("Page.navigate", url=f"{address[0]}?picture=a%20%26%20b.jpg")
+            found.send("Page.navigate", url=f"{address[0]}?image=a%20%26%20b.jpg")
             found.wait("Boolean(document.getElementById('status'))", lambda: found.messages)
             _ready(found)
             yield found
@@ -108,11 +108,11 @@ def _answer(browser: Chromium) -> tuple[list[Any], list[np.ndarray[Any, Any]]]:
     return answer["objects"], [np.array(list(found["mask"])).reshape(shape) == "1" for found in answer["objects"]]
 
 
-def _place(browser: Chromium, picture: Path, point: tuple[float, float]) -> tuple[float, float]:
-    """A point of the picture in pixels of the window."""
+def _place(browser: Chromium, image: Path, point: tuple[float, float]) -> tuple[float, float]:
+    """A point of the image in pixels of the window."""
     script = "(({ left, top, width }) => [left, top, width])(document.getElementById('canvas').getBoundingClientRect())"
     left, top, width = browser.evaluate(script)
-    scale = width / Image.open(picture).width
+    scale = width / Image.open(image).width
     return left + point[0] * scale, top + point[1] * scale
 
 
@@ -126,18 +126,18 @@ def _choose(browser: Chromium, mode: str) -> None:
     browser.evaluate(f"document.querySelector('input[value={mode}]').click()")
 
 
-def _photograph(browser: Chromium, name: str) -> None:
+def _screenshot(browser: Chromium, name: str) -> None:
     if folder := os.environ.get("EFFICIENTSAM3_SCREENSHOTS"):
         browser.screenshot(Path(folder) / name)
 
 
 @pytest.fixture
-def compare(run: Run, onnx: Path, picture: Path, tmp_path: Path) -> Any:
+def compare(run: Run, onnx: Path, image: Path, tmp_path: Path) -> Any:
     """Compare what the page shows with what `predict` writes for the same prompts."""
 
     def check(browser: Chromium, *prompts: object) -> int:
-        run("efficientsam3", "predict", onnx, picture, *prompts, "--threshold", THRESHOLD, "--out", tmp_path)
-        expected = json.loads((tmp_path / f"{picture.stem}.json").read_text())["objects"]
+        run("efficientsam3", "predict", onnx, image, *prompts, "--threshold", THRESHOLD, "--out", tmp_path)
+        expected = json.loads((tmp_path / f"{image.stem}.json").read_text())["objects"]
         objects, masks = _answer(browser)
         assert len(objects) == len(expected) > 0
         for found, mask, wanted in zip(objects, masks, expected, strict=True):
@@ -151,13 +151,13 @@ def compare(run: Run, onnx: Path, picture: Path, tmp_path: Path) -> Any:
     return check
 
 
-def test_a_click_gives_the_mask_of_predict(browser: Chromium, picture: Path, compare: Any) -> None:
-    place = _place(browser, picture, POINT)
+def test_a_click_gives_the_mask_of_predict(browser: Chromium, image: Path, compare: Any) -> None:
+    place = _place(browser, image, POINT)
     browser.drag(place, place)
     _ready(browser)
-    _photograph(browser, "click.png")
+    _screenshot(browser, "click.png")
     assert compare(browser, "--point", *POINT) == 1
-    off = _place(browser, picture, (100, 20))
+    off = _place(browser, image, (100, 20))
     browser.drag(off, off, button="right")
     _ready(browser)
     assert compare(browser, "--point", *POINT, "--negative-point", 100, 20) == 1
@@ -169,14 +169,14 @@ def test_a_word_gives_the_masks_of_predict(browser: Chromium, compare: Any) -> N
     browser.evaluate("document.getElementById('phrase').focus()")
     browser.type(WORD)
     _ready(browser)
-    _photograph(browser, "word.png")
+    _screenshot(browser, "word.png")
     assert compare(browser, "--text", WORD) > 1
     _clear(browser)
     browser.evaluate("document.getElementById('phrase').value = ''")
 
 
-def test_boxes_are_the_object_s_or_examples(browser: Chromium, picture: Path, compare: Any) -> None:
-    corners = _place(browser, picture, BOX[:2]), _place(browser, picture, BOX[2:])
+def test_boxes_are_the_object_s_or_examples(browser: Chromium, image: Path, compare: Any) -> None:
+    corners = _place(browser, image, BOX[:2]), _place(browser, image, BOX[2:])
     browser.drag(*corners)
     _ready(browser)
     assert compare(browser, "--object-box", *BOX) == 1
@@ -185,7 +185,7 @@ def test_boxes_are_the_object_s_or_examples(browser: Chromium, picture: Path, co
     _ready(browser)
     assert compare(browser, "--box", *BOX) > 1
     other = (5.0, 5.0, 40.0, 60.0)
-    browser.drag(_place(browser, picture, other[:2]), _place(browser, picture, other[2:]), button="right")
+    browser.drag(_place(browser, image, other[:2]), _place(browser, image, other[2:]), button="right")
     _ready(browser)
     assert compare(browser, "--box", *BOX, "--negative-box", *other) > 1
     _choose(browser, "object")

@@ -127,7 +127,7 @@ def _text(read: _Reader) -> dict[str, Any]:
 
 
 def tracker_config(read: _Reader, vision: dict[str, Any], image_size: int) -> Sam3TrackerVideoConfig:
-    """Config of the interactive predictor and, with it, of the video memory."""
+    """Config of the tracker, the video memory included."""
     if not read.has("tracker."):
         return Sam3TrackerVideoConfig(vision_config=vision, image_size=image_size)
     width = read.size(f"{_SAM}iou_token.weight", 1)

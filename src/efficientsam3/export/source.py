@@ -1,4 +1,4 @@
-"""What is exported: the parts of a model as graphs, and what is asked of them."""
+"""The model that is exported: its parts as graphs, and phrases to compare them on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Source:
 
     graphs: list[Graph]  # in the order in which they run
     preprocessing: Preprocessing
-    phrases: list[Values]  # what the first graph that takes text is asked
+    phrases: list[Values]  # inputs for the first graph that takes text
     has_text: bool  # whether there is a text encoder
     visual_prompt: VisualPrompt | None  # features of "visual", where there is a detector but no text encoder
 
@@ -35,7 +35,7 @@ def read_source(model: Path) -> Source:
     """Open a merged file, a Hugging Face directory, plain SAM3, or a training's checkpoint: its student alone.
 
     Raises:
-        UserError: it is none of these, or broken.
+        UserError: `model` is not one of these, or is broken.
     """
     if not model.exists():
         raise UserError(

@@ -53,16 +53,16 @@ _HEADERS = {
 }
 
 
-def build_site(directory: Path, onnxruntime_web: Path = ONNXRUNTIME_WEB, pictures: Path | None = None) -> Site:
-    """All that is served: the page, the graphs that `model.json` names, onnxruntime-web, and pictures.
+def build_site(directory: Path, onnxruntime_web: Path = ONNXRUNTIME_WEB, images: Path | None = None) -> Site:
+    """Everything that is served: the page, the graphs that `model.json` names, onnxruntime-web, and images.
 
     Args:
         directory: what `export-onnx` wrote.
         onnxruntime_web: the `dist` folder of the npm package.
-        pictures: a folder whose pictures the page offers.
+        images: a folder whose images the page offers.
 
     Raises:
-        UserError: one of them is missing or not what it should be.
+        UserError: a file or folder is missing or not what it should be.
     """
     site: dict[str, Path | bytes] = {f"/{path.name}": path for path in _PAGE.iterdir() if path.suffix in _TYPES}
     site["/"] = site.pop("/index.html")
@@ -74,9 +74,9 @@ def build_site(directory: Path, onnxruntime_web: Path = ONNXRUNTIME_WEB, picture
         )
     runtime = [path for pattern in _RUNTIME_FILES for path in onnxruntime_web.glob(pattern)]
     site |= {f"/onnxruntime-web/{path.name}": path for path in runtime}
-    shown = [] if pictures is None else _pictures(pictures)
-    site |= {f"/pictures/{path.name}": path for path in shown}
-    site["/pictures.json"] = json.dumps([path.name for path in shown]).encode()
+    shown = [] if images is None else _images(images)
+    site |= {f"/images/{path.name}": path for path in shown}
+    site["/images.json"] = json.dumps([path.name for path in shown]).encode()
     return site
 
 
@@ -85,27 +85,27 @@ def _model_files(directory: Path) -> Iterator[str]:
     names = [graph.file for graph in (*manifest.graphs.values(), *manifest.variants.values())]
     names += [] if manifest.tokenizer is None else [manifest.tokenizer.file]
     for name in names:
-        if Path(name).name != name:  # the manifest may be anyone's, and would name any file of this machine
+        if Path(name).name != name:  # a manifest of unknown origin could name any file of this machine
             raise UserError(f"{directory / MANIFEST} names {name}, outside its folder: export the model again.")
         if not (directory / name).is_file():
             raise UserError(f"{directory / name} is missing: export the model again.")
     yield from (MANIFEST, *names)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of pictures: give another as --pictures.")
+        raise UserError(f"{folder} is not a folder of images: give another as --images.")
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def open_server(site: Site, host: str, port: int) -> ThreadingHTTPServer:
-    """A server that listens; `serve_forever` answers. Port 0 takes a free one, see `server_port`.
+    """A listening server; `serve_forever` answers. Port 0 takes a free one, see `server_port`.
 
     Raises:
         UserError: the address cannot be listened on.
     """
     if not 0 <= port <= 65535:
-        raise UserError(f"--port {port} is none: give a number from 0 (any free one) to 65535.")
+        raise UserError(f"--port {port} is not a port: give a number from 0 (any free one) to 65535.")
     handler = type("SiteHandler", (_Handler,), {"site": site, "local_only": _is_loopback(host)})
     try:
         return ThreadingHTTPServer((host, port), handler)
@@ -122,7 +122,7 @@ def serve_forever(server: ThreadingHTTPServer) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers for the site's files and nothing else."""
+    """Answers requests for the site's files and nothing else."""
 
     site: Site
     local_only: bool
@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(send_content=False)
 
     def _answer(self, send_content: bool) -> None:
-        # A stranger's page can call its own host name 127.0.0.1; then its name is in this header.
+        # A foreign page can resolve its own host name to 127.0.0.1; then that name is in this header.
         if self.local_only and not _is_loopback(self.headers.get("Host", "").rsplit(":", 1)[0]):
             return self.send_error(HTTPStatus.FORBIDDEN)
         path = unquote(self.path.partition("?")[0])

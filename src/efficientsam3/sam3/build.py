@@ -1,4 +1,4 @@
-"""From the contents of a model on disk to transformers' models, checked key by key."""
+"""From the contents of a model on disk to transformers' models, each key checked."""
 
 import re
 from dataclasses import dataclass

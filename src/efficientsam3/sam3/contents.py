@@ -1,4 +1,4 @@
-"""What a SAM3 or EfficientSAM3 on disk holds, native or Hugging Face, in one form: a config and facebook's keys."""
+"""A SAM3 or EfficientSAM3 on disk, native or Hugging Face, in one form: a config and tensors under facebook's keys."""
 
 import json
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Contents:
 
 
 def metadata_path(path: Path) -> Path:
-    """Where the metadata of a native file lies: beside it, never inside."""
+    """The file beside a native file that holds its metadata."""
     return path.with_name(path.name + ".json")
 
 

@@ -117,7 +117,7 @@ class Sam3Decoder:
         contents = read_contents(path)
         if not contents.has("tracker_model."):
             raise UserError(f"{path} was merged without its tracker: merge with --keep tracker.")
-        # Without the detector's own tensors, none of it is built.
+        # Without the detector's own tensors, `build_models` builds no detector.
         kept = {
             key: value
             for key, value in contents.tensors.items()

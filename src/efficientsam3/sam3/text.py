@@ -55,7 +55,7 @@ def tokenize(tokenizer: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def compute_visual_prompt(contents: Contents) -> torch.Tensor:
-    """Features (3, width) float32 of the prompt "visual": start, word, end; padding is masked anyway and left out.
+    """Features (3, width) float32 of the prompt "visual": start, word, end; padding is masked anyway and dropped.
 
     Raises:
         UserError: the tokenizer's vocabulary is not installed.

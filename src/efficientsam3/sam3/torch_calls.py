@@ -60,7 +60,7 @@ def ask_detector(
     device = text[0].device
     given = torch.as_tensor(boxes)
     if len(given) == 0:
-        # Meta's code always passes the geometry encoder's class token; transformers leaves it out when there is no box,
+        # Meta's code always passes the geometry encoder's class token; transformers omits it when there is no box,
         # which changes the answer by 7 to 33 %. A box of padding brings it back.
         given, labels = torch.zeros(1, 4), [PADDING_LABEL]
     return detector(

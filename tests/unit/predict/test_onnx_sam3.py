@@ -41,14 +41,14 @@ def models(merged: Path, exported: Path) -> tuple[EfficientSAM3, OnnxSAM3]:
 
 
 @pytest.fixture(scope="module")
-def photograph(photographs_path: Path) -> Path:
+def image_path(photographs_path: Path) -> Path:
     return sorted(photographs_path.rglob("*.jpg"))[0]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids="-".join)
-def test_answers_are_pytorchs(prompt: dict[str, Any], models: tuple[EfficientSAM3, OnnxSAM3], photograph: Path) -> None:
+def test_answers_are_pytorchs(prompt: dict[str, Any], models: tuple[EfficientSAM3, OnnxSAM3], image_path: Path) -> None:
     extra = {} if "points" in prompt or "object_box" in prompt else {"threshold": 0.0}
-    expected, found = (model.encode(photograph).segment(**prompt, **extra) for model in models)
+    expected, found = (model.encode(image_path).segment(**prompt, **extra) for model in models)
     assert len(found) == len(expected) > 0
     masks = expected.masks.numpy()
     assert (masks & found.masks).sum() / (masks | found.masks).sum() >= 0.999
@@ -56,8 +56,8 @@ def test_answers_are_pytorchs(prompt: dict[str, Any], models: tuple[EfficientSAM
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5 if "candidates" in prompt else 0.01)
 
 
-def test_an_earlier_answer_s_prompts_do_not_linger(models: tuple[EfficientSAM3, OnnxSAM3], photograph: Path) -> None:
-    image = models[1].encode(photograph)
+def test_an_earlier_answer_s_prompts_do_not_linger(models: tuple[EfficientSAM3, OnnxSAM3], image_path: Path) -> None:
+    image = models[1].encode(image_path)
     first = image.segment("a red sock", threshold=0.0)
     image.segment(boxes=[(10, 10, 60, 60)], threshold=0.0)
     image.segment(points=[(30, 20)])
@@ -65,12 +65,12 @@ def test_an_earlier_answer_s_prompts_do_not_linger(models: tuple[EfficientSAM3, 
     assert (first.scores == again.scores).all()
 
 
-def test_a_graph_runs_once_per_picture(exported: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_runs_once_per_image(exported: Path, image_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = OnnxSAM3.from_pretrained(exported)
     ran: list[str] = []
     run = model.run
     monkeypatch.setattr(model, "run", lambda name, inputs: ran.append(name) or run(name, inputs))  # type: ignore[func-returns-value]
-    image = model.encode(photograph)
+    image = model.encode(image_path)
     for _ in range(2):
         image.segment(points=[(30, 20)])
     assert ran == ["image_encoder", "interactive_neck", "interactive", "interactive"]
@@ -107,14 +107,14 @@ def test_tokens_are_pytorchs(models: tuple[EfficientSAM3, OnnxSAM3], monkeypatch
 
 
 def test_the_command_writes_what_pytorch_writes(
-    merged: Path, exported: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    merged: Path, exported: Path, image_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(photograph), "--text", "dog", "--text", "cat", "--box", "10", "10", "60", "60", "--negative-box"]
+    arguments = [str(image_path), "--text", "dog", "--text", "cat", "--box", "10", "10", "60", "60", "--negative-box"]
     arguments += ["70", "10", "90", "50", "--point", "30", "20", "--negative-point", "80", "80", "--threshold", "0"]
     records = {}
     for name, model in (("torch", merged), ("onnx", exported)):
         assert main(["predict", str(model), *arguments, "--out", str(tmp_path / name), "--device", "cpu"]) == 0
-        records[name] = json.loads((tmp_path / name / f"{photograph.stem}.json").read_text())
+        records[name] = json.loads((tmp_path / name / f"{image_path.stem}.json").read_text())
     names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in records]
     assert names[0] == names[1]
     expected, found = records["torch"], records["onnx"]
@@ -127,7 +127,7 @@ def test_the_command_writes_what_pytorch_writes(
             0, 0
         ] >= 0.999 or not coco_mask.area(theirs["segmentation"])
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
-    overlays = [np.asarray(Image.open(tmp_path / name / f"{photograph.stem}_overlay.png")) for name in records]
+    overlays = [np.asarray(Image.open(tmp_path / name / f"{image_path.stem}_overlay.png")) for name in records]
     assert (overlays[0] != overlays[1]).mean() < 0.01
 
 
@@ -145,21 +145,21 @@ sys.exit(code)
 """
 
 
-def test_nothing_of_pytorch_is_needed(exported: Path, photograph: Path, tmp_path: Path) -> None:
-    command = ["predict", str(exported), str(photograph), "--text", "dog", "--point", "30", "20", "--threshold", "0"]
+def test_nothing_of_pytorch_is_needed(exported: Path, image_path: Path, tmp_path: Path) -> None:
+    command = ["predict", str(exported), str(image_path), "--text", "dog", "--point", "30", "20", "--threshold", "0"]
     command = [sys.executable, "-c", WITHOUT, *command, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(json.loads((tmp_path / f"{photograph.stem}.json").read_text())["objects"]) == 21
+    assert len(json.loads((tmp_path / f"{image_path.stem}.json").read_text())["objects"]) == 21
 
 
-def test_parts_left_out(tiny_sam3_path: Path, student_checkpoint: Make, photograph: Path, tmp_path: Path) -> None:
+def test_parts_left_out(tiny_sam3_path: Path, student_checkpoint: Make, image_path: Path, tmp_path: Path) -> None:
     answers = {}
     for part, prompt in (("image", {"boxes": [(10, 10, 60, 60)], "threshold": 0.0}), ("tracker", {"points": [(1, 1)]})):
         merge(student_checkpoint(), tiny_sam3_path, tmp_path / f"{part}.pt", keep=[part])
         export_onnx(tmp_path / f"{part}.pt", tmp_path / part)
-        image = OnnxSAM3.from_pretrained(tmp_path / part).encode(photograph)
-        whole = EfficientSAM3.from_pretrained(tmp_path / f"{part}.pt", "cpu").encode(photograph)
+        image = OnnxSAM3.from_pretrained(tmp_path / part).encode(image_path)
+        whole = EfficientSAM3.from_pretrained(tmp_path / f"{part}.pt", "cpu").encode(image_path)
         np.testing.assert_allclose(image.segment(**prompt).scores, whole.segment(**prompt).scores, atol=1e-5)
         answers[part] = image
     with pytest.raises(UserError, match="has no text encoder"):
@@ -179,21 +179,21 @@ def test_parts_left_out(tiny_sam3_path: Path, student_checkpoint: Make, photogra
     ],
 )
 def test_the_command_refuses_in_one_sentence(
-    options: list[str], message: str, exported: Path, photograph: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, exported: Path, image_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["predict", str(exported), str(photograph), "--text", "dog", *options]) == 2
+    assert main(["predict", str(exported), str(image_path), "--text", "dog", *options]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_variant_belongs_to_onnx(merged: Path, photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", str(merged), str(photograph), "--text", "dog", "--variant", "fp16"]) == 2
+def test_a_variant_belongs_to_onnx(merged: Path, image_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(merged), str(image_path), "--text", "dog", "--variant", "fp16"]) == 2
     assert "belongs to what export-onnx wrote" in capsys.readouterr().err
 
 
-def test_a_missing_graph_is_named(exported: Path, photograph: Path, tmp_path: Path) -> None:
+def test_a_missing_graph_is_named(exported: Path, image_path: Path, tmp_path: Path) -> None:
     for file in exported.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "interactive.onnx").unlink()
-    image = OnnxSAM3.from_pretrained(tmp_path).encode(photograph)
+    image = OnnxSAM3.from_pretrained(tmp_path).encode(image_path)
     with pytest.raises(UserError, match=r"interactive\.onnx is not a file: export the model again"):
         image.segment(points=[(1, 1)])

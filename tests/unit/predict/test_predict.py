@@ -1,4 +1,4 @@
-"""Prompting: coordinates, the two predictors, missing parts, and what is written."""
+"""Prompting: coordinates, the detector and the tracker, missing parts, and what is written."""
 
 import json
 from collections.abc import Callable
@@ -40,15 +40,15 @@ def model(merged: Path) -> EfficientSAM3:
 
 
 @pytest.fixture(scope="module")
-def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ramp = np.linspace(0, 255, 120 * 90 * 3).reshape(90, 120, 3).astype(np.uint8)
-    path = tmp_path_factory.mktemp("pictures") / "street.png"
+    path = tmp_path_factory.mktemp("images") / "street.png"
     Image.fromarray(ramp).save(path)
     return path
 
 
-def test_shapes_and_order_of_answers(model: EfficientSAM3, photograph: Path) -> None:
-    image = model.encode(photograph)
+def test_shapes_and_order_of_answers(model: EfficientSAM3, image_path: Path) -> None:
+    image = model.encode(image_path)
     for answer in (
         image.segment("bicycle", threshold=0.0),
         image.segment(boxes=[(10, 10, 60, 60), (70, 10, 100, 50)], box_labels=[1, 0], threshold=0.0),
@@ -64,8 +64,8 @@ def test_shapes_and_order_of_answers(model: EfficientSAM3, photograph: Path) -> 
         assert ((answer.boxes >= 0) & (answer.boxes <= torch.tensor([120, 90, 120, 90]))).all()
 
 
-def test_a_threshold_keeps_the_better_ones(model: EfficientSAM3, photograph: Path) -> None:
-    image = model.encode(photograph)
+def test_a_threshold_keeps_the_better_ones(model: EfficientSAM3, image_path: Path) -> None:
+    image = model.encode(image_path)
     everything = image.segment("bicycle", threshold=0.0)
     middle = float(everything.scores[len(everything) // 2])
     some = image.segment("bicycle", threshold=middle)
@@ -74,8 +74,8 @@ def test_a_threshold_keeps_the_better_ones(model: EfficientSAM3, photograph: Pat
     assert image.segment("bicycle", threshold=1.0).masks.shape == (0, 90, 120)
 
 
-def test_the_best_of_three_candidates_is_returned(model: EfficientSAM3, photograph: Path) -> None:
-    image = model.encode(photograph)
+def test_the_best_of_three_candidates_is_returned(model: EfficientSAM3, image_path: Path) -> None:
+    image = model.encode(image_path)
     three = image.segment(points=[(30, 20)], candidates=True)
     best = image.segment(points=[(30, 20)])
     assert len(three) == 3
@@ -84,9 +84,9 @@ def test_the_best_of_three_candidates_is_returned(model: EfficientSAM3, photogra
 
 
 def test_the_image_is_encoded_once_for_all_prompts(
-    model: EfficientSAM3, photograph: Path, monkeypatch: pytest.MonkeyPatch
+    model: EfficientSAM3, image_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = model.encode(photograph)
+    image = model.encode(image_path)
     monkeypatch.setattr(model._models.encoder, "forward", None)
     monkeypatch.setattr(model.detector.vision_encoder, "forward", None)
     image.segment("dog")
@@ -94,19 +94,19 @@ def test_the_image_is_encoded_once_for_all_prompts(
     image.segment(points=[(1, 1)])
 
 
-def test_every_form_of_picture_gives_the_same_embedding(model: EfficientSAM3, photograph: Path) -> None:
-    picture = Image.open(photograph)
-    array = np.asarray(picture)
+def test_every_form_of_image_gives_the_same_embedding(model: EfficientSAM3, image_path: Path) -> None:
+    image = Image.open(image_path)
+    array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    expected = model.encode(photograph).embedding
-    for form in (str(photograph), picture, array, tensor):
+    expected = model.encode(image_path).embedding
+    for form in (str(image_path), image, array, tensor):
         assert torch.equal(model.encode(form).embedding, expected)
     with pytest.raises(UserError, match="not RGB of 8 bits"):
         model.encode(torch.zeros(3, 9, 9))
 
 
 def test_text_alone_gets_the_padding_box_that_metas_numbers_need(
-    model: EfficientSAM3, photograph: Path, monkeypatch: pytest.MonkeyPatch
+    model: EfficientSAM3, image_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_boxes: list[torch.Tensor] = []
     forward = model.detector.geometry_encoder.forward
@@ -116,7 +116,7 @@ def test_text_alone_gets_the_padding_box_that_metas_numbers_need(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model.detector.geometry_encoder, "forward", spies)
-    model.encode(photograph).segment("dog")
+    model.encode(image_path).segment("dog")
     assert [mask.tolist() for mask in given_boxes] == [[[False]]]
 
 
@@ -146,17 +146,17 @@ def test_no_memory_is_added_to_the_level_that_is_used(model: EfficientSAM3) -> N
     ],
 )
 def test_prompts_without_a_meaning(
-    prompt: dict[str, object], message: str, model: EfficientSAM3, photograph: Path
+    prompt: dict[str, object], message: str, model: EfficientSAM3, image_path: Path
 ) -> None:
-    image = model.encode(photograph)
+    image = model.encode(image_path)
     with pytest.raises(UserError, match=message):
         image.segment(**prompt)  # type: ignore[arg-type]
 
 
 def test_left_out_parts(
-    merged: Path, model: EfficientSAM3, tiny_sam3_path: Path, student_checkpoint: Make, photograph: Path, tmp_path: Path
+    merged: Path, model: EfficientSAM3, tiny_sam3_path: Path, student_checkpoint: Make, image_path: Path, tmp_path: Path
 ) -> None:
-    box, pixels = [(10.0, 10.0, 60.0, 60.0)], photograph
+    box, pixels = [(10.0, 10.0, 60.0, 60.0)], image_path
     merge(student_checkpoint(), tiny_sam3_path, tmp_path / "image.pt", keep=["image"])
     slim = EfficientSAM3.from_pretrained(tmp_path / "image.pt", "cpu").encode(pixels)
     expected = model.encode(pixels).segment(boxes=box, threshold=0.0)
@@ -174,8 +174,8 @@ def test_left_out_parts(
         slim.segment(boxes=box)
 
 
-def test_plain_sam3_goes_through_the_same_door(tiny_sam3_path: Path, photograph: Path) -> None:
-    image = EfficientSAM3.from_pretrained(tiny_sam3_path, "cpu").encode(photograph)
+def test_plain_sam3_goes_through_the_same_door(tiny_sam3_path: Path, image_path: Path) -> None:
+    image = EfficientSAM3.from_pretrained(tiny_sam3_path, "cpu").encode(image_path)
     assert image.embedding.shape == (1, 64, 16, 16)
     assert len(image.segment("dog", threshold=0.0)) == 20
 
@@ -207,10 +207,10 @@ def test_coordinates_go_there_and_back(height: int, width: int, resize: str, x: 
     np.testing.assert_allclose(placement.boxes_to_image(unit), [box], atol=0.02, rtol=1e-4)
 
 
-def test_masks_of_padded_pictures_show_the_content_alone() -> None:
+def test_masks_of_padded_images_show_the_content_alone() -> None:
     placement = Placement((50, 100), (504, 1008), 1008)
     logits = torch.full((1, 288, 288), -1.0)
-    logits[:, :144] = 1.0  # the upper half of the input is the picture
+    logits[:, :144] = 1.0  # the upper half of the input is the image
     for masks in (placement.masks_to_image(logits.numpy()), torch_calls.masks_to_image(placement, logits)):
         assert masks[0, :48].all()
         assert masks.shape == (1, 50, 100)
@@ -251,11 +251,11 @@ def test_rle_is_cocos(height: int, width: int, random: object) -> None:
 
 
 def test_the_command_writes_overlay_masks_and_json(
-    merged: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    merged: Path, image_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
     for name in ("street.png", "street.jpg", "other.png"):
-        Image.open(photograph).save(tmp_path / "in" / name)
+        Image.open(image_path).save(tmp_path / "in" / name)
     (tmp_path / "in" / "broken.jpg").write_bytes((tmp_path / "in" / "street.jpg").read_bytes()[:300])
     arguments = ["--text", "dog", "--text", "cat", "--box", "10", "10", "60", "60", "--negative-box", "70", "10", "90"]
     arguments += ["50", "--point", "30", "20", "--negative-point", "80", "80", "--threshold", "0"]
@@ -281,8 +281,8 @@ def test_the_command_writes_overlay_masks_and_json(
         assert (coco_mask.decode(found["segmentation"]) == mask).all()
     overlay = np.asarray(Image.open(tmp_path / "out" / "other_overlay.png"))
     assert overlay.shape == (90, 120, 3)
-    assert (overlay != np.asarray(Image.open(photograph))).any()
-    assert (tmp_path / "out" / "street.png.json").is_file()  # two pictures of one stem
+    assert (overlay != np.asarray(Image.open(image_path))).any()
+    assert (tmp_path / "out" / "street.png.json").is_file()  # two images of one stem
     assert (tmp_path / "out" / "street.jpg.json").is_file()
     # A second run that finds less leaves no mask of the first.
     assert main([*command[:3], "--point", "30", "20", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
@@ -301,16 +301,16 @@ def test_the_command_refuses_in_one_sentence(
     arguments: list[str],
     message: str,
     merged: Path,
-    photograph: Path,
+    image_path: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["predict", str(merged), str(photograph), *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert main(["predict", str(merged), str(image_path), *arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_are_found_in_folders_and_by_globs(tmp_path: Path) -> None:
+def test_images_are_found_in_folders_and_by_globs(tmp_path: Path) -> None:
     for name in ("b.jpg", "a.PNG", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in find_images([str(tmp_path)])] == ["a.PNG", "b.jpg"]

@@ -1,10 +1,10 @@
 // The page's start, and what its controls do.
 
-import { addBox, addPoint, clear, detect, openPicture, startModel } from "./asking.js";
+import { addBox, addPoint, clear, detect, openImage, startModel } from "./asking.js";
 import { get } from "./files.js";
 import { chosen, element, say, work } from "./page.js";
 import { listen } from "./pointer.js";
-import { redraw, state, toPicture } from "./scene.js";
+import { redraw, state, toImage } from "./scene.js";
 
 const OTHER_SIGN = "With Shift or the right button, it is of the other sign.";
 const HINTS = {
@@ -15,10 +15,10 @@ const sign = (other) => Number(chosen("sign")) ^ Number(other);
 
 listen(element.canvas, {
   point(at, other) {
-    if (chosen("mode") === "object") addPoint(toPicture(at), sign(other));
+    if (chosen("mode") === "object") addPoint(toImage(at), sign(other));
     else say("Drag a box around an example.");
   },
-  box: (box, other) => addBox(toPicture(box), sign(other)),
+  box: (box, other) => addBox(toImage(box), sign(other)),
   show(box, cursor, other) {
     const label = chosen("mode") === "object" ? 1 : sign(other);
     Object.assign(state, { pending: box && { box, label }, cursor });
@@ -41,7 +41,7 @@ element.file.addEventListener("change", () => {
   openFile(element.file.files[0]);
   element.file.value = "";
 });
-element.pictures.addEventListener("change", () => openServed(element.pictures.value));
+element.images.addEventListener("change", () => openServed(element.images.value));
 window.addEventListener("resize", redraw);
 for (const name of ["dragover", "dragleave", "drop"]) {
   element.drop.addEventListener(name, (event) => {
@@ -56,15 +56,15 @@ function hint() {
 }
 
 function openFile(file) {
-  if (file) work(() => openPicture(file, file.name));
+  if (file) work(() => openImage(file, file.name));
 }
 
 function openServed(name) {
-  if (name) work(async () => openPicture(await (await get(`pictures/${encodeURIComponent(name)}`)).blob(), name));
+  if (name) work(async () => openImage(await (await get(`images/${encodeURIComponent(name)}`)).blob(), name));
 }
 
 /** Only what the model and the browser can do is offered. */
-function offer({ source, graphs, tokenizer, variants }, pictures) {
+function offer({ source, graphs, tokenizer, variants }, images) {
   element.model.textContent = source;
   element.words.hidden = !graphs.detector || !tokenizer;
   const [object, examples] = document.querySelectorAll('input[name="mode"]');
@@ -73,8 +73,8 @@ function offer({ source, graphs, tokenizer, variants }, pictures) {
   hint();
   for (const name of Object.keys(variants)) element.variant.add(new Option(name));
   if (navigator.gpu) element.provider.add(new Option("GPU (WebGPU)", "webgpu"));
-  element.pictures.replaceChildren(new Option("Choose a picture", ""), ...pictures.map((name) => new Option(name)));
-  element.pictures.hidden = !pictures.length;
+  element.images.replaceChildren(new Option("Choose an image", ""), ...images.map((name) => new Option(name)));
+  element.images.hidden = !images.length;
 }
 
 async function readJson(url) {
@@ -82,11 +82,12 @@ async function readJson(url) {
 }
 
 await work(async () => {
-  offer(...(await Promise.all([readJson("model/model.json"), readJson("pictures.json")])));
+  offer(...(await Promise.all([readJson("model/model.json"), readJson("images.json")])));
   await startModel();
 });
-const asked = new URLSearchParams(location.search).get("picture");
+const parameters = new URLSearchParams(location.search);
+const asked = parameters.get("image") ?? parameters.get("picture"); // "picture" is the former name
 if (asked) {
-  element.pictures.value = asked;
+  element.images.value = asked;
   openServed(asked);
 }

@@ -10,10 +10,10 @@ export class Client {
     this.say = say;
   }
 
-  /** Start afresh with an execution provider and a variant of the image encoder. */
+  /** Restart with an execution provider and a variant of the image encoder. */
   open(provider, variant) {
     this.#worker?.terminate();
-    this.#settle?.({ error: "Started afresh." });
+    this.#settle?.({ error: "Restarted." });
     this.#last = Promise.resolve();
     this.#worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.#worker.onmessage = ({ data }) => (data.progress ? this.say(data.progress) : this.#settle?.(data));
@@ -24,7 +24,7 @@ export class Client {
 
   /**
    * Run an action of the worker after those before it; its value, or an Error of one sentence.
-   * @param {() => boolean} wanted asked when its turn has come; if not, it is left out and the value is undefined
+   * @param {() => boolean} wanted asked when its turn has come; if not, it is skipped and the value is undefined
    */
   ask(action, argument, transferred = [], wanted = () => true) {
     const answer = this.#last.then(() => (wanted() ? this.#send(action, argument, transferred) : undefined));

@@ -1,4 +1,4 @@
-// What is seen on the canvas: the picture, masks in colours with their edges, and the prompts.
+// What is seen on the canvas: the image, masks in colours with their edges, and the prompts.
 
 const [POSITIVE, NEGATIVE] = ["#00c800", "#dc0000"]; // as on the overlays of `efficientsam3 predict`
 const GOLDEN_ANGLE = 0.618034; // of the hue circle: neighbours in a list get colours that are far apart

@@ -1,4 +1,4 @@
-// From mask logits over the encoder's input to masks of the picture: `Picture.to_masks` of deploy/picture.py.
+// From mask logits over the encoder's input to masks of the image: `Placement.masks_to_image` of sam3/geometry.py.
 
 /**
  * Bilinear interpolation with half-pixel centres, without antialiasing.
@@ -38,7 +38,7 @@ function taps(length, target) {
 /**
  * Logits to a mask.
  * @param {{data: Float32Array, width: number, height: number}} logits over the whole square input
- * @param {number[]} content height and width of the input that the picture covers
+ * @param {number[]} content height and width of the input that the image covers
  * @param {number} side of the input
  * @param {number[]} size height and width of the mask
  * @returns {Uint8Array} 1 on the object, row by row

@@ -5,7 +5,7 @@ import { boxOfMask, toMask } from "./masks.js";
 import { contentSize, toInput } from "./preprocess.js";
 import { Tokenizer } from "./tokenizer.js";
 
-const PADDING_LABEL = -10; // of a box that is none
+const PADDING_LABEL = -10; // of a box that only pads
 const CORNER_LABELS = [2, 3]; // of a box's top left and bottom right, as in SAM's prompt encoder
 const VISUAL_PROMPT = "visual"; // the phrase of boxes alone
 
@@ -13,7 +13,7 @@ export class Model {
   #sessions = new Map();
   #phrases = new Map();
   #answer = { prompt: "", values: null };
-  #picture = null;
+  #placement = null;
   #values = {};
 
   /**
@@ -28,20 +28,20 @@ export class Model {
   }
 
   /** Run the image encoder once; masks will have `maskSize` [height, width]. */
-  async encode(picture, maskSize) {
+  async encode(image, maskSize) {
     const { preprocessing } = this.manifest;
     const side = preprocessing.image_size;
-    [this.#values, this.#answer, this.#picture] = [{}, { prompt: "", values: null }, null];
-    const pixels = this.#floats(toInput(picture, preprocessing), [1, 3, side, side]);
+    [this.#values, this.#answer, this.#placement] = [{}, { prompt: "", values: null }, null];
+    const pixels = this.#floats(toInput(image, preprocessing), [1, 3, side, side]);
     this.#values = await this.#run("image_encoder", { pixels });
-    const size = [picture.height, picture.width];
-    this.#picture = { size, maskSize, content: contentSize(...size, preprocessing), side };
+    const size = [image.height, image.width];
+    this.#placement = { size, maskSize, content: contentSize(...size, preprocessing), side };
   }
 
   /**
    * Everything that fits a phrase and examples.
    * @param {{phrase: string|null, boxes: number[][], labels: number[], threshold: number}} prompt boxes xyxy in pixels
-   *     of the picture, labels 1 (like this) or 0 (not like this)
+   *     of the image, labels 1 (like this) or 0 (not like this)
    * @returns {Promise<{score: number, box: number[], mask: Uint8Array}[]>} best first
    */
   async detect({ phrase, boxes, labels, threshold }) {
@@ -49,7 +49,7 @@ export class Model {
     if (this.#answer.prompt !== prompt) {
       const text = await this.#textFeatures(phrase ?? VISUAL_PROMPT);
       const levels = await this.#levels("detector_neck");
-      const asked = boxes.length ? boxes.flatMap((box) => this.#unitBox(box)) : [0, 0, 0, 0];
+      const asked = boxes.length ? boxes.flatMap((box) => this.#boxToInput(box)) : [0, 0, 0, 0];
       const marks = boxes.length ? labels : [PADDING_LABEL];
       const given = {
         boxes: this.#floats(asked, [1, marks.length, 4]),
@@ -60,35 +60,35 @@ export class Model {
     const { scores, pred_boxes: found, mask_logits: logits } = this.#answer.values;
     return ranked(scores.data, threshold).map((index) => ({
       score: scores.data[index],
-      box: this.#pictureBox(found.data.subarray(4 * index, 4 * index + 4)),
+      box: this.#boxToImage(found.data.subarray(4 * index, 4 * index + 4)),
       mask: this.#mask(logits, index),
     }));
   }
 
-  /** The one object of points and a box (or null), in pixels of the picture: the best of the three masks. */
-  async outline({ points, labels, box }) {
+  /** The one object of points and a box (or null), in pixels of the image: the best of the three masks. */
+  async track({ points, labels, box }) {
     const levels = await this.#levels("interactive_neck");
     const given = box ? [...points, box.slice(0, 2), box.slice(2)] : points;
     const marks = box ? [...labels, ...CORNER_LABELS] : labels;
     const { iou_scores: scores, mask_logits: logits } = await this.#run("interactive", {
       ...levels,
       points: this.#floats(
-        given.flatMap((point) => this.#inputPoint(point)),
+        given.flatMap((point) => this.#pointToInput(point)),
         [1, given.length, 2],
       ),
       labels: this.#longs(marks, [1, marks.length]),
     });
     const [best] = ranked(scores.data);
     const mask = this.#mask(logits, best);
-    const { size, maskSize } = this.#picture;
+    const { size, maskSize } = this.#placement;
     const scale = [size[1] / maskSize[1], size[0] / maskSize[0]];
     const tight = boxOfMask(mask, maskSize).map((value, axis) => value * scale[axis % 2]);
     return [{ score: Math.min(Math.max(scores.data[best], 0), 1), box: tight, mask }];
   }
 
-  /** What a neck makes of the embedding, computed once per picture. */
+  /** A neck's levels of the embedding, computed once per image. */
   async #levels(neck) {
-    if (!this.#picture) throw new Error("No picture is open: open one first.");
+    if (!this.#placement) throw new Error("No image is open: open one first.");
     const names = this.#graph(neck).outputs.map(({ name }) => name);
     if (!(names[0] in this.#values)) {
       Object.assign(this.#values, await this.#run(neck, { embedding: this.#values.embedding }));
@@ -155,23 +155,23 @@ export class Model {
     return this.#sessions.get(name);
   }
 
-  #inputPoint([x, y]) {
-    const { size, content } = this.#picture;
+  #pointToInput([x, y]) {
+    const { size, content } = this.#placement;
     return [x * Math.fround(content[1] / size[1]), y * Math.fround(content[0] / size[0])];
   }
 
-  /** xyxy in pixels of the picture to cxcywh in [0, 1] of the input. */
-  #unitBox(box) {
-    const { side } = this.#picture;
-    const [x0, y0, x1, y1] = [...this.#inputPoint(box.slice(0, 2)), ...this.#inputPoint(box.slice(2))].map(
+  /** xyxy in pixels of the image to cxcywh in [0, 1] of the input. */
+  #boxToInput(box) {
+    const { side } = this.#placement;
+    const [x0, y0, x1, y1] = [...this.#pointToInput(box.slice(0, 2)), ...this.#pointToInput(box.slice(2))].map(
       (v) => v / side,
     );
     return [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0];
   }
 
-  /** xyxy in [0, 1] of the input to pixels of the picture. */
-  #pictureBox(box) {
-    const { size, content, side } = this.#picture;
+  /** xyxy in [0, 1] of the input to pixels of the image. */
+  #boxToImage(box) {
+    const { size, content, side } = this.#placement;
     return Array.from(box, (value, corner) => {
       const axis = 1 - (corner % 2);
       return Math.min(Math.max((value * side * size[axis]) / content[axis], 0), size[axis]);
@@ -181,7 +181,7 @@ export class Model {
   #mask(logits, index) {
     const [height, width] = logits.dims.slice(2);
     const data = logits.data.subarray(index * height * width, (index + 1) * height * width);
-    const { content, side, maskSize } = this.#picture;
+    const { content, side, maskSize } = this.#placement;
     return toMask({ data, width, height }, content, side, maskSize);
   }
 

@@ -1,9 +1,9 @@
-// From a picture to the encoder's input: what `Preprocessing` of model.json says, computed as Pillow computes it, so
-// that a picture becomes the same numbers here as for `efficientsam3 predict`.
+// From an image to the encoder's input: what `Preprocessing` of model.json says, computed as Pillow computes it, so
+// that an image becomes the same numbers here as for `efficientsam3 predict`.
 
 const PRECISION = 22; // bits of Pillow's fixed-point weights (Resample.c)
 
-/** [height, width] that a picture covers in the square input, at its top left: `Preprocessing.content_size`. */
+/** [height, width] that an image covers in the square input, at its top left: `Preprocessing.content_size`. */
 export function contentSize(height, width, { image_size: side, resize }) {
   if (resize === "square") return [side, side];
   const scale = side / Math.max(height, width);
@@ -12,14 +12,14 @@ export function contentSize(height, width, { image_size: side, resize }) {
 
 /**
  * RGBA pixels to the encoder's input.
- * @param {{data: Uint8ClampedArray, width: number, height: number}} picture RGBA, row by row
+ * @param {{data: Uint8ClampedArray, width: number, height: number}} image RGBA, row by row
  * @param {object} preprocessing of model.json: image_size, resize, mean, std
  * @returns {Float32Array} (3, S, S), normalised, zeros where the input is padding
  */
-export function toInput(picture, preprocessing) {
+export function toInput(image, preprocessing) {
   const { image_size: side, mean, std } = preprocessing;
-  const [height, width] = contentSize(picture.height, picture.width, preprocessing);
-  const rgb = resizeBilinear(dropAlpha(picture), width, height).data;
+  const [height, width] = contentSize(image.height, image.width, preprocessing);
+  const rgb = resizeBilinear(dropAlpha(image), width, height).data;
   const input = new Float32Array(3 * side * side);
   for (let channel = 0; channel < 3; channel++) {
     const values = normalised(mean[channel], std[channel]);
@@ -34,12 +34,12 @@ export function toInput(picture, preprocessing) {
 /**
  * `Image.resize(..., BILINEAR)` of Pillow: a triangle as wide as the shrinking needs, 8 bits between the two passes, of
  * which the one that leaves less comes first (Pillow before 13 began with rows, at most one grey level away).
- * @param {{data: Uint8ClampedArray, width: number, height: number}} picture RGB
+ * @param {{data: Uint8ClampedArray, width: number, height: number}} image RGB
  */
-export function resizeBilinear(picture, width, height) {
+export function resizeBilinear(image, width, height) {
   const across = (given) => (given.width === width ? given : resizeRows(given, width));
   const down = (given) => (given.height === height ? given : transpose(resizeRows(transpose(given), height)));
-  return width * picture.height <= height * picture.width ? down(across(picture)) : across(down(picture));
+  return width * image.height <= height * image.width ? down(across(image)) : across(down(image));
 }
 
 /** What each of the 256 grey levels becomes, in 32-bit arithmetic. */

@@ -1,32 +1,32 @@
-// What is asked and found of the open picture, and its drawing.
+// What is asked and found of the open image, and its drawing.
 
 import { draw, paintLayer } from "./draw.js";
 import { element } from "./page.js";
 import { listObjects } from "./panel.js";
 
-const LONGEST_SIDE = 1600; // of the canvas and the masks, in pixels; the model sees the picture in full
+const LONGEST_SIDE = 1600; // of the canvas and the masks, in pixels; the model sees the image in full
 const { canvas } = element;
 
 /**
- * Prompts in pixels of the picture, masks of `objects` in pixels of the canvas; `pending` and `cursor` are what the
- * pointer does. One predictor is asked at a time: points and objectBox, or examples.
+ * Prompts in pixels of the image, masks of `objects` in pixels of the canvas; `pending` and `cursor` are what the
+ * pointer does. One model is asked at a time: the tracker (points and objectBox) or the detector (examples).
  */
-export const state = { picture: null, only: null, layer: null, ...noPrompts() };
+export const state = { image: null, only: null, layer: null, ...noPrompts() };
 
 function noPrompts() {
   const none = { points: [], labels: [], objectBox: null, examples: [], exampleLabels: [] };
   return { ...none, objects: [], pending: null, cursor: null };
 }
 
-/** Show a picture, with nothing asked of it. */
-export function showPicture(bitmap, blob, name) {
+/** Show an image, with nothing asked of it. */
+export function showImage(bitmap, blob, name) {
   const { width, height } = bitmap;
   const scale = Math.min(1, LONGEST_SIDE / Math.max(width, height));
   [canvas.width, canvas.height] = [width, height].map((length) => Math.max(1, Math.round(length * scale)));
   canvas.style.setProperty("--aspect", canvas.width / canvas.height);
   const shown = new OffscreenCanvas(canvas.width, canvas.height);
   shown.getContext("2d", { alpha: false }).drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  state.picture = { blob, name, width, height, shown };
+  state.image = { blob, name, width, height, shown };
   canvas.hidden = false;
   element.empty.hidden = true;
   clearScene();
@@ -38,7 +38,7 @@ export function clearScene() {
   showObjects([]);
 }
 
-/** Forget the prompts of the predictor that is not asked. */
+/** Forget the prompts of the model that is not asked. */
 export function keepPrompts(kind) {
   const forget = kind === "object" ? ["examples", "exampleLabels"] : ["points", "labels"];
   for (const name of forget) state[name] = [];
@@ -64,22 +64,22 @@ function paint() {
 
 /** Draw the scene as it is. */
 export function redraw() {
-  if (!state.picture) return;
-  const { picture, layer, labels, pending, cursor } = state;
+  if (!state.image) return;
+  const { image, layer, labels, pending, cursor } = state;
   const boxes = state.examples.map((box, index) => ({ box: toCanvas(box), label: state.exampleLabels[index] }));
   if (state.objectBox) boxes.push({ box: toCanvas(state.objectBox), label: 1 });
   element.clear.disabled = !(state.objects.length || state.points.length || boxes.length);
   if (pending) boxes.push(pending);
-  draw(canvas, { bitmap: picture.shown, layer, points: state.points.map(toCanvas), labels, boxes, cursor });
+  draw(canvas, { bitmap: image.shown, layer, points: state.points.map(toCanvas), labels, boxes, cursor });
 }
 
-/** x and y in turn, from pixels of the canvas to pixels of the picture. */
-export function toPicture(values) {
-  const scale = [state.picture.width / canvas.width, state.picture.height / canvas.height];
+/** x and y in turn, from pixels of the canvas to pixels of the image. */
+export function toImage(values) {
+  const scale = [state.image.width / canvas.width, state.image.height / canvas.height];
   return values.map((value, index) => value * scale[index % 2]);
 }
 
 function toCanvas(values) {
-  const scale = [canvas.width / state.picture.width, canvas.height / state.picture.height];
+  const scale = [canvas.width / state.image.width, canvas.height / state.image.height];
   return values.map((value, index) => value * scale[index % 2]);
 }

@@ -28,7 +28,7 @@ const actions = {
   },
 
   detect: (prompt) => model.detect(prompt),
-  outline: (prompt) => model.outline(prompt),
+  track: (prompt) => model.track(prompt),
 };
 
 self.onmessage = async ({ data: { action, argument } }) => {
@@ -40,7 +40,7 @@ self.onmessage = async ({ data: { action, argument } }) => {
   }
 };
 
-/** Errors of the runtime are of many lines, or numbers. */
+/** One sentence of an error; those of the runtime have many lines, or are numbers. */
 function sentence(error) {
   const text = String(error?.message ?? error)
     .split("\n")[0]

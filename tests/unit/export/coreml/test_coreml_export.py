@@ -45,7 +45,7 @@ def noise() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def model(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An EfficientViT-B0 with SAM3's interactive predictor."""
+    """An EfficientViT-B0 with SAM3's tracker."""
     path = tmp_path_factory.mktemp("coreml") / "points.pt"
     merge(student_checkpoint(head="fpn"), tiny_sam3_path, path, keep=["tracker"])
     return path
@@ -53,25 +53,25 @@ def model(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pyte
 
 @pytest.fixture(scope="module")
 def graph(model: Path) -> Graph:
-    """What is converted."""
+    """The graph of its image encoder."""
     return read_source(model).graphs[0]
 
 
 @pytest.fixture(scope="module")
 def encoder(graph: Graph) -> nn.Module:
-    """It, as PyTorch computes it."""
+    """The same image encoder in PyTorch."""
     return graph.module.eval()
 
 
 @pytest.fixture(scope="module")
 def float32(encoder: nn.Module) -> mlprogram.Program:
-    """It in float32, not written."""
+    """The encoder converted in float32, not written."""
     return mlprogram.convert_encoder(encoder, SIDE, float16=False, images=[])
 
 
 @pytest.fixture(scope="module")
 def exported(model: Path) -> tuple[Path, CoremlReport]:
-    """It in float16."""
+    """The encoder exported in float16."""
     path = model.with_name("encoder.mlpackage")
     return path, export_coreml(model, path)
 
@@ -167,7 +167,7 @@ def test_the_package_says_how_to_feed_it(exported: tuple[Path, CoremlReport], mo
     assert "SAM licence" in spec.description.metadata.license
 
 
-def test_everybody_may_read_it(exported: tuple[Path, CoremlReport]) -> None:
+def test_every_user_may_read_it(exported: tuple[Path, CoremlReport]) -> None:
     package, report = exported
     files = [path for path in package.rglob("*") if path.is_file()]
     assert report.bytes == sum(path.stat().st_size for path in files)
@@ -263,7 +263,7 @@ def test_other_things_are_not_written_over(exported: tuple[Path, CoremlReport], 
         export_coreml(model, tmp_path / "folder.mlpackage")
     other = tmp_path / "other.mlpackage" / "Data/com.apple.CoreML/model.mlmodel"
     other.parent.mkdir(parents=True)
-    other.write_bytes(b"somebody else's")
+    other.write_bytes(b"another program's")
     with pytest.raises(UserError, match="is a CoreML package of something else"):
         export_coreml(model, tmp_path / "other.mlpackage")
     coreml._check_place(exported[0])  # its own may be replaced
@@ -292,7 +292,7 @@ def test_all_students(backbone: str, head: str, fused: bool, tmp_path: Path) -> 
     for _ in range(3):  # BatchNorm's statistics
         student(torch.randn(4, 3, SIDE, SIDE))
     network = fuse_modules(student.eval(), (1, 3, SIDE, SIDE)) if fused else student.eval()
-    for half, limit in ((False, 1e-5), (True, 2e-3)):
-        package = tmp_path / f"{half}.mlpackage"
-        mlprogram.convert_encoder(network, SIDE, float16=half, images=[noise()]).model.save(str(package))
+    for float16, limit in ((False, 1e-5), (True, 2e-3)):
+        package = tmp_path / f"{float16}.mlpackage"
+        mlprogram.convert_encoder(network, SIDE, float16=float16, images=[noise()]).model.save(str(package))
         assert relative_error(run_package(package, noise()), network(noise())) < limit

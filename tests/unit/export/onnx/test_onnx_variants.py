@@ -1,4 +1,4 @@
-"""The image encoder in float16 and int8: what stays in float32, and that what it costs is told."""
+"""The image encoder in float16 and int8: what stays in float32, and that its cost in accuracy is reported."""
 
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ def types_of(path: Path) -> dict[str, int]:
 def test_what_each_costs_is_in_the_json(with_variants: Path, photographs_path: Path) -> None:
     manifest = read_onnx_manifest(with_variants)
     assert list(manifest.variants) == ["fp16", "int8"]
-    pictures = sorted((photographs_path / "images" / "train").glob("*.jpg"))
-    assert manifest.pictures == tuple(path.name for path in pictures)
+    images = sorted((photographs_path / "images" / "train").glob("*.jpg"))
+    assert manifest.images == tuple(path.name for path in images)
     for variant, limit in (("fp16", 0.01), ("int8", 0.3)):
         measured = manifest.variants[variant].measured
         errors = []
-        for path in pictures:
+        for path in images:
             plain, other = (OnnxSAM3.from_pretrained(with_variants, v).encode(path) for v in (None, variant))
             errors.append(relative_error(plain.embedding, other.embedding))
         assert measured["relative_error"] == pytest.approx(max(errors), rel=0.1)
@@ -85,9 +85,9 @@ def large_sums(path: Path) -> None:
 def test_what_overflows_is_found_by_its_values(tmp_path: Path) -> None:
     large_sums(tmp_path / "image_encoder.onnx")
     pixels = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 8
-    kept = write_float16(tmp_path / "image_encoder.onnx", tmp_path / "half.onnx", [pixels])
+    kept = write_float16(tmp_path / "image_encoder.onnx", tmp_path / "float16.onnx", [pixels])
     assert kept == ("large", "back")
-    measured = measure_variant("fp16", tmp_path / "image_encoder.onnx", tmp_path / "half.onnx", [pixels])
+    measured = measure_variant("fp16", tmp_path / "image_encoder.onnx", tmp_path / "float16.onnx", [pixels])
     assert measured["relative_error"] < 1e-3
 
 
@@ -95,10 +95,10 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     large_sums(tmp_path / "image_encoder.onnx")
     model = onnx.load(tmp_path / "image_encoder.onnx")
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array(np.inf, dtype=np.float32), "million"))
-    onnx.save(model, tmp_path / "half.onnx")
+    onnx.save(model, tmp_path / "float16.onnx")
     pixels = torch.ones(1, 3, 8, 8)
     with pytest.raises(UserError, match="fp16 image encoder gives values that are not finite"):
-        measure_variant("fp16", tmp_path / "image_encoder.onnx", tmp_path / "half.onnx", [pixels])
+        measure_variant("fp16", tmp_path / "image_encoder.onnx", tmp_path / "float16.onnx", [pixels])
 
 
 def test_predicting_with_a_variant_runs_it(
@@ -109,8 +109,8 @@ def test_predicting_with_a_variant_runs_it(
         "efficientsam3.predict.onnx_sam3.open_graph",
         lambda path, *_: opened.append(path.name) or open_graph(path),  # type: ignore[func-returns-value]
     )
-    picture = str(sorted(photographs_path.rglob("*.jpg"))[0])
-    command: list[Any] = ["predict", str(with_variants), picture, "--point", "9", "9", "--out", str(tmp_path)]
+    image = str(sorted(photographs_path.rglob("*.jpg"))[0])
+    command: list[Any] = ["predict", str(with_variants), image, "--point", "9", "9", "--out", str(tmp_path)]
     assert main([*command, "--variant", "int8"]) == 0
     assert opened == ["image_encoder_int8.onnx", "interactive_neck.onnx", "interactive.onnx"]
 

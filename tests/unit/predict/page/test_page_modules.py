@@ -79,9 +79,9 @@ _SIZES = [(37, 90), (90, 37), (24, 24), (48, 5), (1, 1), (130, 61)]
 @pytest.mark.parametrize("resize", ["square", "pad"])
 def test_the_input_is_predict_s(resize: Any) -> None:
     preprocessing = Preprocessing(image_size=48, resize=resize, mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 0.25))
-    pictures = [_picture(np.dstack([_noise(size), np.full(size, 255, np.uint8)])) for size in _SIZES]
-    body = "given.pictures.map((picture) => module.toInput(picture, given.preprocessing))"
-    answer = call("preprocess.js", body, pictures=pictures, preprocessing=preprocessing.model_dump())
+    images = [_image(np.dstack([_noise(size), np.full(size, 255, np.uint8)])) for size in _SIZES]
+    body = "given.images.map((image) => module.toInput(image, given.preprocessing))"
+    answer = call("preprocess.js", body, images=images, preprocessing=preprocessing.model_dump())
     grey_level = 1.001 / 255 / np.array(preprocessing.std)[:, None, None]
     for size, values in zip(_SIZES, answer, strict=True):
         found, expected = np.float32(values).reshape(3, 48, 48), to_input(_noise(size), preprocessing)[0]
@@ -91,8 +91,8 @@ def test_the_input_is_predict_s(resize: Any) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (20, 31)])
 def test_resizing_is_pillow_s(height: int, width: int) -> None:
-    body = f"given.pictures.map((picture) => module.resizeBilinear(picture, {width}, {height}).data)"
-    answer = call("preprocess.js", body, pictures=[_picture(_noise(size)) for size in _SIZES])
+    body = f"given.images.map((image) => module.resizeBilinear(image, {width}, {height}).data)"
+    answer = call("preprocess.js", body, images=[_image(_noise(size)) for size in _SIZES])
     for size, values in zip(_SIZES, answer, strict=True):
         # One axis at a time: which comes first depends on Pillow's version.
         between = (width, size[0]) if width * size[0] <= height * size[1] else (size[1], height)
@@ -106,7 +106,7 @@ def _noise(size: tuple[int, int]) -> Pixels:
     return np.random.default_rng(size[0]).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def _picture(pixels: Pixels) -> dict[str, Any]:
+def _image(pixels: Pixels) -> dict[str, Any]:
     return {"data": pixels.ravel().tolist(), "width": pixels.shape[1], "height": pixels.shape[0]}
 
 
