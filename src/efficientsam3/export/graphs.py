@@ -21,7 +21,7 @@ from efficientsam3.sam3.promptable import PADDING_LABEL
 from efficientsam3.sam3.text import CONTEXT_LENGTH
 from efficientsam3.sam3.torch_calls import grid_of, tracker_features
 
-Tensors = tuple[torch.Tensor, ...]
+Outputs = tuple[torch.Tensor, ...]
 _BATCH = {0: "batch"}
 _DTYPES = {torch.float32: "float", torch.int64: "int64"}
 
@@ -122,7 +122,7 @@ class DetectorNeck(nn.Module):
         super().__init__()
         self.neck = detector.vision_encoder.neck
 
-    def forward(self, embedding: torch.Tensor) -> Tensors:
+    def forward(self, embedding: torch.Tensor) -> Outputs:
         levels, _ = self.neck(embedding)
         return tuple(levels[: len(DETECTOR_LEVELS)])
 
@@ -153,7 +153,7 @@ class Detector(nn.Module):
         text_mask: torch.Tensor,
         boxes: torch.Tensor,
         box_labels: torch.Tensor,
-    ) -> Tensors:
+    ) -> Outputs:
         # transformers drops the last level, and uses the coarsest of the others alone with its position.
         features = Sam3VisionEncoderOutput(
             fpn_hidden_states=(fine, middle, coarse, coarse), fpn_position_encoding=(self.position,) * 4
@@ -176,7 +176,7 @@ class TrackerNeck(nn.Module):
         super().__init__()
         self.tracker = tracker
 
-    def forward(self, embedding: torch.Tensor) -> Tensors:
+    def forward(self, embedding: torch.Tensor) -> Outputs:
         return tuple(tracker_features(self.tracker, embedding))
 
 
@@ -196,7 +196,7 @@ class Tracker(nn.Module):
 
     def forward(
         self, fine: torch.Tensor, middle: torch.Tensor, coarse: torch.Tensor, points: torch.Tensor, labels: torch.Tensor
-    ) -> Tensors:
+    ) -> Outputs:
         answer = self.tracker(
             image_embeddings=[fine, middle, coarse],
             input_points=points[:, None],

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 import efficientsam3
@@ -29,8 +27,8 @@ from efficientsam3.export.source import read_source
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_directory, atomic_path
 from efficientsam3.sam3.contents import METADATA_KEY
+from efficientsam3.sam3.geometry import Floats
 
-Array = npt.NDArray[np.float32]
 SUFFIX = ".mlpackage"
 NOT_COMPARED = "not compared: CoreML runs on macOS alone"
 # float16 cost 5e-4 of an EfficientViT-B0's embedding in ONNX Runtime; a sum that overflows costs all of it.
@@ -123,13 +121,13 @@ def _compare(program: Program, scratch: Path, graph: Graph, images: EncoderInput
     return f"relative error {measured['relative_error']:.2g}"
 
 
-def open_package(package: Path) -> Callable[[Array], Array]:
+def open_package(package: Path) -> Callable[[Floats], Floats]:
     """A function that computes a package on this Mac's CPU: pixels (1, 3, S, S) to the embedding (1, D, G, G)."""
     ct = import_coremltools()
     model = ct.models.MLModel(str(package), compute_units=ct.ComputeUnit.CPU_ONLY)
 
-    def run(pixels: Array) -> Array:
-        embedding: Array = model.predict({PIXELS: pixels})[EMBEDDING]
+    def run(pixels: Floats) -> Floats:
+        embedding: Floats = model.predict({PIXELS: pixels})[EMBEDDING]
         return embedding
 
     return run

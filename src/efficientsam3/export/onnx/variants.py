@@ -59,7 +59,7 @@ def _largest_values(source: Path, images: Iterable[torch.Tensor]) -> dict[str, f
         calibrater = MinMaxCalibrater(source, augmented_model_path=str(Path(scratch, "augmented.onnx")))
         calibrater.augment_graph()
         calibrater.create_inference_session()
-        calibrater.collect_data(_Reader(images))
+        calibrater.collect_data(_CalibrationReader(images))
         ranges = calibrater.compute_data().data
     return {name: float(np.abs(np.asarray(found.range_value)).max()) for name, found in ranges.items()}
 
@@ -103,7 +103,7 @@ def write_int8(source: Path, target: Path, images: Iterable[torch.Tensor]) -> tu
         quantize_static(
             str(prepared),
             str(target),
-            _Reader(images),
+            _CalibrationReader(images),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,
@@ -118,7 +118,7 @@ def write_int8(source: Path, target: Path, images: Iterable[torch.Tensor]) -> tu
     return tuple(kept)
 
 
-class _Reader:
+class _CalibrationReader:
     """Images as onnxruntime's calibration asks for them."""
 
     def __init__(self, images: Iterable[torch.Tensor]) -> None:
