@@ -1,8 +1,8 @@
-"""The documented entry point of `efficientsam3 export`; also under torchrun."""
+"""The documented entry point of `efficientsam3 embed`; also under torchrun."""
 
 import sys
 
 from efficientsam3.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["export", *sys.argv[1:]]))
+    sys.exit(main(["embed", *sys.argv[1:]]))

@@ -16,9 +16,9 @@ COMMANDS = {
     "download": "download SA-1B's archives by the links that Meta issues",
     "reorg": "arrange SA-1B's archives or folders as images/{train,val} and annotations/{train,val}",
     "data": "check a dataset",
-    "distill": "from a folder of pictures to a merged model: plan, export, train, evaluate and merge in one",
-    "plan": "say what an export will take in disk, memory and time, before it is begun",
-    "export": "run the teacher over the dataset once and store its embeddings",
+    "distill": "from a folder of pictures to a merged model: plan, embed, train, evaluate and merge in one",
+    "plan": "say what embedding the dataset will take in disk, memory and time, before it is begun",
+    "embed": "run the teacher over the dataset once and store its embeddings",
     "store": "look after an embedding store: info, verify, convert, merge-shards, export-missing-list, "
     "statistics, advise",
     "train": "train a student to reproduce the stored embeddings",
@@ -32,6 +32,7 @@ COMMANDS = {
     "benchmark": "say where the time goes on this machine",
     "compare": "print how many parameters and multiply-accumulates the students save",
 }
+ALIASES = {"export": "embed"}  # names of commands from before they were renamed
 EXIT_USER_ERROR = 2
 
 
@@ -71,8 +72,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("-V", "--version", action="version", version=efficientsam3.__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        if name == command:
+        aliases = [old for old, new in ALIASES.items() if new == name]
+        description = f"{summary[0].upper()}{summary[1:]}."
+        sub = subparsers.add_parser(name, aliases=aliases, help=summary, description=description)
+        if command in (name, *aliases):
             # The other modules stay unloaded.
             fill_parser(sub, _module(name))
             sub.add_argument("--debug", action="store_true", help="show the traceback of a refused input")
@@ -84,4 +87,4 @@ def _exit(number: int, _: FrameType | None) -> None:
 
 
 def _module(command: str) -> ModuleType:
-    return importlib.import_module(f"efficientsam3.commands.{command.replace('-', '_')}")
+    return importlib.import_module(f"efficientsam3.commands.{ALIASES.get(command, command).replace('-', '_')}")

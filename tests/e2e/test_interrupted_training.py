@@ -16,7 +16,8 @@ from e2e.processes import ROOT, copy_photographs, environment, marked
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig
-from efficientsam3.embed.run import export_embeddings
+from efficientsam3.embed.plan import plan_embedding
+from efficientsam3.embed.run import embed_dataset
 from efficientsam3.runtime.distributed import Process
 
 IMAGES, EPOCHS = 40, 3
@@ -68,7 +69,7 @@ def root(tmp_path_factory, tiny_sam3_path, photographs_path):
     copy_photographs(photographs_path, folder / "data", train=IMAGES, val=4)
     fixed = {"MODEL.RESUME": tiny_sam3_path, "DATA.DATA_PATH": folder / "data", "OUTPUT": folder / "teacher"}
     config = load_config(ExportConfig, ROOT / "stage1/configs/teacher/sam_vit_huge_sa1b.yaml", TINY, fixed)
-    export_embeddings(config, Process(rank=0, world_size=1, device=torch.device("cpu"), launcher=None))
+    embed_dataset(plan_embedding(config), Process(rank=0, world_size=1, device=torch.device("cpu"), launcher=None))
     return folder
 
 

@@ -13,7 +13,8 @@ from box_decoder import box_model
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
-from efficientsam3.embed.run import export_embeddings
+from efficientsam3.embed.plan import plan_embedding
+from efficientsam3.embed.run import embed_dataset
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.distributed import Process
 from tiny import TINY_OPTS
@@ -34,7 +35,7 @@ def one_process() -> Process:
 def store_path(tmp_path_factory: pytest.TempPathFactory, tiny_sam3_path: Path, photographs_path: Path) -> Path:
     """OUTPUT of an export of `photographs_path`. Not to be changed: copy it first."""
     output = tmp_path_factory.mktemp("teacher")
-    export_embeddings(_export(tiny_sam3_path, photographs_path, output), ONE)
+    embed_dataset(plan_embedding(_export(tiny_sam3_path, photographs_path, output)), ONE)
     return output
 
 

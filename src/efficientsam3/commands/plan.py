@@ -1,17 +1,17 @@
-"""`efficientsam3 plan`: what an export will take, before it is begun."""
+"""`efficientsam3 plan`: what embedding the dataset will take, before it is begun."""
 
 from datetime import timedelta
 
 from pydantic import Field
 
 from efficientsam3.commands.arguments import read_config
-from efficientsam3.commands.export import TeacherRequest
+from efficientsam3.commands.embed import TeacherRequest
 from efficientsam3.config.schema import ExportConfig
 from efficientsam3.runtime.request import Count
 
 
 class PlanRequest(TeacherRequest):
-    """The export to plan."""
+    """The embedding to plan."""
 
     batches: Count = Field(3, description="batches to time")
 
@@ -26,24 +26,22 @@ def run(request: PlanRequest) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from efficientsam3.embed.estimate import estimate_export
-    from efficientsam3.embed.plan import plan_export
+    from efficientsam3.embed.estimate import estimate_embedding
+    from efficientsam3.embed.plan import plan_embedding
     from efficientsam3.runtime.distributed import process_group
 
+    plan = plan_embedding(config)
     if request.dry_run is not None:
-        plan_export(config)
         return
     with process_group(config.DEVICE) as process:
-        estimate = estimate_export(config, process, request.batches)
-    print(f"{estimate.images} images, {estimate.missing} of them to export; {estimate.free / 1e9:.1f} GB free")
+        estimate = estimate_embedding(plan, process, request.batches)
+    print(f"{estimate.images} images, {estimate.missing} of them to embed; {estimate.free / 1e9:.1f} GB free")
     table = Table("DISTILL.CODEC", "GB", "fits", title="On disk")
     for name, size in estimate.codec_sizes.items():
         chosen = " (chosen)" if name == config.DISTILL.CODEC else ""
         table.add_row(f"{name}{chosen}", f"{size / 1e9:.3f}", "yes" if size <= estimate.free else "no")
     Console().print(table)
-    print(
-        f"One process here: {estimate.rate:.2f} images/s at batch {config.DATA.BATCH_SIZE} on {process.device}, "
-        f"{estimate.memory / 1e9:.2f} GB of memory"
-    )
+    memory = "" if estimate.memory is None else f", {estimate.memory / 1e9:.2f} GB of memory"
+    print(f"One process here: {estimate.rate:.2f} images/s at batch {plan.batch_size} on {process.device}{memory}")
     for processes in (1, 8, 64):
         print(f"{processes} such: {timedelta(seconds=round(estimate.seconds(processes)))}")

@@ -14,6 +14,7 @@ from efficientsam3.models.students import named_backbones
 
 Channels = tuple[float, float, float]
 Positive = Annotated[int, Field(gt=0)]
+OrTeachers = Literal["teacher"] | Positive  # teacher: what the teacher has
 NonNegative = Annotated[int, Field(ge=0)]
 
 
@@ -35,7 +36,7 @@ class DataConfig(Section):
 
     DATA_PATH: Path = Field(Path("data/sa-1b"), description="folder with images/{train,val} (see data/reorg_sa1b.py)")
     DATASET: Literal["sa1b", "images", "coco"] = Field("sa1b", description="how DATA_PATH is laid out")
-    IMG_SIZE: Positive = Field(1008, description="side in pixels of the encoder's input; SAM3 takes 1008 only")
+    IMG_SIZE: OrTeachers = Field("teacher", description="side in pixels of the encoder's input; SAM3 takes 1008 only")
     RESIZE: Literal["teacher", "square", "pad"] = Field(
         "teacher", description="square: squash to IMG_SIZE; pad: keep the aspect ratio; teacher: what the teacher needs"
     )
@@ -56,7 +57,7 @@ class DataConfig(Section):
 
 
 class ExportDataConfig(DataConfig):
-    """The export also decides the augmentation that teacher and student share."""
+    """The embedding run also decides the augmentation that teacher and student share."""
 
     AUGMENT: AugmentConfig = Field(default_factory=AugmentConfig, description="recorded in the store's manifest")
 
@@ -74,12 +75,12 @@ class TeacherConfig(Section):
 class EmbeddingConfig(Section):
     """Shape of the teacher's embedding: (EMBED_DIM, EMBED_SIZE, EMBED_SIZE)."""
 
-    EMBED_SIZE: Positive = Field(72, description="cells a side: 72 for SAM3, 64 for a SAM-style teacher")
-    EMBED_DIM: Positive = Field(1024, description="channels: 1024 for SAM3, 256 for a SAM-style teacher")
+    EMBED_SIZE: OrTeachers = Field("teacher", description="cells a side: 72 for SAM3, 64 for a SAM-style teacher")
+    EMBED_DIM: OrTeachers = Field("teacher", description="channels: 1024 for SAM3, 256 for a SAM-style teacher")
 
 
 class StoreConfig(EmbeddingConfig):
-    """What the export writes; recorded in the store's manifest, where training finds it."""
+    """What the embedding run writes; recorded in the store's manifest, where training finds it."""
 
     CODEC: str = Field(
         "float16",
@@ -93,7 +94,7 @@ class DistillConfig(EmbeddingConfig):
     """What the student is trained against, and the weights of the loss terms."""
 
     TEACHER_EMBED_PATH: Path = Field(
-        Path("output/stage1_teacher/embeddings"), description="embedding store written by the export"
+        Path("output/stage1_teacher/embeddings"), description="embedding store written by `efficientsam3 embed`"
     )
     ONLINE: bool = Field(
         False, description="compute the embeddings in the loop, by TEACHER, instead of reading a store"

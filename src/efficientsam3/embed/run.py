@@ -1,4 +1,4 @@
-"""The export: run the teacher over the dataset once and store what it says. Resumable, with any number of processes."""
+"""Run the teacher over the dataset once and store its embeddings. Resumable, with any number of processes."""
 
 import logging
 import time
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.loader import ImageBatch
 from efficientsam3.embed.batches import check_storable, embed_batch, image_batches, load_teacher
-from efficientsam3.embed.plan import ExportPlan, check_space, missing_images, plan_export
+from efficientsam3.embed.plan import EmbedPlan, check_space, missing_images
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.runtime.distributed import Process, all_gather, barrier
 from efficientsam3.runtime.errors import UserError
@@ -28,62 +27,67 @@ BROKEN_NAME = "broken_images.txt"
 
 
 @dataclass(frozen=True)
-class ExportSummary:
-    """What an export did, over all processes."""
+class EmbedSummary:
+    """What an embedding run did, over all processes."""
 
-    exported: int
+    embedded: int
     present: int  # images that were in the store already
-    broken: tuple[str, ...]  # a sentence for each picture that could not be read
+    broken: tuple[str, ...]  # a sentence for each image that could not be read
     seconds: float
 
 
-def export_embeddings(config: ExportConfig, process: Process) -> ExportSummary:
+def embed_dataset(plan: EmbedPlan, process: Process) -> EmbedSummary:
     """Compute and store the embeddings that are missing.
 
+    Args:
+        plan: of the run.
+        process: this process among its peers; they share the images.
+
     Raises:
-        UserError: see `plan_export`; or the store was begun with other settings, the disk is full or too small, or the
-            teacher gives a value that is not finite (with the image's name).
+        UserError: the store was begun with other settings, the disk is full or too small, or the teacher gives a value
+            that is not finite (with the image's name).
     """
-    plan = plan_export(config)
     _warn_empty(plan)
-    manifest = prepare_store(config, plan, process)
+    manifest = prepare_store(plan, process)
     missing = missing_images(plan)
     check_space(plan, missing)
     mine = [indices[process.rank :: process.world_size] for indices in missing]
-    barrier()  # nobody writes before all have read what is there
+    barrier()  # no process writes before all have read what is there
     total, start = sum(map(len, missing)), time.monotonic()
-    logger.info("%d images, %d in the store already, %d to export", plan.count, plan.count - total, total)
-    teacher = load_teacher(config, plan.preprocessing, process)
-    codec, broken, exported = manifest.build_codec(plan.store_dir), list[str](), 0
+    logger.info("%d images, %d in the store already, %d to embed", plan.count, plan.count - total, total)
+    teacher = load_teacher(plan, process)
+    codec = manifest.build_codec(plan.store_dir)
+    broken: list[str] = []
+    embedded = 0
     statistics = _catch_up(plan, manifest, codec, process)
     with (
         BackgroundWriter(Shard(plan.store_dir, process.rank), manifest.record_size, statistics) as writer,
-        progress_bar("export", sum(map(len, mine)), process.is_main) as advance,
+        progress_bar("embed", sum(map(len, mine)), process.is_main) as advance,
     ):
-        for number, batch in enumerate(image_batches(config, plan, mine, process)):
+        for number, batch in enumerate(image_batches(plan, mine, process)):
             if process.is_orphan():
                 raise UserError("The launcher (torchrun) is gone, so this worker stops; run the same command again.")
-            embeddings = embed_batch(teacher, batch, plan.preprocessing, process.device)
+            embeddings = embed_batch(teacher, batch, process.device)
             _write(batch, embeddings, manifest, codec, writer)
-            exported += len(batch.image_ids)
+            embedded += len(batch.image_ids)
             broken += batch.broken
             for sentence in batch.broken:
                 logger.warning("skipped: %s", sentence)
             advance(len(batch.image_ids) + len(batch.broken))
-            if number % config.PRINT_FREQ == 0:
-                rate = exported * process.world_size / (time.monotonic() - start)
-                eta = (total - exported * process.world_size) / max(rate, 1e-9)
+            if number % plan.print_freq == 0:
+                rate = embedded * process.world_size / (time.monotonic() - start)
+                eta = (total - embedded * process.world_size) / max(rate, 1e-9)
                 logger.info(
-                    "%d of %d exported here, %.2f images/s in all, ETA %.0f s", exported, sum(map(len, mine)), rate, eta
+                    "%d of %d embedded here, %.2f images/s in all, ETA %.0f s", embedded, sum(map(len, mine)), rate, eta
                 )
-    return _summarise(config, process, plan, exported, broken, total, time.monotonic() - start)
+    return _summarise(process, plan, embedded, broken, total, time.monotonic() - start)
 
 
-def _catch_up(plan: ExportPlan, manifest: Manifest, codec: Codec, process: Process) -> ShardStatistics | None:
-    """The statistics of this process's shard, so far; those of shards that no process writes are completed, too.
+def _catch_up(plan: EmbedPlan, manifest: Manifest, codec: Codec, process: Process) -> ShardStatistics | None:
+    """Statistics of this process's shard so far; those of shards that no process writes are completed, too.
 
-    Where a run ended between a commit and its statistics, these are few records. A shard without any statistics, of an
-    older version, goes without, since reading all of it may take long: that is a command of its own.
+    A run that ended between a commit and its statistics leaves few records to read. A shard without any statistics,
+    written by an older version, is left as it is, because reading all of it may take long: a command does that.
     """
     own = Shard(plan.store_dir, process.rank)
     others = [shard for shard in find_shards(plan.store_dir) if shard.rank % process.world_size == process.rank]
@@ -110,7 +114,7 @@ def _write(
         return
     check_storable(batch, embeddings)
     payloads = codec.encode(embeddings)
-    # Of what is stored, so that the statistics can be made again from the store.
+    # Statistics are of what is stored, so that they can be made again from the store.
     statistics = measure_batch(codec.decode(payloads), batch.content_sizes, manifest)
     records = pack_records(batch.seeds.numpy(), payloads.cpu().numpy())
     for image_id, *rest in zip(batch.image_ids, records, statistics, strict=True):
@@ -118,28 +122,26 @@ def _write(
 
 
 def _summarise(
-    config: ExportConfig,
     process: Process,
-    plan: ExportPlan,
-    exported: int,
+    plan: EmbedPlan,
+    embedded: int,
     broken: list[str],
     total: int,
     seconds: float,
-) -> ExportSummary:
-    shares = all_gather((exported, broken))
+) -> EmbedSummary:
+    shares = all_gather((embedded, broken))
     sentences = tuple(sentence for _, of_rank in shares for sentence in of_rank)
-    summary = ExportSummary(sum(count for count, _ in shares), plan.count - total, sentences, seconds)
+    summary = EmbedSummary(sum(count for count, _ in shares), plan.count - total, sentences, seconds)
     if process.is_main:
-        logger.info("exported %d images in %.1f s to %s", summary.exported, seconds, plan.store_dir)
+        logger.info("embedded %d images in %.1f s to %s", summary.embedded, seconds, plan.store_dir)
         if sentences:
-            write_text(config.output_dir / BROKEN_NAME, "".join(f"{sentence}\n" for sentence in sentences))
-            logger.warning(
-                "%d pictures are broken and were skipped, see %s", len(sentences), config.output_dir / BROKEN_NAME
-            )
+            path = plan.store_dir.with_name(BROKEN_NAME)
+            write_text(path, "".join(f"{sentence}\n" for sentence in sentences))
+            logger.warning("%d images are broken and were skipped, see %s", len(sentences), path)
     return summary
 
 
-def _warn_empty(plan: ExportPlan) -> None:
+def _warn_empty(plan: EmbedPlan) -> None:
     for name, split in zip(("train", "val"), plan.splits, strict=True):
         if len(split) == 0:
             logger.warning("the %s split has no images", name)

@@ -1,4 +1,4 @@
-"""The manifest and the projection of the store that an export writes to."""
+"""Beginning a store: its manifest, and its projection where the codec needs one."""
 
 import logging
 from collections.abc import Iterator
@@ -6,17 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from efficientsam3.config.schema import ExportConfig
-from efficientsam3.embed.batches import (
-    check_storable,
-    embed_batch,
-    export_augmentation,
-    image_batches,
-    load_teacher,
-    teacher_dtype,
-)
-from efficientsam3.embed.plan import ExportPlan
-from efficientsam3.models.teacher import teacher_hash
+from efficientsam3.embed.batches import check_storable, embed_batch, image_batches, load_teacher
+from efficientsam3.embed.plan import EmbedPlan
 from efficientsam3.runtime.distributed import Process, broadcast
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -33,13 +24,19 @@ from efficientsam3.store.projection import PROJECTION_IMAGES, fit_projection, sa
 logger = logging.getLogger(LOGGER_NAME)
 
 
-def prepare_store(config: ExportConfig, plan: ExportPlan, process: Process) -> Manifest:
-    """Write the manifest, or compare it with the one that is there, on rank 0; a refusal reaches every rank."""
+def prepare_store(plan: EmbedPlan, process: Process) -> Manifest:
+    """Write the store's manifest, or compare it with the one that is there.
+
+    Rank 0 does it; a refusal reaches every rank.
+
+    Raises:
+        UserError: the store was begun with other settings, or a projection cannot be fitted.
+    """
     problem: str | None = None
     manifest: Manifest | None = None
     if process.is_main:
         try:
-            manifest = _with_projection(config, plan, process, _describe(config, plan, process))
+            manifest = _with_projection(plan, process, _with_teacher(plan, process))
             write_manifest(plan.store_dir, manifest)
         except UserError as error:
             problem = str(error)
@@ -50,30 +47,20 @@ def prepare_store(config: ExportConfig, plan: ExportPlan, process: Process) -> M
     return manifest
 
 
-def _describe(config: ExportConfig, plan: ExportPlan, process: Process) -> Manifest:
-    return Manifest(
-        codec=config.DISTILL.CODEC,
-        embed_dim=config.DISTILL.EMBED_DIM,
-        embed_size=config.DISTILL.EMBED_SIZE,
-        preprocessing=plan.preprocessing,
-        augmentation=export_augmentation(config),
-        seed=config.SEED,
-        teacher=TeacherIdentity(
-            name=config.MODEL.NAME,
-            sha256=teacher_hash(config.MODEL.RESUME),
-            compute_dtype=str(teacher_dtype(config, process) or torch.float32).removeprefix("torch."),
-        ),
-    )
+def _with_teacher(plan: EmbedPlan, process: Process) -> Manifest:
+    dtype = str(plan.teacher.compute_dtype(process.device, plan.amp)).removeprefix("torch.")
+    identity = TeacherIdentity(name=plan.teacher.name, sha256=plan.teacher.sha256(), compute_dtype=dtype)
+    return plan.manifest.model_copy(update={"teacher": identity})
 
 
-def _with_projection(config: ExportConfig, plan: ExportPlan, process: Process, manifest: Manifest) -> Manifest:
-    """Name the projection that the store has, or fit one on the first images where the codec needs one and none is."""
+def _with_projection(plan: EmbedPlan, process: Process, manifest: Manifest) -> Manifest:
+    """Name the store's projection; a new store whose codec needs one gets one that is fitted on the first images."""
     components, present = pca_components(manifest.codec), read_manifest(plan.store_dir)
     if components is None or present is not None:
         return manifest.model_copy(update={"projection": present.projection if present else None})
     logger.info("fitting %s on the first %d images", manifest.codec, min(PROJECTION_IMAGES, plan.count))
-    teacher = load_teacher(config, plan.preprocessing, process)
-    # One process does it, in a fixed order, so that the outcome does not depend on how many there are.
+    teacher = load_teacher(plan, process)
+    # One process does it, in a fixed order, so that the result does not depend on how many there are.
     first = np.arange(min(PROJECTION_IMAGES, plan.count))
     starts = np.cumsum([0, *map(len, plan.splits)])
     indices = [
@@ -83,10 +70,10 @@ def _with_projection(config: ExportConfig, plan: ExportPlan, process: Process, m
     fitted: list[str] = []
 
     def embeddings() -> Iterator[torch.Tensor]:
-        for batch in image_batches(config, plan, indices, process):
+        for batch in image_batches(plan, indices, process):
             if batch.image_ids:
                 fitted.extend(batch.image_ids)
-                embedded = embed_batch(teacher, batch, plan.preprocessing, process.device)
+                embedded = embed_batch(teacher, batch, process.device)
                 check_storable(batch, embedded)
                 yield embedded
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.loader import ImageBatch
 from efficientsam3.embed.batches import embed_batch, image_batches, load_teacher
-from efficientsam3.embed.plan import ExportPlan, Indices, plan_export
+from efficientsam3.embed.plan import EmbedPlan, Indices
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.runtime.distributed import Process, all_gather
 from efficientsam3.runtime.errors import UserError
@@ -20,7 +19,7 @@ from efficientsam3.store.reader import EmbeddingStore
 logger = logging.getLogger(LOGGER_NAME)
 # float16 rounds to 5e-4; other hardware, batch sizes and bfloat16 add a few times that.
 TOLERANCE = 2e-2
-# A quantised value next to a rounding boundary falls to the other side by the least difference, a whole step away.
+# The least difference moves a quantised value at a rounding boundary by a whole step.
 QUANTISED_TOLERANCE = 5e-2
 
 
@@ -45,15 +44,15 @@ class StoreAgreement:
     worst_relative_error: float
     worst_image: str
     cosine: float  # mean over images and cells
-    disagreeing: tuple[str, ...]  # ids whose error, that of the codec left out, is beyond the tolerance
+    disagreeing: tuple[str, ...]  # ids whose error, the codec's own excluded, is beyond the tolerance
     tolerance: float
 
 
-def check_saved_embeddings(config: ExportConfig, process: Process, samples: int = 0) -> StoreAgreement:
+def check_saved_embeddings(plan: EmbedPlan, process: Process, samples: int = 0) -> StoreAgreement:
     """Recompute stored embeddings with the teacher.
 
     Args:
-        config: that of the export.
+        plan: of the run that wrote the store.
         process: this process among its peers; they share the images.
         samples: check that many images, evenly spread; 0 means all.
 
@@ -61,20 +60,19 @@ def check_saved_embeddings(config: ExportConfig, process: Process, samples: int 
         UserError: there is no store, images of the dataset are missing in it, or an embedding differs from what the
             codec makes of the recomputed one by more than `TOLERANCE` (float16) or `QUANTISED_TOLERANCE`, relatively.
     """
-    plan = plan_export(config)
     if not plan.store_dir.is_dir():
         raise UserError(
-            f"There is no embedding store in {plan.store_dir} to check: export first, or give its --output."
+            f"There is no embedding store in {plan.store_dir} to check: embed the dataset first, or give its --output."
         )
-    prepare_store(config, plan, process)
+    prepare_store(plan, process)
     store = EmbeddingStore(plan.store_dir)
     chosen = _choose(plan, store, samples)
     mine = [indices[process.rank :: process.world_size] for indices in chosen]
-    teacher = load_teacher(config, plan.preprocessing, process)
+    teacher = load_teacher(plan, process)
     errors: list[ImageError] = []
     with progress_bar("check", sum(map(len, mine)), process.is_main) as advance:
-        for batch in image_batches(config, plan, mine, process):
-            errors += _compare(batch, embed_batch(teacher, batch, plan.preprocessing, process.device), store)
+        for batch in image_batches(plan, mine, process):
+            errors += _compare(batch, embed_batch(teacher, batch, process.device), store)
             advance(len(batch.image_ids) + len(batch.broken))
     tolerance = TOLERANCE if store.manifest.codec == "float16" else QUANTISED_TOLERANCE
     agreement = _summarise([error for of_rank in all_gather(errors) for error in of_rank], tolerance)
@@ -84,16 +82,16 @@ def check_saved_embeddings(config: ExportConfig, process: Process, samples: int 
         raise UserError(
             f"{len(agreement.disagreeing)} of {agreement.images} stored embeddings differ from the teacher's by more "
             f"than {tolerance:g} (worst: image {agreement.worst_image!r}, {agreement.worst_relative_error:.3g}): check "
-            "that the teacher's checkpoint and the pictures are those of the export."
+            "that the teacher's checkpoint and the images are those that the store was made with."
         )
     return agreement
 
 
-def _choose(plan: ExportPlan, store: EmbeddingStore, samples: int) -> list[Indices]:
+def _choose(plan: EmbedPlan, store: EmbeddingStore, samples: int) -> list[Indices]:
     present = [np.flatnonzero(store.rows(split.ids) >= 0) for split in plan.splits]
     total = sum(map(len, present))
     if total == 0:
-        raise UserError(f"The store {plan.store_dir} has no embedding of any image in the dataset: export first.")
+        raise UserError(f"The store {plan.store_dir} has no embedding of any image in the dataset: embed it first.")
     if samples == 0 or samples >= total:
         return present
     picks = np.linspace(0, total - 1, samples).round().astype(np.intp)
@@ -113,7 +111,7 @@ def _compare(batch: ImageBatch, computed: torch.Tensor, store: EmbeddingStore) -
     seeds, stored = store.decode(records.to(computed.device))
     if not torch.equal(seeds.cpu(), batch.seeds):
         raise UserError(
-            f"The store {store.directory} has other augmentation seeds than SEED gives: use the export's SEED."
+            f"The store {store.directory} has other augmentation seeds than SEED gives: use the SEED it was made with."
         )
     difference = stored - computed
     beyond = stored - store.codec.decode(store.codec.encode(computed))
@@ -141,7 +139,7 @@ def _summarise(errors: list[ImageError], tolerance: float) -> StoreAgreement:
     )
 
 
-def _report(plan: ExportPlan, store: EmbeddingStore, agreement: StoreAgreement) -> None:
+def _report(plan: EmbedPlan, store: EmbeddingStore, agreement: StoreAgreement) -> None:
     if len(store) < plan.count:
         logger.warning("%d of %d images have no embedding in the store yet", plan.count - len(store), plan.count)
     logger.info(

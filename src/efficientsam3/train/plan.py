@@ -1,7 +1,6 @@
 """What a training will do, found out and checked before work begins. Nothing below takes a configuration."""
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,26 +9,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from efficientsam3.config.schema import ExportConfig, ExportDataConfig, StoreConfig, TrainConfig
+from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.listing import ImageListing, check_disjoint, list_images
 from efficientsam3.data.loader import ImageBatch, ImageDataset, ImageSample, collate_never_empty
-from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing
-from efficientsam3.embed.plan import ExportPlan, plan_export
-from efficientsam3.embed.preprocessing import resolve_preprocessing
+from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.embed.plan import (
+    EMBEDDINGS_DIR,
+    EmbedPlan,
+    build_plan,
+    given_size,
+    published_manifest,
+    resolve_preprocessing,
+)
 from efficientsam3.models.student import StudentArchitecture, check_student_grid
 from efficientsam3.runtime.device import select_device
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import require_file
-from efficientsam3.runtime.logging import LOGGER_NAME
-from efficientsam3.store.manifest import Manifest, read_manifest
+from efficientsam3.store.manifest import Manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import ChannelStatistics, gathered_statistics, store_statistics
 from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.targets import ComputedTargets, StoredTargets, Targets
-
-logger = logging.getLogger(LOGGER_NAME)
-# Teachers that a store in the published format can come from, by its shape.
-_PUBLISHED = {(1024, 72): SAM3_PREPROCESSING, (256, 64): SAM_PREPROCESSING}
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,9 @@ def _open_targets(config: TrainConfig) -> Targets:
         UserError: there is no store; or the teacher is missing, or does not fit.
     """
     if config.DISTILL.ONLINE:
-        return ComputedTargets(*_plan_online(config), cached=config.DISTILL.ONLINE_CACHE is not None)
-    return StoredTargets(EmbeddingStore(config.DISTILL.TEACHER_EMBED_PATH, _published_manifest(config)))
+        return ComputedTargets(_plan_online(config), cached=config.DISTILL.ONLINE_CACHE is not None)
+    directory = config.DISTILL.TEACHER_EMBED_PATH
+    return StoredTargets(EmbeddingStore(directory, published_manifest(directory, config.DATA, config.DISTILL)))
 
 
 def _check_options(config: TrainConfig) -> None:
@@ -210,32 +211,22 @@ def _check_options(config: TrainConfig) -> None:
         require_file(config.MODEL.PRETRAINED, "MODEL.PRETRAINED", "give a checkpoint file, true or false")
 
 
-def _published_manifest(config: TrainConfig) -> Manifest | None:
-    """Describe a store without a manifest by the configuration; None where it has one."""
-    directory = config.DISTILL.TEACHER_EMBED_PATH
-    if not directory.is_dir() or read_manifest(directory) is not None or not any(directory.glob("rank*-keys.txt")):
-        return None
-    shape = (config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE)
-    known = _PUBLISHED.get(shape)
-    preprocessing = resolve_preprocessing(config.DATA, known)
-    logger.warning("%s has no manifest: taken as the published format, %s, %r", directory, shape, preprocessing)
-    return Manifest(embed_dim=shape[0], embed_size=shape[1], preprocessing=preprocessing)
-
-
 def _check_targets(config: TrainConfig, manifest: Manifest) -> None:
-    shape = (config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE)
-    if shape != (manifest.embed_dim, manifest.embed_size):
+    found = (manifest.embed_dim, manifest.embed_size)
+    given = map(given_size, (config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE))
+    shape = tuple(wanted or own for wanted, own in zip(given, found, strict=True))
+    if shape != found:
         raise UserError(
             f"The store {config.DISTILL.TEACHER_EMBED_PATH} holds embeddings of {manifest.embed_dim} channels and "
             f"{manifest.embed_size} cells a side, not DISTILL.EMBED_DIM {shape[0]} and EMBED_SIZE {shape[1]}: set "
             "those to what it holds, or give another store."
         )
-    if manifest.preprocessing.image_size != config.DATA.IMG_SIZE:
+    if config.DATA.IMG_SIZE not in ("teacher", manifest.preprocessing.image_size):
         raise UserError(
             f"The store was exported at {manifest.preprocessing.image_size} pixels, not DATA.IMG_SIZE "
             f"{config.DATA.IMG_SIZE}: train at the store's size, or export again."
         )
-    wanted = resolve_preprocessing(config.DATA, manifest.preprocessing)
+    wanted = resolve_preprocessing(config.DATA, manifest.preprocessing.image_size, manifest.preprocessing)
     if not _same(wanted, manifest.preprocessing):
         raise UserError(
             f"The store was exported with {manifest.preprocessing!r}, and the configuration asks for {wanted!r}: leave "
@@ -248,15 +239,15 @@ def _same(left: Preprocessing, right: Preprocessing) -> bool:
     return left.resize == right.resize and np.allclose([left.mean, left.std], [right.mean, right.std], atol=1e-6)
 
 
-def _plan_online(config: TrainConfig) -> tuple[ExportPlan, ExportConfig]:
-    """The export whose embeddings this training computes; the cache is its OUTPUT."""
-    export = ExportConfig(
-        DATA=ExportDataConfig(**config.DATA.model_dump(), AUGMENT=config.DISTILL.AUGMENT),
-        MODEL=config.TEACHER,
-        DISTILL=StoreConfig(EMBED_DIM=config.DISTILL.EMBED_DIM, EMBED_SIZE=config.DISTILL.EMBED_SIZE),
-        OUTPUT=config.DISTILL.ONLINE_CACHE or config.output_dir,
-        SEED=config.SEED,
-        AMP_ENABLE=config.AMP_ENABLE,
-        DEVICE=config.DEVICE,
+def _plan_online(config: TrainConfig) -> EmbedPlan:
+    """The embeddings that this training computes."""
+    return build_plan(
+        config.DATA,
+        config.TEACHER,
+        config.DISTILL,
+        augmentation=config.DISTILL.AUGMENT,
+        store_dir=(config.DISTILL.ONLINE_CACHE or config.output_dir) / EMBEDDINGS_DIR,
+        seed=config.SEED,
+        amp=config.AMP_ENABLE,
+        print_freq=config.PRINT_FREQ,
     )
-    return plan_export(export), export

@@ -9,16 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.augment import augmentation_seed
-from efficientsam3.embed.batches import (
-    embed_batch,
-    export_augmentation,
-    image_batches,
-    load_teacher,
-    not_storable,
-)
-from efficientsam3.embed.plan import ExportPlan, check_space, missing_images
+from efficientsam3.embed.batches import embed_batch, image_batches, load_teacher, not_storable
+from efficientsam3.embed.plan import EmbedPlan, check_space, missing_images
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.models.teacher import Teacher
 from efficientsam3.runtime.distributed import Process, all_gather, barrier
@@ -127,17 +120,10 @@ class StoredTargets:
 class ComputedTargets:
     """Embeddings that the teacher computes in the loop: every epoch again, or once into a cache."""
 
-    def __init__(self, plan: ExportPlan, config: ExportConfig, cached: bool) -> None:
+    def __init__(self, plan: EmbedPlan, cached: bool) -> None:
         """Compute what `plan` describes; with `cached`, read and extend the store that it names."""
         self.plan = plan
-        self._config = config
-        self.manifest = Manifest(
-            embed_dim=config.DISTILL.EMBED_DIM,
-            embed_size=config.DISTILL.EMBED_SIZE,
-            preprocessing=plan.preprocessing,
-            augmentation=export_augmentation(config),
-            seed=config.SEED,
-        )
+        self.manifest = plan.manifest
         self._codec = self.manifest.build_codec(plan.store_dir)
         self._ids = np.unique(np.concatenate([np.empty(0, "S1"), *(split.ids for split in plan.splits)]))
         self._cached = cached
@@ -176,12 +162,12 @@ class ComputedTargets:
     def open(self, process: Process) -> Iterator[None]:
         """See `Targets`; loads the teacher, and prepares the cache where there is one."""
         if self._cached:
-            prepare_store(self._config, self.plan, process)
+            prepare_store(self.plan, process)
             self._reread()
             check_space(self.plan, missing_images(self.plan))
             barrier()  # no process writes before all have read what is there
             self._shard = Shard(self.plan.store_dir, process.rank)
-        self._teacher = load_teacher(self._config, self.plan.preprocessing, process)
+        self._teacher = load_teacher(self.plan, process)
         try:
             yield
         finally:
@@ -233,9 +219,9 @@ class ComputedTargets:
             np.arange(process.rank, count, process.world_size),
             *(np.empty(0, np.intp) for _ in self.plan.splits[1:]),
         ]
-        for batch in image_batches(self._config, self.plan, share, process):
+        for batch in image_batches(self.plan, share, process):
             if batch.image_ids:
-                embeddings = embed_batch(self._teacher, batch, self.plan.preprocessing, process.device)
+                embeddings = embed_batch(self._teacher, batch, process.device)
                 if self._cached:
                     embeddings = self._codec.decode(self._codec.encode(embeddings))
                 found |= dict(

@@ -11,10 +11,10 @@ from efficientsam3.config.schema import ExportConfig
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.data.images import read_rgb
 from efficientsam3.data.preprocess import normalise, resize_image
-from efficientsam3.embed.plan import plan_export
-from efficientsam3.embed.run import export_embeddings
+from efficientsam3.embed.plan import plan_embedding
+from efficientsam3.embed.run import embed_dataset
 from efficientsam3.embed.verify import check_saved_embeddings
-from efficientsam3.models.teacher import build_teacher
+from efficientsam3.models.teacher import Sam3Teacher, build_teacher, inspect_teacher
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.gather import compute_statistics
@@ -36,7 +36,7 @@ def test_records_hold_the_seed_and_the_teachers_embedding(
     store = EmbeddingStore(store_path / "embeddings")
     assert sorted(store.ids) == [f"sa_{number}".encode() for number in range(1, 10)]
     preprocessing = store.manifest.preprocessing
-    teacher = build_teacher(tiny_sam3_path, preprocessing, 64, 16, torch.device("cpu"))
+    teacher = build_teacher(inspect_teacher(tiny_sam3_path), preprocessing, torch.device("cpu"))
     for split, image_id in (("train", "sa_2"), ("val", "sa_8")):
         pixels, size = resize_image(read_rgb(photographs_path / "images" / split / f"{image_id}.jpg"), preprocessing)
         embedding = teacher(normalise(pixels[None], torch.tensor([size]), preprocessing))
@@ -57,15 +57,15 @@ def test_the_files_are_the_documented_ones(store_path: Path) -> None:
 def test_only_what_is_missing_is_exported(
     make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path
 ) -> None:
-    part = export_embeddings(make_export("DATA.NUM_SAMPLES", "2"), one_process)
-    assert (part.exported, part.present) == (4, 0)
+    part = embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "2")), one_process)
+    assert (part.embedded, part.present) == (4, 0)
     before = read_all(tmp_path / "teacher")
-    rest = export_embeddings(make_export(), one_process)
-    assert (rest.exported, rest.present) == (5, 4)
+    rest = embed_dataset(plan_embedding(make_export()), one_process)
+    assert (rest.embedded, rest.present) == (5, 4)
     assert before.items() <= read_all(tmp_path / "teacher").items()
     assert read_all(tmp_path / "teacher").keys() == read_all(store_path).keys()
-    again = export_embeddings(make_export(), one_process)
-    assert (again.exported, again.present) == (0, 9)
+    again = embed_dataset(plan_embedding(make_export()), one_process)
+    assert (again.embedded, again.present) == (0, 9)
 
 
 def test_a_broken_picture_is_reported_and_skipped_and_exported_once_mended(
@@ -76,37 +76,34 @@ def test_a_broken_picture_is_reported_and_skipped_and_exported_once_mended(
     broken = data / "images" / "train" / "sa_3.jpg"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    summary = export_embeddings(make_export(data=data), one_process)
-    assert summary.exported == 8
+    summary = embed_dataset(plan_embedding(make_export(data=data)), one_process)
+    assert summary.embedded == 8
     assert [str(broken) in sentence for sentence in summary.broken] == [True]
     assert str(broken) in (tmp_path / "teacher" / "broken_images.txt").read_text()
     assert "sa_3" not in read_all(tmp_path / "teacher")
     broken.write_bytes(whole)
-    assert export_embeddings(make_export(data=data), one_process).exported == 1
+    assert embed_dataset(plan_embedding(make_export(data=data)), one_process).embedded == 1
 
 
 def test_other_settings_cannot_be_mixed_in(make_export: MakeExport, one_process: Process) -> None:
-    export_embeddings(make_export("DATA.NUM_SAMPLES", "1"), one_process)
+    embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "1")), one_process)
     with pytest.raises(UserError, match="other settings"):
-        export_embeddings(make_export("SEED", "1"), one_process)
+        embed_dataset(plan_embedding(make_export("SEED", "1")), one_process)
 
 
 def test_an_embedding_that_is_not_finite_stops_the_export_with_the_images_name(
     make_export: MakeExport, one_process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Overflowing:
-        def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-            return torch.full((len(pixels), 64, 16, 16), 7e4)  # beyond float16
-
-    monkeypatch.setattr("efficientsam3.embed.batches.build_teacher", lambda *_: Overflowing())
+    beyond_float16 = torch.full((64, 16, 16), 7e4)
+    monkeypatch.setattr(Sam3Teacher, "__call__", lambda _, pixels: beyond_float16.expand(len(pixels), -1, -1, -1))
     with pytest.raises(UserError, match=r"image 'sa_1' is not finite"):
-        export_embeddings(make_export(), one_process)
+        embed_dataset(plan_embedding(make_export()), one_process)
 
 
 def test_augmentation_reaches_the_teacher(
     make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path
 ) -> None:
-    export_embeddings(make_export("DATA.AUGMENT.HFLIP", "1.0"), one_process)
+    embed_dataset(plan_embedding(make_export("DATA.AUGMENT.HFLIP", "1.0")), one_process)
     flipped, plain = read_all(tmp_path / "teacher"), read_all(store_path)
     assert all(flipped[key][:4] == plain[key][:4] and flipped[key][4:] != plain[key][4:] for key in plain)
     assert EmbeddingStore(tmp_path / "teacher" / "embeddings").manifest.augmentation.hflip == 1.0
@@ -116,7 +113,7 @@ def test_a_worker_whose_launcher_died_stops_before_its_next_record(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="launcher"):
-        export_embeddings(make_export(), replace(one_process, launcher=2**22))
+        embed_dataset(plan_embedding(make_export()), replace(one_process, launcher=2**22))
     assert read_all(tmp_path / "teacher") == {}
 
 
@@ -140,7 +137,7 @@ def test_bad_input_is_refused_before_anything_is_written(
         config.MODEL.model_copy(update={"RESUME": tmp_path / "absent.pt"}) if "MODEL.RESUME" in opts else config.MODEL
     )
     with pytest.raises(UserError, match=named):
-        plan_export(config.model_copy(update={"DATA": data, "MODEL": model}))
+        plan_embedding(config.model_copy(update={"DATA": data, "MODEL": model}))
     assert not (tmp_path / "teacher").exists()
 
 
@@ -151,9 +148,9 @@ def test_an_empty_dataset_is_an_error_and_an_empty_split_is_not(
     (data / "images" / "train").mkdir(parents=True)
     (data / "images" / "val").mkdir()
     with pytest.raises(UserError, match="no images in train or val"):
-        plan_export(make_export(data=data))
+        plan_embedding(make_export(data=data))
     shutil.copy(photographs_path / "images" / "val" / "sa_8.jpg", data / "images" / "val")
-    assert export_embeddings(make_export(data=data), one_process).exported == 1
+    assert embed_dataset(plan_embedding(make_export(data=data)), one_process).embedded == 1
 
 
 def test_the_same_id_in_both_splits_is_refused_naming_both_files(
@@ -163,7 +160,7 @@ def test_the_same_id_in_both_splits_is_refused_naming_both_files(
     shutil.copytree(photographs_path, data)
     shutil.copy(data / "images" / "val" / "sa_8.jpg", data / "images" / "train" / "sa_8.jpg")
     with pytest.raises(UserError, match=r"train/sa_8\.jpg.*val/sa_8\.jpg"):
-        plan_export(make_export(data=data))
+        plan_embedding(make_export(data=data))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +170,7 @@ def test_a_codec_is_recorded_checked_and_near_the_teacher(
     make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path, codec: str, least: float
 ) -> None:
     config = make_export("DISTILL.CODEC", codec)
-    export_embeddings(config, one_process)
+    embed_dataset(plan_embedding(config), one_process)
     store, plain = EmbeddingStore(tmp_path / "teacher" / "embeddings"), EmbeddingStore(store_path / "embeddings")
     assert store.manifest.codec == codec
     assert (store.manifest.projection is not None) == codec.startswith("pca")
@@ -182,22 +179,22 @@ def test_a_codec_is_recorded_checked_and_near_the_teacher(
     assert torch.equal(seeds, plain_seeds)
     assert rows[0].shape[1] < rows[1].shape[1] / 1.9
     assert float(torch.nn.functional.cosine_similarity(stored, exact, dim=1).mean()) > least
-    agreement = check_saved_embeddings(config, one_process)
+    agreement = check_saved_embeddings(plan_embedding(config), one_process)
     assert agreement.images == 9
     with pytest.raises(UserError, match="other settings .codec"):
-        export_embeddings(make_export(), one_process)
+        embed_dataset(plan_embedding(make_export()), one_process)
 
 
 def test_a_projection_is_fitted_once_and_kept_by_later_runs(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
     config = make_export("DISTILL.CODEC", "pca8-int8", "DATA.NUM_SAMPLES", "1")
-    export_embeddings(config, one_process)
+    embed_dataset(plan_embedding(config), one_process)
     manifest = EmbeddingStore(tmp_path / "teacher" / "embeddings").manifest
     assert manifest.projection is not None
     assert manifest.projection.images == 2
     assert 0.1 < manifest.projection.variance_kept < 1
-    assert export_embeddings(make_export("DISTILL.CODEC", "pca8-int8"), one_process).exported == 7
+    assert embed_dataset(plan_embedding(make_export("DISTILL.CODEC", "pca8-int8")), one_process).embedded == 7
     assert EmbeddingStore(tmp_path / "teacher" / "embeddings").manifest == manifest
 
 
@@ -205,7 +202,7 @@ def test_more_components_than_channels_are_refused_before_anything_is_written(
     make_export: MakeExport, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"pca65 .* 64 channels"):
-        plan_export(make_export("DISTILL.CODEC", "pca65-int4"))
+        plan_embedding(make_export("DISTILL.CODEC", "pca65-int4"))
     assert not (tmp_path / "teacher").exists()
 
 
@@ -214,10 +211,10 @@ def test_an_export_that_cannot_fit_the_disk_is_refused(
 ) -> None:
     size = 4 + 2 * 64 * 16 * 16
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 9 * size - 1))
-    with pytest.raises(UserError, match=r"9 images to export take 0\.000 GB .* smaller DISTILL\.CODEC"):
-        export_embeddings(make_export(), one_process)
+    with pytest.raises(UserError, match=r"9 images to embed take 0\.000 GB .* smaller DISTILL\.CODEC"):
+        embed_dataset(plan_embedding(make_export()), one_process)
     shutil.copytree(store_path, tmp_path / "teacher", dirs_exist_ok=True)
-    assert export_embeddings(make_export(), one_process).exported == 0
+    assert embed_dataset(plan_embedding(make_export()), one_process).embedded == 0
 
 
 @pytest.mark.parametrize("codec", ["float16", "int4"])
@@ -225,12 +222,12 @@ def test_the_teachers_statistics_are_those_of_the_store(
     codec: str, make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
     config = make_export("DATA.RESIZE", "pad", "DISTILL.CODEC", codec)
-    export_embeddings(config, one_process)
+    embed_dataset(plan_embedding(config), one_process)
     directory = tmp_path / "teacher" / "embeddings"
     gathered = store_statistics(directory)
     assert gathered.cells < 9 * 16 * 16  # padding does not count
     Shard(directory, 0).statistics_path.unlink()
-    again = compute_statistics(directory, plan_export(config).splits)
+    again = compute_statistics(directory, plan_embedding(config).splits)
     assert again.cells == gathered.cells
     torch.testing.assert_close(again.mean, gathered.mean)
     torch.testing.assert_close(again.variance, gathered.variance)
@@ -240,12 +237,12 @@ def test_an_export_catches_up_on_statistics_that_a_kill_left_behind(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
     directory = tmp_path / "teacher" / "embeddings"
-    export_embeddings(make_export("DATA.NUM_SAMPLES", "1"), one_process)
+    embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "1")), one_process)
     behind = Shard(directory, 0).statistics_path.read_bytes()
-    export_embeddings(make_export("DATA.NUM_SAMPLES", "3"), one_process)
+    embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "3")), one_process)
     Shard(directory, 0).statistics_path.write_bytes(behind)
     assert gathered_statistics(directory) is None
-    export_embeddings(make_export(), one_process)
+    embed_dataset(plan_embedding(make_export()), one_process)
     assert store_statistics(directory).cells == 9 * 16 * 16
 
 
@@ -253,8 +250,8 @@ def test_an_export_leaves_an_older_stores_statistics_to_their_command(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
     directory = tmp_path / "teacher" / "embeddings"
-    export_embeddings(make_export("DATA.NUM_SAMPLES", "1"), one_process)
+    embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "1")), one_process)
     Shard(directory, 0).statistics_path.unlink()
-    assert export_embeddings(make_export(), one_process).exported == 7
+    assert embed_dataset(plan_embedding(make_export()), one_process).embedded == 7
     assert gathered_statistics(directory) is None
     assert not Shard(directory, 0).statistics_path.exists()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from efficientsam3.config.schema import ExportConfig
-from efficientsam3.embed.run import export_embeddings
+from efficientsam3.embed.plan import plan_embedding
+from efficientsam3.embed.run import embed_dataset
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.maintenance import verify_store
@@ -26,7 +27,7 @@ def read_all(directory: Path) -> dict[str, bytes]:
 @pytest.fixture
 def shard(make_export: MakeExport, one_process: Process, tmp_path: Path) -> Shard:
     """The only shard of a whole export to tmp_path/teacher."""
-    export_embeddings(make_export("DATA.BATCH_SIZE", "1"), one_process)
+    embed_dataset(plan_embedding(make_export("DATA.BATCH_SIZE", "1")), one_process)
     return Shard(tmp_path / "teacher" / "embeddings", 0)
 
 
@@ -39,18 +40,18 @@ def test_a_flipped_bit_and_a_truncated_file_are_repaired_to_the_same_bytes(
     values[2 * size + 99] ^= 16
     shard.values_path.write_bytes(values[: 7 * size - 1])
     with pytest.raises(UserError, match=r"rank0-values\.bin holds 6 records .* promises 9"):
-        export_embeddings(config, one_process)
+        embed_dataset(plan_embedding(config), one_process)
     keys = [key.decode() for key in shard.read_keys()]
     assert [key for _, key in verify_store(shard.directory, repair=True).damaged] == [keys[2], *keys[6:]]
     assert read_all(shard.directory).items() <= whole.items()
-    assert export_embeddings(config, one_process).exported == 4
+    assert embed_dataset(plan_embedding(config), one_process).embedded == 4
     assert read_all(shard.directory) == whole
 
 
 def test_a_missing_key_file_stops_the_export(make_export: MakeExport, one_process: Process, shard: Shard) -> None:
     os.rename(shard.keys_path, shard.directory / "elsewhere.txt")
     with pytest.raises(UserError, match=r"has no rank0-keys\.txt .* export again"):
-        export_embeddings(make_export(), one_process)
+        embed_dataset(plan_embedding(make_export()), one_process)
 
 
 def test_a_second_export_into_the_same_shard_stops(make_export: MakeExport, one_process: Process, shard: Shard) -> None:
@@ -58,7 +59,7 @@ def test_a_second_export_into_the_same_shard_stops(make_export: MakeExport, one_
     writer = ShardWriter(shard, shard.values_path.stat().st_size // 9)
     try:
         with pytest.raises(UserError, match="Another process writes"):
-            export_embeddings(make_export(), one_process)
+            embed_dataset(plan_embedding(make_export()), one_process)
     finally:
         writer.close()
     assert read_all(shard.directory) == whole

@@ -5,7 +5,8 @@ import pytest
 
 from efficientsam3.cli import main
 from efficientsam3.config.schema import ExportConfig
-from efficientsam3.embed.estimate import ExportEstimate, estimate_export
+from efficientsam3.embed.estimate import EmbedEstimate, estimate_embedding
+from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.runtime.distributed import Process
 
 MakeExport = Callable[..., ExportConfig]
@@ -14,7 +15,9 @@ MakeExport = Callable[..., ExportConfig]
 def test_it_counts_bytes_and_measures_and_writes_nothing(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
-    estimate = estimate_export(make_export("DATA.BATCH_SIZE", "2", "DISTILL.CODEC", "pca5-int4"), one_process)
+    estimate = estimate_embedding(
+        plan_embedding(make_export("DATA.BATCH_SIZE", "2", "DISTILL.CODEC", "pca5-int4")), one_process
+    )
     assert (estimate.images, estimate.missing) == (9, 9)
     assert estimate.codec_sizes["float16"] == 9 * (4 + 2 * 64 * 16 * 16)
     assert estimate.codec_sizes["pca5-int4"] < estimate.codec_sizes["int4"] < estimate.codec_sizes["int8"]
@@ -24,14 +27,14 @@ def test_it_counts_bytes_and_measures_and_writes_nothing(
 
 
 def test_what_the_store_has_is_not_counted(make_export: MakeExport, one_process: Process, store_path: Path) -> None:
-    estimate = estimate_export(make_export(output=store_path), one_process)
+    estimate = estimate_embedding(plan_embedding(make_export(output=store_path)), one_process)
     assert estimate.missing == 0
     assert estimate.codec_sizes["float16"] == 0
     assert estimate.seconds(8) == 0
 
 
 def test_more_processes_take_less_time() -> None:
-    estimate = ExportEstimate(100, 80, 0, {}, 2.0, 0)
+    estimate = EmbedEstimate(100, 80, 0, {}, 2.0, 0)
     assert (estimate.seconds(1), estimate.seconds(8)) == (40, 5)
 
 
@@ -42,6 +45,6 @@ def test_the_command(
     where = ["--data-path", str(photographs_path), "--only-cpu", "--opts", *tiny_opts]
     assert main(["plan", *flags, *where]) == 0
     out = capsys.readouterr().out
-    assert "9 images, 9 of them to export" in out
+    assert "9 images, 9 of them to embed" in out
     assert "float16 (chosen)" in out
     assert "64 such: " in out

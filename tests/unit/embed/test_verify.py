@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from efficientsam3.config.schema import ExportConfig
+from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.embed.verify import check_saved_embeddings
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -15,7 +16,7 @@ MakeExport = Callable[..., ExportConfig]
 
 
 def test_a_good_store_agrees(make_export: MakeExport, one_process: Process, store_path: Path) -> None:
-    agreement = check_saved_embeddings(make_export(output=store_path), one_process)
+    agreement = check_saved_embeddings(plan_embedding(make_export(output=store_path)), one_process)
     assert agreement.images == 9
     assert agreement.worst_relative_error < 1e-3
     assert agreement.cosine > 0.999999
@@ -24,7 +25,9 @@ def test_a_good_store_agrees(make_export: MakeExport, one_process: Process, stor
 
 @pytest.mark.parametrize("samples", [1, 2, 8])
 def test_a_sample_is_compared(make_export: MakeExport, one_process: Process, store_path: Path, samples: int) -> None:
-    assert check_saved_embeddings(make_export(output=store_path), one_process, samples).images == samples
+    assert (
+        check_saved_embeddings(plan_embedding(make_export(output=store_path)), one_process, samples).images == samples
+    )
 
 
 def test_a_wrong_embedding_is_found_by_name(
@@ -49,12 +52,12 @@ def test_a_wrong_embedding_is_found_by_name(
     writer.commit()
     writer.close()
     with pytest.raises(UserError, match="2 of 9 stored embeddings differ"):
-        check_saved_embeddings(make_export(), one_process)
+        check_saved_embeddings(plan_embedding(make_export()), one_process)
 
 
 def test_without_a_store_there_is_nothing_to_check(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="no embedding store"):
-        check_saved_embeddings(make_export(), one_process)
+        check_saved_embeddings(plan_embedding(make_export()), one_process)
     assert not (tmp_path / "teacher").exists()

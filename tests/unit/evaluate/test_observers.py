@@ -9,7 +9,7 @@ import torch
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.evaluate.observers import build_probe, training_observers
-from efficientsam3.models.teacher import Sam3Teacher, Teacher, build_teacher
+from efficientsam3.models.teacher import Teacher, build_teacher, inspect_teacher
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.reader import EmbeddingStore
@@ -42,7 +42,9 @@ class Perfect(torch.nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(1))
-        self._teacher = Sam3Teacher(path, CPU)
+        spec = inspect_teacher(path)
+        assert spec.preprocessing is not None
+        self._teacher = build_teacher(spec, spec.preprocessing, CPU)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._teacher(pixels)

@@ -7,21 +7,29 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING
-from efficientsam3.models.teacher import build_teacher, teacher_hash, teacher_preprocessing
+from efficientsam3.models.teacher import KINDS, Sam3Teacher, Teacher, TeacherSpec, build_teacher, inspect_teacher
 from efficientsam3.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-def write_onnx(path: Path, channels: int = 256, grid: int = 64, declared: int | None = None) -> Path:
-    """An encoder of 1024-pixel images: a strided 1x1 convolution with known weights, one image at a time."""
+Axes = tuple[str | int, ...]
+
+
+def write_onnx(
+    path: Path, channels: int = 256, grid: int = 64, image: Axes = (1024, 1024), embedding: Axes | None = None
+) -> Path:
+    """An encoder of 1024-pixel images: a strided 1x1 convolution with known weights, one image at a time.
+
+    `image` and `embedding` are the axes that it declares.
+    """
     weight = np.linspace(-1, 1, channels * 3, dtype=np.float32).reshape(channels, 3, 1, 1)
     stride = 1024 // grid
     graph = helper.make_graph(
         [helper.make_node("Conv", ["image", "weight"], ["embedding"], strides=[stride, stride])],
         "encoder",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["B", 3, 1024, 1024])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", declared or channels, grid, grid])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["B", 3, *image])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", *(embedding or (channels, grid, grid))])],
         [numpy_helper.from_array(weight, "weight")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -29,9 +37,12 @@ def write_onnx(path: Path, channels: int = 256, grid: int = 64, declared: int | 
 
 
 def test_sam3_is_frozen_exact_and_of_the_right_shape(tiny_sam3_path: Path) -> None:
-    preprocessing = teacher_preprocessing(tiny_sam3_path, 224, 64, 16)
-    assert preprocessing == SAM3_PREPROCESSING.model_copy(update={"image_size": 224})
-    teacher = build_teacher(tiny_sam3_path, preprocessing, 64, 16, CPU)
+    preprocessing = SAM3_PREPROCESSING.model_copy(update={"image_size": 224})
+    spec = inspect_teacher(tiny_sam3_path)
+    assert spec == TeacherSpec(tiny_sam3_path, 224, 64, 16, preprocessing)
+    assert inspect_teacher(tiny_sam3_path, 224, 64, 16) == spec
+    teacher = build_teacher(spec, preprocessing, CPU)
+    assert isinstance(teacher, Sam3Teacher)
     assert (teacher.embed_dim, teacher.embed_size) == (64, 16)
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     embedding = teacher(pixels)
@@ -52,13 +63,15 @@ def test_sizes_that_do_not_fit_are_refused_before_loading(
 ) -> None:
     monkeypatch.setattr("efficientsam3.models.teacher.load_trunk", lambda _: pytest.fail("loaded"))
     with pytest.raises(UserError, match=named):
-        teacher_preprocessing(tiny_sam3_path, *shape)
+        inspect_teacher(tiny_sam3_path, *shape)
 
 
 def test_onnx_encoders_run_image_by_image(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "encoder.onnx")
-    assert teacher_preprocessing(path, 1024, 256, 64) == SAM_PREPROCESSING
-    teacher = build_teacher(path, SAM_PREPROCESSING, 256, 64, CPU)
+    spec = inspect_teacher(path)
+    assert spec == inspect_teacher(path, 1024, 256, 64) == TeacherSpec(path, 1024, 256, 64, SAM_PREPROCESSING)
+    assert spec.compute_dtype(torch.device("cuda"), amp=True) == torch.float32
+    teacher = build_teacher(spec, SAM_PREPROCESSING, CPU)
     pixels = torch.randn(2, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
     weight = torch.linspace(-1, 1, 768).reshape(256, 3)
     expected = torch.einsum("dc,bchw->bdhw", weight, pixels[:, :, ::16, ::16])
@@ -66,31 +79,61 @@ def test_onnx_encoders_run_image_by_image(tmp_path: Path) -> None:
 
 
 def test_an_onnx_encoder_of_another_shape_must_say_its_preprocessing(tmp_path: Path) -> None:
-    assert teacher_preprocessing(write_onnx(tmp_path / "e.onnx", channels=8), 1024, 8, 64) is None
+    assert inspect_teacher(write_onnx(tmp_path / "e.onnx", channels=8)).preprocessing is None
 
 
 @pytest.mark.parametrize("shape", [(1008, 256, 64), (1024, 255, 64), (1024, 256, 72)])
 def test_onnx_shapes_are_checked(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     with pytest.raises(UserError, match="declares"):
-        teacher_preprocessing(write_onnx(tmp_path / "e.onnx"), *shape)
+        inspect_teacher(write_onnx(tmp_path / "e.onnx"), *shape)
+
+
+@pytest.mark.parametrize(("image_size", "key"), [(None, "DATA.IMG_SIZE"), (1024, "DISTILL.EMBED_SIZE")])
+def test_an_axis_of_any_size_must_be_configured(tmp_path: Path, image_size: int | None, key: str) -> None:
+    path = write_onnx(tmp_path / "e.onnx", image=("h", "w"), embedding=(256, "eh", "ew"))
+    with pytest.raises(UserError, match=f"does not declare the size of .*: set {key}\\.$"):
+        inspect_teacher(path, image_size)
+    assert inspect_teacher(path, 1024, 256, 64) == TeacherSpec(path, 1024, 256, 64, SAM_PREPROCESSING)
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "absent.onnx", "absent"])
 def test_a_missing_teacher_is_refused_with_the_remedy(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"MODEL\.RESUME"):
-        teacher_preprocessing(tmp_path / name, 1008, 1024, 72)
+        inspect_teacher(tmp_path / name)
 
 
 def test_a_broken_onnx_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "e.onnx").write_bytes(b"not a model")
     with pytest.raises(UserError, match="cannot be opened"):
-        teacher_preprocessing(tmp_path / "e.onnx", 1024, 256, 64)
+        inspect_teacher(tmp_path / "e.onnx")
 
 
 def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"a")
-    first = teacher_hash(tmp_path)
+    spec = TeacherSpec(tmp_path, 224, 64, 16, None)
+    first = spec.sha256()
     (tmp_path / "README.md").write_text("not weights")
-    assert teacher_hash(tmp_path) == first
+    assert spec.sha256() == first
     (tmp_path / "model.safetensors").write_bytes(b"b")
-    assert teacher_hash(tmp_path) != first
+    assert spec.sha256() != first
+
+
+def test_a_further_kind_of_teacher_is_one_class_and_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Grey(Teacher):
+        autocasts = False
+
+        @staticmethod
+        def reads(path: Path) -> bool:
+            return path.suffix == ".grey"
+
+        @staticmethod
+        def inspect(path: Path, image_size: int | None, embed_dim: int | None, embed_size: int | None) -> TeacherSpec:
+            return TeacherSpec(path, 8, 3, 2, SAM_PREPROCESSING)
+
+        def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return pixel_values[:, :, ::4, ::4]
+
+    monkeypatch.setattr("efficientsam3.models.teacher.KINDS", (Grey, *KINDS))
+    spec = inspect_teacher(tmp_path / "teacher.grey", name="grey")
+    assert (spec.image_size, spec.name) == (8, "grey")
+    assert build_teacher(spec, SAM_PREPROCESSING, CPU)(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 2, 2)

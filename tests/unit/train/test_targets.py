@@ -12,7 +12,8 @@ import torch
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint, save_training_checkpoint
 from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.data.listing import list_images
-from efficientsam3.embed.run import export_embeddings
+from efficientsam3.embed.plan import plan_embedding
+from efficientsam3.embed.run import embed_dataset
 from efficientsam3.evaluate.report.features import feature_pairs
 from efficientsam3.models.student import Student
 from efficientsam3.models.teacher import Sam3Teacher
@@ -134,7 +135,7 @@ def test_teacher_and_student_see_the_same_augmented_pictures(
     one_process: Process,
     tmp_path: Path,
 ) -> None:
-    export_embeddings(make_export("DATA.AUGMENT.HFLIP", "0.5"), one_process)
+    embed_dataset(plan_embedding(make_export("DATA.AUGMENT.HFLIP", "0.5")), one_process)
     ours, theirs = make_online("DISTILL.AUGMENT.HFLIP", "0.5"), make_training(store=tmp_path / "teacher")
     for config in (ours, theirs):
         train(config, one_process)

@@ -9,7 +9,8 @@ import torch
 
 from efficientsam3.checkpoints.training import checkpoint_path, load_training_checkpoint
 from efficientsam3.config.schema import ExportConfig, TrainConfig
-from efficientsam3.embed.run import export_embeddings
+from efficientsam3.embed.plan import plan_embedding
+from efficientsam3.embed.run import embed_dataset
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.train.plan import plan_training
@@ -96,7 +97,7 @@ def test_a_damaged_record_is_reported_by_name_and_training_goes_on(
 def test_images_without_an_embedding_are_left_out(
     make_training: MakeTraining, make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
-    export_embeddings(make_export("DATA.NUM_SAMPLES", "3"), one_process)
+    embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "3")), one_process)
     config = make_training("TRAIN.EPOCHS", "1", store=tmp_path / "teacher")
     train(config, one_process)
     assert metrics(config.output_dir)[0]["step"] == 2  # 3 of 6 images, batches of 2

@@ -15,7 +15,7 @@ from efficientsam3.evaluate.masks.request import Mean, Resize
 from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Segmenter, WholeModel
 from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory, read_onnx_manifest
 from efficientsam3.models.student_files import load_student_and_preprocessing
-from efficientsam3.models.teacher import build_teacher, is_onnx
+from efficientsam3.models.teacher import OnnxTeacher, TeacherSpec, build_teacher
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import Decoder, load_decoder
@@ -134,7 +134,7 @@ def _is_named_without_file(model: str) -> bool:
 
 def _is_whole(model: str) -> bool:
     path = Path(model)
-    return not (_noise(model) is not None or is_onnx(path) or _is_store(path) or is_training_checkpoint(path))
+    return not (_noise(model) is not None or OnnxTeacher.reads(path) or _is_store(path) or is_training_checkpoint(path))
 
 
 def _noise(model: str) -> float | None:
@@ -159,13 +159,14 @@ def _encoder(model: str, decoder: Decoder, fed: FedPixels, device: torch.device,
     path = Path(model)
     if (std := _noise(model)) is not None:
         return RandomEncoder((decoder.embed_dim, decoder.embed_size), decoder.preprocessing, std, seed)
-    if is_onnx(path):
+    if OnnxTeacher.reads(path):
         own = decoder.preprocessing
         if is_onnx_directory(path.parent):  # of an EfficientSAM3 or a student, which may be fed in another way
             own = read_onnx_manifest(path.parent).preprocessing
             check_fits(model, (decoder.embed_dim, decoder.embed_size), own, decoder)
         own = fed.apply(own)
-        teacher = build_teacher(path, own, decoder.embed_dim, decoder.embed_size, device)
+        spec = TeacherSpec(path, own.image_size, decoder.embed_dim, decoder.embed_size, own)
+        teacher = build_teacher(spec, own, device)
         return ModuleEncoder(teacher, teacher.preprocessing, device)
     if _is_store(path):
         store = EmbeddingStore(path)

@@ -1,4 +1,4 @@
-"""`efficientsam3 export`: run the teacher over the dataset and store its embeddings."""
+"""`efficientsam3 embed`: run the teacher over the dataset and store its embeddings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ class TeacherRequest(ConfiguredRequest):
     resume: Annotated[Path | None, Argument("TEACHER")] = config_key("MODEL.RESUME", schema=ExportConfig)
 
 
-class ExportRequest(TeacherRequest):
+class EmbedRequest(TeacherRequest):
     """The dataset to embed, or the store to check."""
 
     check_saved_embed: bool = Field(
@@ -26,28 +26,29 @@ class ExportRequest(TeacherRequest):
     check_samples: CountOrZero = Field(0, description="with --check-saved-embed: compare N images; 0, the default: all")
 
 
-REQUEST = ExportRequest
+REQUEST = EmbedRequest
 
 
-def run(request: ExportRequest) -> None:
-    """Export, or check an export."""
+def run(request: EmbedRequest) -> None:
+    """Embed, or check what is stored."""
     # Before PyTorch is imported, which takes seconds: a mistyped key is named at once.
     config = read_config(ExportConfig, request)
 
-    from efficientsam3.embed.plan import check_space, missing_images, plan_export
-    from efficientsam3.embed.run import export_embeddings
+    from efficientsam3.embed.plan import check_space, missing_images, plan_embedding
+    from efficientsam3.embed.run import embed_dataset
     from efficientsam3.embed.verify import check_saved_embeddings
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.run import run_step
 
     if request.dry_run is not None:
-        plan = plan_export(config)
+        plan = plan_embedding(config)
         if not request.check_saved_embed:
             check_space(plan, missing_images(plan))
         select_device(config.DEVICE, request.dry_run - 1)
         return
     with run_step(config, config.output_dir, write=not request.check_saved_embed) as process:
+        plan = plan_embedding(config)
         if request.check_saved_embed:
-            check_saved_embeddings(config, process, request.check_samples)
+            check_saved_embeddings(plan, process, request.check_samples)
         else:
-            export_embeddings(config, process)
+            embed_dataset(plan, process)
