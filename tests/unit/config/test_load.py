@@ -24,7 +24,7 @@ def test_every_shipped_student_loads(name: str) -> None:
     config = load_config(TrainConfig, CONFIGS / f"{name}.yaml")
     assert STUDENTS[name].backbone == config.MODEL.BACKBONE
     assert config.output_dir == Path("output/stage1") / name
-    assert (config.DATA.IMG_SIZE, config.DISTILL.EMBED_SIZE, config.DISTILL.EMBED_DIM) == (1008, 72, 1024)
+    assert {config.DATA.IMG_SIZE, config.DISTILL.EMBED_SIZE, config.DISTILL.EMBED_DIM} == {"teacher"}
     assert (30 if name == "es_rv_m" else 50) == config.TRAIN.EPOCHS
     assert config.MODEL.PRETRAINED is True
 

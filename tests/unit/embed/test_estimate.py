@@ -15,13 +15,13 @@ MakeExport = Callable[..., ExportConfig]
 def test_it_counts_bytes_and_measures_and_writes_nothing(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
-    estimate = estimate_embedding(
-        plan_embedding(make_export("DATA.BATCH_SIZE", "2", "DISTILL.CODEC", "pca5-int4")), one_process
-    )
+    plan = plan_embedding(make_export("DATA.BATCH_SIZE", "2", "DISTILL.CODEC", "pca5-int4"))
+    estimate = estimate_embedding(plan, one_process)
     assert (estimate.images, estimate.missing) == (9, 9)
     assert estimate.codec_sizes["float16"] == 9 * (4 + 2 * 64 * 16 * 16)
     assert estimate.codec_sizes["pca5-int4"] < estimate.codec_sizes["int4"] < estimate.codec_sizes["int8"]
     assert estimate.rate > 0
+    assert estimate.memory is not None
     assert estimate.memory > 1e6
     assert not (tmp_path / "teacher").exists()
 

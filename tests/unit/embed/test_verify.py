@@ -25,9 +25,8 @@ def test_a_good_store_agrees(make_export: MakeExport, one_process: Process, stor
 
 @pytest.mark.parametrize("samples", [1, 2, 8])
 def test_a_sample_is_compared(make_export: MakeExport, one_process: Process, store_path: Path, samples: int) -> None:
-    assert (
-        check_saved_embeddings(plan_embedding(make_export(output=store_path)), one_process, samples).images == samples
-    )
+    plan = plan_embedding(make_export(output=store_path))
+    assert check_saved_embeddings(plan, one_process, samples).images == samples
 
 
 def test_a_wrong_embedding_is_found_by_name(
