@@ -1,24 +1,23 @@
-"""The account of a merge: where every tensor went."""
+"""The account of a merge: where every tensor went, and what was written."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from efficientsam3.checkpoints.sam3_convert import plan_conversion
+from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, preprocessing_note
+from efficientsam3.merge.request import Format
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.parts import PARTS, Part, part_of
 
-Format = Literal["native", "hf"]
-
 
 @dataclass
-class MergeReport:
-    """What a merge did, or would do."""
+class MergeAccount:
+    """What a merge did, or would do. Whoever writes the output sets `bytes` and, for a file, `sha256`."""
 
     output: Path
     format: str
@@ -27,7 +26,7 @@ class MergeReport:
     student_parameters: int
     removed_tensors: int
     removed_parameters: int
-    removed: str = "SAM3's image trunk"  # what the student takes the place of
+    removed: str = "SAM3's image trunk"  # in words
     kept: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> tensors, parameters
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)  # what happens to values -> how many source tensors
@@ -37,7 +36,7 @@ class MergeReport:
     sha256: str | None = None  # of a native file
 
     def lines(self) -> list[str]:
-        """The account, for people."""
+        """The account as text."""
         removed, student = _count(self.removed_tensors, self.removed_parameters), self.student_tensors
         lines = [
             f"removed   {removed}: {self.removed}",
@@ -80,21 +79,21 @@ def conversion_account(keys: Mapping[str, torch.Tensor]) -> tuple[dict[str, int]
     return dict(changes), plan.ignored
 
 
-def account(
+def account_for(
     output: Path, format: Format, student: StudentInput, sam3: Sam3Input, parts: frozenset[Part], replace_prefix: str
-) -> MergeReport:
-    """Where every tensor of a merge goes; nothing is written yet.
+) -> MergeAccount:
+    """Account for every tensor of a merge, before anything is written.
 
     Raises:
         UserError: no tensor is under `replace_prefix`.
     """
     source = sam3.contents.tensors if sam3.native is None else sam3.native
-    trunk_prefix = "detector_model.vision_encoder.backbone." if sam3.native is None else replace_prefix
+    trunk_prefix = HF_TRUNK_PREFIX if sam3.native is None else replace_prefix
     removed = {key: value for key, value in source.items() if key.startswith(trunk_prefix)}
     if not removed:
-        raise UserError(f"--replace-prefix {replace_prefix!r} is the start of no tensor in {sam3.path}: check it.")
+        raise UserError(f"--replace-prefix {replace_prefix!r} matches no tensor in {sam3.path}: check it.")
     rest = {key: value for key, value in source.items() if key not in removed}
-    report = MergeReport(
+    account = MergeAccount(
         output,
         format,
         student.architecture.backbone,
@@ -104,18 +103,18 @@ def account(
         _parameters(removed),
     )
     if sam3.native is None:
-        report.kept = {"everything else": (len(rest), _parameters(rest))}
+        account.kept = {"everything else": (len(rest), _parameters(rest))}
     else:
-        report.kept = sizes_by_part(rest, parts, kept=True)
-        report.left_out = sizes_by_part(rest, parts, kept=False)
+        account.kept = sizes_by_part(rest, parts, kept=True)
+        account.left_out = sizes_by_part(rest, parts, kept=False)
         if format == "hf":
-            report.changes, report.ignored = conversion_account(rest)
-    report.notes = _notes(format, student, sam3, parts)
-    return report
+            account.changes, account.ignored = conversion_account(rest)
+    account.notes = _notes(format, student, sam3, parts)
+    return account
 
 
 def _parameters(tensors: Tensors) -> int:
-    """Numbers in floating-point tensors; rotary tables and counters are no parameters."""
+    """Count the numbers in floating-point tensors: rotary tables (complex) and counters are not parameters."""
     return sum(value.numel() for value in tensors.values() if value.is_floating_point())
 
 

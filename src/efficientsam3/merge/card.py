@@ -1,4 +1,4 @@
-"""What is written beside a merged model: metadata for programs, a model card for people."""
+"""The metadata (JSON) and the model card (Markdown) that are written with a merged model."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import transformers
 
 import efficientsam3
 from efficientsam3.data.preprocess import sam3_preprocessing
-from efficientsam3.merge.account import MergeReport
+from efficientsam3.merge.account import MergeAccount
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, architecture_dict
 from efficientsam3.runtime.files import sha256_file
 from efficientsam3.sam3.parts import PARTS, Part
@@ -16,7 +16,7 @@ from efficientsam3.sam3.parts import PARTS, Part
 def model_metadata(
     student: StudentInput, sam3: Sam3Input, parts: frozenset[Part], dtype: torch.dtype | None
 ) -> dict[str, Any]:
-    """What was merged from what, as JSON."""
+    """What was merged from which files, as JSON."""
     image_size = sam3.contents.preprocessing.image_size
     preprocessing = student.preprocessing or sam3_preprocessing(image_size)
     return {
@@ -42,10 +42,10 @@ def _hashes(source: StudentInput | Sam3Input) -> dict[str, Any]:
     return {"sha256": {file.name: sha256_file(file) for file in sorted(source.path.glob("*.safetensors"))}}
 
 
-def model_card(name: str, metadata: dict[str, Any], report: MergeReport) -> str:
+def model_card(name: str, metadata: dict[str, Any], account: MergeAccount) -> str:
     """A model card in Markdown."""
     architecture, pixels = metadata["architecture"], metadata["preprocessing"]
-    account = "\n".join(f"    {line}" for line in report.lines())
+    lines = "\n".join(f"    {line}" for line in account.lines())
     return f"""# {name}
 
 EfficientSAM3: SAM3 whose image trunk is the student `{architecture["backbone"]}`. Made by efficientsam3
@@ -69,16 +69,16 @@ The SHA-256 of both sources are in the metadata.
 from efficientsam3 import EfficientSAM3
 
 model = EfficientSAM3.from_pretrained("{name}")
-image = model.encode("picture.jpg")
+image = model.encode("image.jpg")
 image.segment(text="a dog")
 ```
 
 ## Account
 
-{account}
+{lines}
 
 ## Licence
 
-All weights but the student's are SAM3's and stay under Meta's SAM licence, whoever passes them on; it asks that the
-licence goes with them. The student was distilled from SAM3's outputs.
+All weights but the student's are SAM3's and stay under Meta's SAM licence, which must accompany them wherever they
+are passed on. The student was distilled from SAM3's outputs.
 """

@@ -8,7 +8,7 @@ import torch
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
-from efficientsam3.merge.account import MergeReport, account
+from efficientsam3.merge.account import MergeAccount, account_for
 from efficientsam3.merge.hf_directory import write_hf_directory
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, check_output
 from efficientsam3.merge.native_file import write_native_file
@@ -21,15 +21,15 @@ from efficientsam3.sam3.parts import PARTS, VISUAL_PROMPT_KEY, Part, part_of
 TOLERANCE = 1e-4
 
 
-def fuse(model: Path, output: Path) -> MergeReport:
+def fuse(model: Path, output: Path) -> MergeAccount:
     """Write an EfficientSAM3 with its student fused, verified before it replaces what was at `output`.
 
     Args:
         model: an EfficientSAM3, a native file or a Hugging Face directory.
-        output: the same kind; a native file's `<output>.json` and `<output>.md` come beside it.
+        output: the same kind; next to a native file, `<output>.json` and `<output>.md` are written too.
 
     Raises:
-        UserError: there is no student in the model, or a fused one; or the output cannot be written.
+        UserError: the model holds no student, or a fused one; or the output cannot be written.
     """
     check_output(output, (model,))
     contents = read_contents(model)
@@ -37,18 +37,18 @@ def fuse(model: Path, output: Path) -> MergeReport:
     native = None if model.is_dir() else read_tensors(model)
     sam3 = Sam3Input(model, replace(contents, native=native))
     parts = _parts_of(native)
-    report = account(output, "hf" if native is None else "native", student, sam3, parts, TRUNK_PREFIX)
-    report.removed = "the student as it was"
-    report.notes.append(note)
+    account = account_for(output, "hf" if native is None else "native", student, sam3, parts, TRUNK_PREFIX)
+    account.removed = "the student before fusing"
+    account.notes.append(note)
     if native is None:
-        report.bytes = write_hf_directory(output, student, sam3, None, report)
+        write_hf_directory(output, student, sam3, None, account)
     else:
-        write_native_file(output, student, sam3, (STUDENT_PREFIX, TRUNK_PREFIX), parts, None, report)
-    return report
+        write_native_file(output, student, sam3, (STUDENT_PREFIX, TRUNK_PREFIX), parts, None, account)
+    return account
 
 
 def _parts_of(native: Tensors | None) -> frozenset[Part]:
-    """The parts that a native file has; a Hugging Face directory (None) has all."""
+    """The parts of SAM3 in a native file; a Hugging Face directory (None) has all of them."""
     if native is None:
         return frozenset(PARTS)
     outside = (key for key in native if key != VISUAL_PROMPT_KEY and not key.startswith(TRUNK_PREFIX))
@@ -69,13 +69,13 @@ def _student_of(contents: Contents) -> StudentInput:
 
 @torch.inference_mode()
 def fuse_student(student: StudentInput) -> tuple[StudentInput, str]:
-    """Fuse a student, and compare it on noise with what it was.
+    """Fuse a student, and compare its embedding of noise before and after.
 
     Returns:
         the fused student, and what to tell the user.
 
     Raises:
-        UserError: it is fused already, or fusing changes what it says by more than rounding.
+        UserError: the student is fused already, or fusing changes its embedding by more than rounding.
     """
     if student.architecture.fused:
         raise UserError(f"The student in {student.path} is fused already: use it as it is.")

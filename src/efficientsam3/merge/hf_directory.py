@@ -13,7 +13,7 @@ from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 from efficientsam3.checkpoints.reading import SAFETENSORS_INDEX
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.merge.account import MergeReport
+from efficientsam3.merge.account import MergeAccount
 from efficientsam3.merge.card import model_card, model_metadata
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, without_trunk
 from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
@@ -29,12 +29,12 @@ _SHARD_BYTES = 500_000_000
 
 
 def write_hf_directory(
-    output: Path, student: StudentInput, sam3: Sam3Input, dtype: torch.dtype | None, report: MergeReport
-) -> int:
-    """Write the directory, verified before it replaces what was there; returns its size in bytes.
+    output: Path, student: StudentInput, sam3: Sam3Input, dtype: torch.dtype | None, account: MergeAccount
+) -> None:
+    """Write the directory, verified before it replaces what was there; `account` gets its size.
 
     Raises:
-        UserError: the place is taken by something else, or the disk is full.
+        UserError: `output` exists and is not a Hugging Face directory, or the disk is full.
     """
     tensors = without_trunk(sam3.contents)
     tensors |= {HF_STUDENT_PREFIX + key: value for key, value in student.state.items()}
@@ -51,10 +51,8 @@ def write_hf_directory(
         verify_written(folder, expected)
         check_whole(read_contents(folder))
         verify_student(folder, student, dtype)
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        report.bytes = size
-        write_text(folder / "README.md", model_card(output.name, metadata, report))
-    return size
+        account.bytes = sum(file.stat().st_size for file in folder.iterdir())
+        write_text(folder / "README.md", model_card(output.name, metadata, account))
 
 
 def _shards(tensors: Tensors) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What goes into a merge, checked before anything is written."""
+"""The inputs of a merge, checked before anything is written."""
 
 import os
 from collections.abc import Mapping
@@ -51,10 +51,10 @@ class Sam3Input:
 
 
 def check_output(output: Path, sources: tuple[Path, ...]) -> None:
-    """Refuse an output that is one of the inputs, or lies where a folder and a file stand in each other's way.
+    """Check that a merge can write its output without losing an input.
 
     Raises:
-        UserError: it does.
+        UserError: an input does not exist, or the output is one of the inputs.
     """
     for source in sources:
         if not source.exists():
@@ -63,27 +63,39 @@ def check_output(output: Path, sources: tuple[Path, ...]) -> None:
             raise UserError(f"The output {output} is an input of the merge, which would be lost: choose another path.")
 
 
+def original_trunk(contents: Contents) -> Any:
+    """The config of SAM3's own image trunk, a `Sam3ViTConfig`.
+
+    Raises:
+        UserError: a student has replaced the trunk already.
+    """
+    trunk = contents.config.detector_config.vision_config.backbone_config
+    if trunk.model_type != "sam3_vit_model":
+        raise UserError(f"{contents.path} is an EfficientSAM3 already: give SAM3's own sam3.pt or directory.")
+    return trunk
+
+
 def read_sam3(path: Path) -> Sam3Input:
     """Open SAM3 and compare every name and shape with the model.
 
     Raises:
-        UserError: it is not a whole SAM3, or it holds a student already.
+        UserError: the checkpoint is not a whole SAM3, or holds a student already.
     """
     contents = read_contents(path)
-    if contents.config.detector_config.vision_config.backbone_config.model_type != "sam3_vit_model":
-        raise UserError(f"{path} is an EfficientSAM3 already: give SAM3's own sam3.pt or directory.")
+    original_trunk(contents)
     check_whole(contents)
     return Sam3Input(path, contents)
 
 
 def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:
-    """Open a student and check that it can stand in the place of SAM3's trunk.
+    """Open a student and check that it can take the place of SAM3's trunk.
 
     Raises:
-        UserError: its weights are not finite or not whole, or its embedding is not the trunk's.
+        UserError: the student's weights are not finite or not whole, or its embedding has another shape than the
+            trunk's.
     """
     file = read_student(path)
-    trunk = sam3.contents.config.detector_config.vision_config.backbone_config
+    trunk = original_trunk(sam3.contents)
     architecture = _architecture(file, path, trunk)
     grid = trunk.image_size // trunk.patch_size
     if (architecture.embed_dim, architecture.embed_size, architecture.image_size) != (
@@ -113,7 +125,7 @@ def _architecture(file: StudentFile, path: Path, trunk: Any) -> StudentArchitect
             raise UserError(
                 f"Checkpoint {path} describes its student in another way ({error}): use this version's checkpoints."
             ) from error
-    # A published file: it says nothing but what its head shows, and was trained for SAM3's own grid.
+    # A published file says nothing about itself: its head shows the width, and it was trained for SAM3's own grid.
     width = embedding_width(file.state) or trunk.hidden_size
     grid, head = trunk.image_size // trunk.patch_size, identify_head(file.state)
     return StudentArchitecture(file.backbone, width, grid, trunk.image_size, head, is_fused(file.state))
@@ -132,7 +144,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
     """Refuse NaN and infinities.
 
     Raises:
-        UserError: a tensor has one.
+        UserError: a tensor has a value that is not finite.
     """
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -140,14 +152,14 @@ def check_finite(tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
 
 
 def preprocessing_note(student: StudentInput, sam3: Sam3Input) -> str | None:
-    """What to tell the user when the student was trained on other pixels than SAM3's code feeds; None if not."""
+    """A warning where the student was trained on other pixels than SAM3's own code gives it; None where not."""
     fed = sam3_preprocessing(sam3.contents.preprocessing.image_size)
     if student.preprocessing in (None, fed):
         return None
     assert student.preprocessing is not None
     return (
-        f"The student was trained on {student.preprocessing.resize} pictures with mean {student.preprocessing.mean}; "
-        "efficientsam3 predict feeds it those, but Meta's and transformers' code squash pictures and use mean 0.5."
+        f"The student was trained on {student.preprocessing.resize} images with mean {student.preprocessing.mean}; "
+        "efficientsam3 predict gives it such images, but Meta's and transformers' code squash them and use mean 0.5."
     )
 
 

@@ -1,4 +1,4 @@
-"""A model as one file in Meta's layout, with its metadata and model card beside it."""
+"""A model as one file in Meta's layout, and its metadata and model card in files next to it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.writing import save_tensors
-from efficientsam3.merge.account import MergeReport
+from efficientsam3.merge.account import MergeAccount
 from efficientsam3.merge.card import model_card, model_metadata
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors
 from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
@@ -25,7 +25,7 @@ def write_native_file(
     prefixes: tuple[str, str],
     parts: frozenset[Part],
     dtype: torch.dtype | None,
-    report: MergeReport,
+    account: MergeAccount,
 ) -> None:
     """Write the file, verified before it replaces what was there.
 
@@ -34,12 +34,12 @@ def write_native_file(
         student: takes the trunk's place.
         sam3: a SAM3, or an EfficientSAM3 whose student is replaced; under Meta's keys.
         prefixes: where the student's keys go, and which of SAM3's keys it replaces.
-        parts: of SAM3 to keep.
-        dtype: of all floating-point weights; None leaves each as it is.
-        report: gets the file's size and SHA-256.
+        parts: the parts of SAM3 to keep.
+        dtype: dtype of all floating-point weights; None leaves each as it is.
+        account: gets the file's size and SHA-256.
 
     Raises:
-        UserError: the place is a folder, or a file cannot be written, or was read back differently.
+        UserError: `output` is a folder, or a file cannot be written, or was read back differently.
     """
     if output.is_dir():
         raise UserError(f"The output {output} is a folder: give a file name, such as {output / 'efficient_sam3.pt'}.")
@@ -47,13 +47,13 @@ def write_native_file(
     expected = fingerprints(merged, sam3.path)
     metadata = model_metadata(student, sam3, parts, dtype)
     with atomic_path(output) as temporary:
-        report.sha256 = save_tensors(temporary, merged, output)
+        account.sha256 = save_tensors(temporary, merged, output)
         del merged  # the source's mapping counts as memory
         verify_written(temporary, expected)
         verify_student(temporary, student, dtype, prefixes[0])
-        report.bytes = temporary.stat().st_size
-    write_json(metadata_path(output), metadata | {"bytes": report.bytes, "sha256": report.sha256})
-    write_text(output.with_name(output.name + ".md"), model_card(output.name, metadata, report))
+        account.bytes = temporary.stat().st_size
+    write_json(metadata_path(output), metadata | {"bytes": account.bytes, "sha256": account.sha256})
+    write_text(output.with_name(output.name + ".md"), model_card(output.name, metadata, account))
 
 
 def _assemble(

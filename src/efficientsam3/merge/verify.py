@@ -1,4 +1,4 @@
-"""Reading a merged model back before it replaces anything."""
+"""Verifying a merged model, by reading it back before it replaces anything."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +46,7 @@ def verify_written(path: Path, expected: Mapping[str, Fingerprint]) -> None:
     """Read a written model back and compare it tensor by tensor.
 
     Raises:
-        UserError: it is not what was to be written.
+        UserError: a tensor is missing, or differs from what was to be written.
     """
     tensors = read_tensors(path)
     if list(tensors) != list(expected) and set(tensors) != set(expected):
@@ -63,15 +63,15 @@ def verify_student(path: Path, student: StudentInput, dtype: torch.dtype | None,
 
     Args:
         path: the merged model.
-        student: where it came from.
-        dtype: what its weights were stored in, None for unchanged.
-        prefix: what stands before its keys if that is not the published place.
+        student: the source student.
+        dtype: dtype that its weights were stored in, None for unchanged.
+        prefix: prefix of its keys where that is not the published one.
 
     Returns:
         The relative difference of the two embeddings.
 
     Raises:
-        UserError: they differ by more than rounding.
+        UserError: the embeddings differ by more than rounding.
     """
     state = load_student_state(path, student.architecture.backbone, prefix)
     merged = Student.from_state(student.architecture, state)

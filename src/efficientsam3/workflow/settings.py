@@ -12,6 +12,7 @@ from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.data.annotations.coco import instances_path
 from efficientsam3.data.listing import DatasetName, list_images
 from efficientsam3.data.split import SPLITS
+from efficientsam3.merge.inputs import original_trunk
 from efficientsam3.models.build import build_student
 from efficientsam3.models.student import StudentArchitecture, check_student_grid, is_known_backbone
 from efficientsam3.models.students import STUDENTS, TIMM_PREFIX, backbone_of
@@ -71,9 +72,7 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     """
     if not any(len(list_images(request.images, split, dataset)) for split in SPLITS):
         raise UserError(f"--images {request.images} has no pictures (.jpg .jpeg .png .webp): give another folder.")
-    trunk: Any = read_contents(request.sam3).config.detector_config.vision_config.backbone_config
-    if trunk.model_type != "sam3_vit_model":
-        raise UserError(f"--sam3 {request.sam3} is an EfficientSAM3 already: give SAM3's own sam3.pt or directory.")
+    trunk = original_trunk(read_contents(request.sam3))
     pretrained = yaml.safe_load(request.pretrained)
     size, width, grid = trunk.image_size, trunk.hidden_size, trunk.image_size // trunk.patch_size
     backbone = find_backbone(request.student)

@@ -48,10 +48,10 @@ def test_a_fused_model_answers_as_the_unfused_one(
 ) -> None:
     plain, fused, merged = tmp_path / "plain.pt", tmp_path / "fused.pt", tmp_path / "merged.pt"
     merge(student_checkpoint(backbone, head), tiny_sam3_path, plain, format=format)
-    report = fuse(plain, fused)
+    account = fuse(plain, fused)
     again = merge(student_checkpoint(backbone, head), tiny_sam3_path, merged, format=format, fuse=True)
-    assert report.student_tensors == again.student_tensors < report.removed_tensors
-    assert "is fused" in " ".join(report.lines())
+    assert account.student_tensors == again.student_tensors < account.removed_tensors
+    assert "is fused" in " ".join(account.lines())
     assert same_answers(fused, plain)
     assert same_answers(merged, plain)
     tensors = read_tensors(fused)

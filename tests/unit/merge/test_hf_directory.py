@@ -159,8 +159,8 @@ def test_a_directory_of_sam3_is_a_source_too(
     folder.mkdir()
     hf_directory._write_shards(folder, source.tensors, folder)
     (folder / "config.json").write_text(source.config.to_json_string(use_diff=False))
-    report = merge(student_checkpoint(*student), folder, tmp_path / "out", format="hf")
-    assert report.removed_tensors > 0
+    account = merge(student_checkpoint(*student), folder, tmp_path / "out", format="hf")
+    assert account.removed_tensors > 0
     found, expected = read_tensors(tmp_path / "out"), read_tensors(merged[1])
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)

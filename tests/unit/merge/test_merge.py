@@ -41,7 +41,7 @@ def no_trace(folder: Path, *allowed: str) -> bool:
 def test_the_nine_keep_every_other_tensor_bit_by_bit(
     backbone: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
-    report = merge(student_checkpoint(backbone), tiny_sam3_path, tmp_path / "out.pt")
+    account = merge(student_checkpoint(backbone), tiny_sam3_path, tmp_path / "out.pt")
     merged, source = read_tensors(tmp_path / "out.pt"), read_tensors(tiny_sam3_path)
     student = torch.load(student_checkpoint(backbone), weights_only=True)["model"]
     published = {STUDENT_PREFIX + key: value for key, value in to_published_layout(student, backbone).items()}
@@ -50,8 +50,8 @@ def test_the_nine_keep_every_other_tensor_bit_by_bit(
     for key, value in expected.items():
         assert merged[key].dtype == value.dtype
         assert torch.equal(merged[key], value), key
-    assert (report.student_tensors, report.removed_tensors) == (len(published), 56)
-    assert "published loader" not in " ".join(report.lines())
+    assert (account.student_tensors, account.removed_tensors) == (len(published), 56)
+    assert "published loader" not in " ".join(account.lines())
     # A merged file is a student file, too.
     state = load_student_state(tmp_path / "out.pt", backbone)
     assert all(torch.equal(state[key], student[key]) for key in student)
@@ -60,9 +60,9 @@ def test_the_nine_keep_every_other_tensor_bit_by_bit(
 def test_metadata_lies_beside_and_tells_the_sources(
     tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
-    report = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
+    account = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
     metadata = json.loads((tmp_path / "out.pt.json").read_text())
-    assert metadata["sha256"] == report.sha256
+    assert metadata["sha256"] == account.sha256
     assert metadata["bytes"] == (tmp_path / "out.pt").stat().st_size
     assert metadata["architecture"]["backbone"] == "efficientvit_b0"
     assert metadata["preprocessing"]["image_size"] == 224
@@ -76,10 +76,10 @@ def test_an_own_backbone_keeps_its_names_and_says_so(
     tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
     path = student_checkpoint("timm/resnet10t")
-    report = merge(path, tiny_sam3_path, tmp_path / "out.pt")
+    account = merge(path, tiny_sam3_path, tmp_path / "out.pt")
     merged = read_tensors(tmp_path / "out.pt", STUDENT_PREFIX)
     assert merged.keys() == {STUDENT_PREFIX + key for key in torch.load(path, weights_only=True)["model"]}
-    assert "published loader cannot read" in " ".join(report.notes)
+    assert "published loader cannot read" in " ".join(account.notes)
 
 
 def test_a_new_named_student_is_one_entry(
@@ -125,8 +125,8 @@ def test_the_fpn_head_is_known_again_by_its_tensors(
     tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
     path = student_checkpoint("repvit_m0_9", "fpn")
-    report = merge(path, tiny_sam3_path, tmp_path / "out.pt")
-    assert "published loader cannot read" in " ".join(report.notes)
+    account = merge(path, tiny_sam3_path, tmp_path / "out.pt")
+    assert "published loader cannot read" in " ".join(account.notes)
     merged = read_tensors(tmp_path / "out.pt", STUDENT_PREFIX)
     assert any(key.startswith(f"{STUDENT_PREFIX}backbone.model.features.0.") for key in merged)
     assert {f"{STUDENT_PREFIX}head.lateral.2.conv.weight", f"{STUDENT_PREFIX}head.output.bias"} <= merged.keys()
@@ -135,7 +135,7 @@ def test_the_fpn_head_is_known_again_by_its_tensors(
     backbone = read_contents(tmp_path / "out.pt").config.detector_config.vision_config.backbone_config
     assert (backbone.backbone, backbone.head) == ("repvit_m0_9", "fpn")
     torch.save(torch.load(path, weights_only=True)["model"], tmp_path / "bare.pth")
-    assert merge(tmp_path / "bare.pth", tiny_sam3_path, tmp_path / "again.pt").sha256 == report.sha256
+    assert merge(tmp_path / "bare.pth", tiny_sam3_path, tmp_path / "again.pt").sha256 == account.sha256
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -148,12 +148,12 @@ def test_another_precision_halves_every_weight(
 
 
 def test_parts_can_be_left_out(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    report = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", keep=["image"])
+    account = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", keep=["image"])
     merged = read_tensors(tmp_path / "out.pt")
     assert [key for key in merged if key.startswith(TEXT_PREFIX)] == [VISUAL_PROMPT_KEY]
     assert merged[VISUAL_PROMPT_KEY].shape == (3, 16)
     assert not any(key.startswith("tracker.") or "sam2_convs" in key for key in merged)
-    assert set(report.left_out) == {"text", "tracker"}
+    assert set(account.left_out) == {"text", "tracker"}
     merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", keep=["tracker"])
     kept = [key for key in read_tensors(tmp_path / "out.pt") if not key.startswith(STUDENT_PREFIX)]
     assert kept
@@ -162,7 +162,11 @@ def test_parts_can_be_left_out(tiny_sam3_path: Path, student_checkpoint: Make, t
 
 @pytest.mark.parametrize(
     ("keep", "message"),
-    [(["audio"], "'audio' is no part"), (["text"], "needs image or tracker"), (["text", "tracker"], "needs image too")],
+    [
+        (["audio"], "'audio' is not a part"),
+        (["text"], "needs image or tracker"),
+        (["text", "tracker"], "needs image too"),
+    ],
 )
 def test_parts_that_answer_nothing_are_refused(
     keep: list[str], message: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
@@ -172,23 +176,23 @@ def test_parts_that_answer_nothing_are_refused(
 
 
 def test_a_dry_run_accounts_and_writes_nothing(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    report = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out", format="hf", dry_run=True)
+    account = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out", format="hf", dry_run=True)
     assert no_trace(tmp_path)
     source = tiny_sam3()
-    assert report.removed_tensors + sum(count for count, _ in report.kept.values()) == len(source)
-    assert sum(report.changes.values()) + len(report.ignored) == sum(count for count, _ in report.kept.values())
-    text = "\n".join(report.lines())
+    assert account.removed_tensors + sum(count for count, _ in account.kept.values()) == len(source)
+    assert sum(account.changes.values()) + len(account.ignored) == sum(count for count, _ in account.kept.values())
+    text = "\n".join(account.lines())
     for line in ("dry run", "point prompts of the detector", "split in query, key and value"):
         assert line in text
 
 
 def test_other_prefixes_are_honoured(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
-    report = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", target_prefix="my.student.")
+    account = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", target_prefix="my.student.")
     merged = read_tensors(tmp_path / "out.pt")
     assert "my.student.head.3.bias" in merged
     assert not any(key.startswith(TRUNK_PREFIX) for key in merged)
-    assert "only code that knows them" in " ".join(report.notes)
-    with pytest.raises(UserError, match="'nothing.' is the start of no tensor"):
+    assert "only code that knows them" in " ".join(account.notes)
+    with pytest.raises(UserError, match="'nothing.' matches no tensor"):
         merge(student_checkpoint(), tiny_sam3_path, tmp_path / "x.pt", replace_prefix="nothing.")
     with pytest.raises(UserError, match="would be mixed with the student"):
         merge(student_checkpoint(), tiny_sam3_path, tmp_path / "x.pt", target_prefix="tracker.")
@@ -370,9 +374,15 @@ def test_a_merged_model_is_no_sam3(tiny_sam3_path: Path, student_checkpoint: Mak
         merge(student_checkpoint(), tmp_path / "once.pt", tmp_path / "twice.pt")
 
 
-def test_other_pixels_than_sam3s_are_told(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+def test_other_pixels_than_sam3s_are_noted(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
     content = torch.load(student_checkpoint(), weights_only=True)
     content["preprocessing"] |= {"resize": "pad"}
     torch.save(content, tmp_path / "student.pth")
-    report = merge(tmp_path / "student.pth", tiny_sam3_path, tmp_path / "out.pt", dry_run=True)
-    assert "trained on pad pictures" in " ".join(report.notes)
+    account = merge(tmp_path / "student.pth", tiny_sam3_path, tmp_path / "out.pt", dry_run=True)
+    assert "trained on pad images" in " ".join(account.notes)
+
+
+def test_the_former_import_path_works() -> None:
+    from efficientsam3.deploy import merge as former
+
+    assert former.merge is merge
