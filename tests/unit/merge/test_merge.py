@@ -163,7 +163,7 @@ def test_parts_can_be_left_out(tiny_sam3_path: Path, student_checkpoint: Make, t
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (["audio"], "'audio' is not a part"),
+        (["audio"], "'audio' is not a"),
         (["text"], "needs image or tracker"),
         (["text", "tracker"], "needs image too"),
     ],
