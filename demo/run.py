@@ -1,9 +1,9 @@
-"""The main job end to end, by the commands that a user runs, on a teacher small enough for two CPU cores.
+"""The main job end to end, by the commands that a user runs, with a teacher small enough for two CPU cores.
 
     python demo/run.py [--output DIR]
 
-Everything is made here: a dataset of the photographs in scikit-image's and scikit-learn's wheels, and a random SAM3 in
-sam3.pt's layout.
+Everything is generated: a dataset of the example images in scikit-image's and scikit-learn's wheels, and a random SAM3
+in sam3.pt's layout.
 """
 
 import argparse
@@ -23,12 +23,14 @@ from rich.table import Table
 from efficientsam3.checkpoints.training import METRICS_NAME, checkpoint_path
 from efficientsam3.data.listing import list_images
 from efficientsam3.evaluate.report.features import feature_pairs
-from efficientsam3.evaluate.report.figures import feature_figure, loss_figure, write_picture
+from efficientsam3.evaluate.report.figures import feature_figure, loss_figure, write_figure
 from efficientsam3.models.student_files import load_trained_student
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.testing.photographs import write_photographs
 from efficientsam3.testing.tiny_sam3 import TinySam3, write_tiny_sam3
 from efficientsam3.train.metrics import read_metrics
+from efficientsam3.train.plan import paired_images
+from efficientsam3.train.targets import StoredTargets
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEACHER = TinySam3(grid=24)
@@ -39,7 +41,7 @@ SHAPE = f"DATA.IMG_SIZE {TEACHER.image_size} DISTILL.EMBED_SIZE {TEACHER.grid} D
 WARNING = "This teacher is random: its features are colours and edges, and its masks mean nothing."
 CLOSING = """For the real one, change two things:
   1. the checkpoint: --resume (and --sam3-ckpt) name SAM3's own sam3.pt, see the README for how to get it;
-  2. the data: DATA_PATH names SA-1B or your own pictures, see data/reorg_sa1b.py.
+  2. the data: DATA_PATH names SA-1B or your own images, see data/reorg_sa1b.py.
 Then leave out --only-cpu, --pretrained false and all --opts but DISTILL.TEACHER_EMBED_PATH: SAM3's shape and a real
 training's settings are the defaults."""
 
@@ -72,8 +74,8 @@ def _environment(console: Console) -> dict[str, str]:
 
 
 def prepare(demo: Demo) -> None:
-    """Write the photographs and the teacher, in place of an earlier demo's output."""
-    demo.console.print(f"\n[bold]prepare[/bold]\nphotographs and a small random SAM3 in {demo.output}")
+    """Write the images and the teacher, and remove an earlier demo's output."""
+    demo.console.print(f"\n[bold]prepare[/bold]\nimages and a small random SAM3 in {demo.output}")
     started = time.monotonic()
     for name in ("photographs", "teacher", "student", "merged", "masks"):
         shutil.rmtree(demo.output / name, ignore_errors=True)
@@ -83,10 +85,10 @@ def prepare(demo: Demo) -> None:
 
 
 def run_commands(demo: Demo) -> None:
-    """Export, train, merge and predict."""
+    """Embed, train, merge and predict."""
     out, shape = shlex.quote(str(demo.output)), " ".join(SHAPE)
     demo.run(
-        "export",
+        "embed",
         f"bash stage1/scripts/save_stage1_embeddings.sh CFG=stage1/configs/teacher/sam_vit_huge_sa1b.yaml "
         f"DATA_PATH={out}/photographs OUTPUT={out}/teacher GPUS=2 --resume {out}/teacher/tiny_sam3.pt --only-cpu "
         f"--opts {shape} DATA.NUM_WORKERS 0",
@@ -124,22 +126,23 @@ def _size(output: Path, image: str) -> tuple[int, int]:
 
 
 def draw(demo: Demo) -> None:
-    """Write the feature picture and the loss curve."""
+    """Draw the features and the loss curves."""
     student = load_trained_student(checkpoint_path(demo.output / "student", EPOCHS - 1))
     store = EmbeddingStore(demo.output / "teacher" / "embeddings")
-    pairs = feature_pairs(student, store, list_images(demo.output / "photographs", "val"), count=4)
-    write_picture(demo.output / "features.png", feature_figure(pairs))
-    write_picture(demo.output / "loss.png", loss_figure(read_metrics(demo.output / "student" / METRICS_NAME)))
+    targets = StoredTargets(store)
+    images = paired_images(list_images(demo.output / "photographs", "val"), targets)
+    write_figure(demo.output / "features.png", feature_figure(feature_pairs(student, targets, images, count=4)))
+    write_figure(demo.output / "loss.png", loss_figure(read_metrics(demo.output / "student" / METRICS_NAME)))
 
 
 def summarise(demo: Demo) -> None:
-    """Say what was done, where it lies, and what it means."""
+    """Print what was done, where the files are, and what they mean."""
     first, *_, last = read_metrics(demo.output / "student" / METRICS_NAME)
     image = _first_validation_image(demo.output)
     losses = f"{first['val/loss']:.2f} -> {last['val/loss']:.2f}"
     done = {
-        "prepare": f"{TRAIN_IMAGES} + {VAL_IMAGES} photographs with {_mask_count(demo.output)} masks, a teacher",
-        "export": f"embeddings of 64 x {TEACHER.grid} x {TEACHER.grid}",
+        "prepare": f"{TRAIN_IMAGES} + {VAL_IMAGES} images with {_mask_count(demo.output)} masks, a teacher",
+        "embed": f"embeddings of 64 x {TEACHER.grid} x {TEACHER.grid}",
         "train": f"validation loss {losses}, cosine similarity {1 - last['val/cosine']:.2f}",
         "merge": f"a model of {(demo.output / MERGED).stat().st_size / 1e6:.1f} MB",
         "predict": f"{len(json.loads((demo.output / 'masks' / f'{image}.json').read_text())['objects'])} mask",
@@ -151,7 +154,7 @@ def summarise(demo: Demo) -> None:
     demo.console.print(table)
     for what, name in (
         ("teacher and student features side by side", "features.png"),
-        ("loss curve", "loss.png"),
+        ("loss curves", "loss.png"),
         ("mask overlay", f"masks/{image}_overlay.png"),
         ("merged model", MERGED),
     ):

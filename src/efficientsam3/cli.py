@@ -11,25 +11,25 @@ import efficientsam3
 from efficientsam3.commands.arguments import fill_parser, run_request
 from efficientsam3.runtime.errors import UserError
 
-# In the order of the way of the data. Each command has a module in `commands`.
+# In the order in which data passes through them. Each command has a module in `commands`.
 COMMANDS = {
     "download": "download SA-1B's archives by the links that Meta issues",
     "reorg": "arrange SA-1B's archives or folders as images/{train,val} and annotations/{train,val}",
     "data": "check a dataset",
-    "distill": "from a folder of pictures to a merged model: plan, embed, train, evaluate and merge in one",
-    "plan": "say what embedding the dataset will take in disk, memory and time, before it is begun",
+    "distill": "from a folder of images to a merged model: plan, embed, train, evaluate and merge in one",
+    "plan": "estimate the disk space, memory and time that embedding a dataset will take",
     "embed": "run the teacher over the dataset once and store its embeddings",
     "store": "look after an embedding store: info, verify, convert, merge-shards, export-missing-list, "
     "statistics, advise",
     "train": "train a student to reproduce the stored embeddings",
     "merge": "put a trained student in the place of SAM3's image trunk",
     "fuse": "fuse a merged model for faster inference: BatchNorms into convolutions, branches into one",
-    "export-onnx": "write a merged model as ONNX graphs that compute the same",
+    "export-onnx": "write a merged model as ONNX graphs, verified to compute the same",
     "export-coreml": "write a merged model's image encoder as a CoreML package for Apple's devices",
-    "predict": "segment pictures by text, box and point prompts",
+    "predict": "segment images by text, box and point prompts",
     "serve": "prompt ONNX graphs in the browser, on a page served from this machine",
     "evaluate": "measure masks against ground truth, of several models in one table",
-    "benchmark": "say where the time goes on this machine",
+    "benchmark": "measure where the time goes on this machine",
     "compare": "print how many parameters and multiply-accumulates the students save",
 }
 ALIASES = {"export": "embed"}  # names of commands from before they were renamed
@@ -67,7 +67,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="efficientsam3",
         description="Replace SAM3's image trunk by a student of a hundredth of its size, command by command.",
-        epilog="`efficientsam3 COMMAND --help` describes one; the README walks through them.",
+        epilog="`efficientsam3 COMMAND --help` describes one command; the README walks through them.",
     )
     parser.add_argument("-V", "--version", action="version", version=efficientsam3.__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,4 +1,4 @@
-"""From pictures to a merged model in one command, interrupted on the way."""
+"""From images to a merged model in one command, interrupted on the way."""
 
 import json
 import shutil
@@ -62,8 +62,8 @@ def test_it_ends_with_a_model_that_answers(made: Path, photographs_path: Path) -
     epochs = read_metrics(made / "student" / "metrics.jsonl")
     assert len(epochs) == EPOCHS
     assert "probe/box_miou" in epochs[-1]
-    picture = next((photographs_path / "images" / "val").glob("*.jpg"))
-    image = EfficientSAM3.from_pretrained(made / "efficient_sam3.pt", device="cpu").encode(picture)
+    photo = next((photographs_path / "images" / "val").glob("*.jpg"))
+    image = EfficientSAM3.from_pretrained(made / "efficient_sam3.pt", device="cpu").encode(photo)
     assert len(image.segment(points=[(20, 20)]).masks) == 1
     results = json.loads((made / "evaluate" / "results.json").read_text())
     assert {row["model"] for row in results["summary"]} == {"teacher", "student", "random"}
@@ -82,13 +82,13 @@ def test_what_is_complete_is_not_done_again(made: Path, run, photographs_path: P
     assert kept == before
 
 
-def test_pictures_without_masks_and_without_a_store(tmp_path: Path, run, photographs_path, tiny_sam3_path) -> None:
+def test_photos_without_masks_and_without_a_store(tmp_path: Path, run, photographs_path, tiny_sam3_path) -> None:
     for number, path in enumerate(sorted(photographs_path.rglob("*.jpg"))):
-        folder = tmp_path / "pictures" / ("val" if number < 2 else "train")
+        folder = tmp_path / "photos" / ("val" if number < 2 else "train")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder / path.name)
     out = tmp_path / "out"
-    printed = run(*distill(tmp_path / "pictures", tiny_sam3_path, out), "--online").stdout
+    printed = run(*distill(tmp_path / "photos", tiny_sam3_path, out), "--online").stdout
     assert "no masks to measure by" in printed
     assert not (out / "teacher").exists()
     assert not (out / "evaluate").exists()

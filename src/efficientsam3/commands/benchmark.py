@@ -74,7 +74,7 @@ def _train(request: StepsRequest) -> None:
         profile = profile_steps(config, process, request.steps, request.warm_up)
     if process.is_main:
         _print_steps(profile)
-        print("What is done for the data meanwhile, by workers and threads:")
+        print("At the same time, workers and threads prepare the data:")
         _print_data(profile.data)
         print(f"{describe_machine()}, {process.world_size} processes on {process.device.type}")
 
@@ -87,8 +87,7 @@ def _print_steps(profile: "StepProfile") -> None:
     title = f"{profile.steps} steps of {profile.images / profile.steps:g} images"
     table = Table("stage", "ms a step", "share", "CPU ms", title=title)
     for stage, cost in profile.stages.items():
-        beside = stage in profile.overlapping
-        share = "beside the others" if beside else f"{100 * cost.milliseconds / whole:.1f} %"
+        share = "in parallel" if stage in profile.overlapping else f"{100 * cost.milliseconds / whole:.1f} %"
         table.add_row(stage, f"{cost.milliseconds:.1f}", share, f"{cost.cpu_milliseconds:.1f}")
     table.add_row("the rest", f"{profile.rest:.1f}", f"{100 * profile.rest / whole:.1f} %", "", end_section=True)
     table.add_row("step", f"{whole:.1f}", "100 %", f"{profile.cpu_milliseconds:.1f}")

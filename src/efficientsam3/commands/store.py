@@ -102,7 +102,7 @@ def _statistics(request: StatisticsRequest) -> None:
     with progress_bar("statistics", count) as advance:
         total = compute_statistics(request.store, listings, advance, _published(request))
     deviation = total.variance.sqrt()
-    print(f"{count} records, {total.cells} cells that show a picture, {len(total.mean)} channels")
+    print(f"{count} records, {total.cells} cells that show an image, {len(total.mean)} channels")
     print(f"means from {total.mean.min():.4g} to {total.mean.max():.4g}, mean variance {total.variance.mean():.4g}")
     print(f"standard deviations from {deviation.min():.4g} to {deviation.max():.4g}, median {deviation.median():.4g}")
 

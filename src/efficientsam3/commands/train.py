@@ -32,7 +32,7 @@ def run(request: TrainRequest) -> None:
     """Train."""
     from efficientsam3.runtime.signals import stop_on_signals
 
-    # From the start: a signal that comes while PyTorch is imported is not lost.
+    # From the start, so that a signal that arrives while PyTorch is imported is not lost.
     with stop_on_signals() as stop:
         _train(request, stop)
 

@@ -24,7 +24,7 @@ _IMAGES = 3  # whose features are drawn
 
 
 def training_observers(plan: TrainPlan, device: torch.device) -> Observers:
-    """The mask probe where PROBE.DECODER names a decoder, and images of features; for the main process.
+    """The mask probe where PROBE.DECODER names a decoder, and figures of features; for the main process.
 
     Raises:
         UserError: the probe's decoder or the dataset's annotations are missing, or do not fit the teacher.

@@ -10,7 +10,7 @@ from typing import Any
 from efficientsam3.checkpoints.training import METRICS_NAME
 from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
 from efficientsam3.evaluate.masks.measure import Measurement, measure
-from efficientsam3.evaluate.masks.open_models import FedPixels, last_that_sees, named_models, open_models
+from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, named_models, open_models
 from efficientsam3.evaluate.masks.request import EvaluationRequest
 from efficientsam3.evaluate.masks.scores import Summary, summarise
 from efficientsam3.evaluate.masks.segmenters import Segmenter, WholeModel
@@ -53,7 +53,7 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
     if "text" in request.prompt:
         _check_text(segmenters)
     runs = _training_curves(request)
-    gallery = Gallery(shown=last_that_sees(request.models))
+    gallery = Gallery(shown=last_nonrandom(request.models))
     measurement = measure(segmenters, truth, request.prompt, _selection(request), gallery)
     summaries = [
         summarise(measurement.scores, segmenter.name, prompt) for prompt in request.prompt for segmenter in segmenters
@@ -82,9 +82,9 @@ def _selection(request: EvaluationRequest) -> Selection:
 
 
 def _training_curves(request: EvaluationRequest) -> dict[str, list[dict[str, float]]]:
-    """By name, the epochs of the trainings that are named, and of those that a model's checkpoint lies with."""
-    beside = [Path(model).parent for model in named_models(request.models).values()]
-    folders = [*request.run, *(folder for folder in beside if (folder / METRICS_NAME).is_file())]
+    """By name, the epochs of the trainings that are named, and of those that a model's checkpoint comes from."""
+    own = [Path(model).parent for model in named_models(request.models).values()]
+    folders = [*request.run, *(folder for folder in own if (folder / METRICS_NAME).is_file())]
     return {folder.name: read_metrics(folder / METRICS_NAME) for folder in dict.fromkeys(folders)}
 
 
@@ -103,7 +103,7 @@ def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, st
         "fed": f"resize {request.resize}, mean and deviation {request.mean}",
     }
     if measurement.broken or measurement.lacking:
-        facts["left out"] = f"{len(measurement.broken)} broken images, {measurement.lacking} without an embedding"
+        facts["skipped"] = f"{len(measurement.broken)} broken images, {measurement.lacking} without an embedding"
     return facts
 
 

@@ -1,1 +1,1 @@
-"""From pictures to a deployed model: the single commands, one after the other."""
+"""From images to a deployed model in one command: `request`, `settings` (the configurations), `steps`, `run`."""

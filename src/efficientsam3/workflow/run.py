@@ -1,4 +1,4 @@
-"""Running the steps: each printed before it starts, interruptible, and begun again where it stopped."""
+"""Running the steps: each is printed before it starts, can be interrupted, and resumes where it stopped."""
 
 import shlex
 import signal
@@ -15,20 +15,20 @@ from efficientsam3.workflow.steps import Record, Step, best_checkpoint, closing_
 
 
 class StoppedError(Exception):
-    """A signal asked for the end; the step under way has ended, and saved where it saves."""
+    """A signal asked for the end; the current step has ended, and saved if it saves at all."""
 
 
 def distill(request: DistillRequest) -> bool:
     """Run everything that is not complete.
 
-    The same request goes on where an interrupted one stopped: the export and the training find out by themselves what
-    is left, the other steps are left out where `steps.json` says that they are complete for the same checkpoint.
+    The same request resumes where an interrupted one stopped: embedding and training determine what is left, the other
+    steps are skipped if `steps.json` says that they are complete for the same checkpoint.
 
     Returns:
-        whether all is complete; where not, SIGTERM or SIGUSR1 has asked for the end.
+        whether everything is complete; if not, SIGTERM or SIGUSR1 asked for the end.
 
     Raises:
-        UserError: something is wrong with the request; or a step failed, which has said why.
+        UserError: something is wrong with the request, or a step failed, which has said why.
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     dataset = request.dataset or guess_dataset(request.images)
@@ -42,7 +42,7 @@ def distill(request: DistillRequest) -> bool:
         for step in last_steps(request, checkpoint, annotated):
             _run(step, (checkpoint,), record, console)
     except StoppedError:
-        console.print("\nasked to end: the same command goes on from there")
+        console.print("\nasked to end: the same command continues from here")
         return False
     console.print()
     for line in closing_lines(request, dataset, annotated):
@@ -59,7 +59,7 @@ def _run(step: Step, inputs: Sequence[Path], record: Record, console: Console) -
     code = run_command(step.command, step.processes)
     if code != 0:
         raise UserError(
-            f"The step {step.name} returned {code}, for the reason above: mend that, and give the same command again."
+            f"The step {step.name} returned {code}, for the reason above: correct that, and run the same command again."
         )
     if not step.resumes:
         record.add(step, inputs)

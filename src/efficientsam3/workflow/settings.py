@@ -41,13 +41,13 @@ def find_backbone(student: str) -> str:
 
 
 def guess_dataset(images: Path) -> DatasetName:
-    """How a folder of pictures is laid out, by its sub-folders; see `data.listing`.
+    """How a folder of images is laid out, judged by its sub-folders; see `data.listing`.
 
     Raises:
-        UserError: it is no folder.
+        UserError: `images` is not a folder.
     """
     if not images.is_dir():
-        raise UserError(f"--images {images} is not a folder: give the folder that your pictures are in.")
+        raise UserError(f"--images {images} is not a folder: give the folder of your images.")
     if any((images / "images" / split).is_dir() for split in SPLITS):
         return "sa1b"
     for root in (images, images / "images"):
@@ -57,7 +57,7 @@ def guess_dataset(images: Path) -> DatasetName:
 
 
 def is_annotated(images: Path, dataset: DatasetName) -> bool:
-    """Whether there are masks of the validation pictures to measure against."""
+    """Whether there are masks of the validation images to measure against."""
     if dataset == "sa1b":
         return any((images / "annotations" / "val").glob("*.json"))
     return dataset == "coco" and instances_path(images, Path("val2017")).is_file()
@@ -67,18 +67,18 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     """Check the request and write both configurations.
 
     Raises:
-        UserError: there are no pictures, the checkpoint is no SAM3, the student is unknown, the weights that it is to
-            start from cannot be had, or a value is wrong.
+        UserError: there are no images, the checkpoint is not SAM3's, the student is unknown, the weights that it would
+            start from are not available, or a value is wrong.
     """
     if not any(len(list_images(request.images, split, dataset)) for split in SPLITS):
-        raise UserError(f"--images {request.images} has no pictures (.jpg .jpeg .png .webp): give another folder.")
+        raise UserError(f"--images {request.images} has no images (.jpg .jpeg .png .webp): give another folder.")
     trunk = original_trunk(read_contents(request.sam3))
     pretrained = yaml.safe_load(request.pretrained)
     size, width, grid = trunk.image_size, trunk.hidden_size, trunk.image_size // trunk.patch_size
     backbone = find_backbone(request.student)
     architecture = StudentArchitecture(backbone, width, grid, size, request.head)
     check_student_grid(architecture)
-    if pretrained and not any(request.student_dir.glob("ckpt_*.pth")):  # now, not after days of exporting
+    if pretrained and not any(request.student_dir.glob("ckpt_*.pth")):  # now rather than after days of embedding
         build_student(architecture, Path(pretrained) if isinstance(pretrained, str) else True)
     data = {
         "DATA_PATH": str(request.images),

@@ -1,4 +1,4 @@
-"""The steps from pictures to a deployed model, each a command of its own."""
+"""The steps from images to a deployed model, each a command of its own."""
 
 import json
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ class Step:
     name: str
     command: tuple[str, ...]
     processes: int = 1  # more than one are torchrun's
-    resumes: bool = False  # whether the command itself finds out what is left to do, and is always run
+    resumes: bool = False  # whether the command itself determines what is left to do, and always runs
 
 
 def first_steps(request: DistillRequest) -> list[Step]:
-    """Up to the trained student."""
+    """The steps up to the trained student."""
     train = _distributed(request, "train", request.train_config)
     if request.online:
         return [train]
@@ -35,7 +35,7 @@ def first_steps(request: DistillRequest) -> list[Step]:
 
 
 def last_steps(request: DistillRequest, checkpoint: Path, annotated: bool) -> list[Step]:
-    """From the trained student in `checkpoint` on."""
+    """The steps from the trained student in `checkpoint` on."""
     sam3 = str(request.sam3)
     merge = ["efficientsam3", "merge", "--student-ckpt", str(checkpoint), "--sam3-ckpt", sam3]
     merge += ["--output", str(request.merged), "--format", "hf" if request.sam3.is_dir() else "native"]
@@ -59,7 +59,7 @@ def _distributed(request: DistillRequest, name: str, config: Path) -> Step:
 
 
 def best_checkpoint(student_dir: Path) -> Path:
-    """The training's best checkpoint, by what `best.json` says; the last one where nothing was validated."""
+    """The training's best checkpoint according to `best.json`; the last one where nothing was validated."""
     best = student_dir / BEST_NAME
     if best.is_file():
         name: str = json.loads(best.read_text(encoding="utf-8"))["path"]
@@ -68,19 +68,19 @@ def best_checkpoint(student_dir: Path) -> Path:
 
 
 class Record:
-    """Which steps are complete, by their commands and the checkpoint that they took; in OUT/steps.json."""
+    """OUT/steps.json: which steps are complete, with their commands and the checkpoint that they read."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what is there."""
+        """Read the record, if there is one."""
         self._path = folder / RECORD_NAME
         self._done: dict[str, Any] = json.loads(self._path.read_text("utf-8")) if self._path.is_file() else {}
 
     def has(self, step: Step, inputs: Sequence[Path] = ()) -> bool:
-        """Whether the step is complete as it is."""
+        """Whether this very step is complete."""
         return self._done.get(step.name) == _mark(step, inputs)
 
     def add(self, step: Step, inputs: Sequence[Path] = ()) -> None:
-        """Note that it is."""
+        """Record that the step is complete."""
         self._done[step.name] = _mark(step, inputs)
         write_json(self._path, self._done)
 
@@ -90,7 +90,7 @@ def _mark(step: Step, inputs: Sequence[Path]) -> dict[str, Any]:
 
 
 def closing_lines(request: DistillRequest, dataset: DatasetName, annotated: bool) -> list[str]:
-    """How to use what was made."""
+    """How to use the merged model."""
     report = request.out / "evaluate" / "report.html"
     fused = request.merged.with_stem(f"{request.merged.stem}_fused")
     lines = [f"model    {request.merged}"]
@@ -98,13 +98,13 @@ def closing_lines(request: DistillRequest, dataset: DatasetName, annotated: bool
         lines.append(f"report   {report} (open it in a browser)")
     else:
         lines.append(
-            f"figures  {request.student_dir / 'metrics.jsonl'}: {dataset} pictures have no masks to measure by"
+            f"figures  {request.student_dir / 'metrics.jsonl'}: there are no masks to measure with in {dataset}"
         )
     return [
         *lines,
-        f"use it   efficientsam3 predict {request.merged} PICTURE --text 'a dog' --out masks",
+        f"use it   efficientsam3 predict {request.merged} IMAGE --text 'a dog' --out masks",
         "or       from efficientsam3 import EfficientSAM3",
-        f'         image = EfficientSAM3.from_pretrained("{request.merged}").encode("PICTURE")',
+        f'         image = EfficientSAM3.from_pretrained("{request.merged}").encode("IMAGE")',
         '         image.segment(text="a dog")',
         f"faster   efficientsam3 fuse {request.merged} --output {fused}",
     ]

@@ -30,7 +30,7 @@ def encode(mask: Mask) -> dict[str, Any]:
 
 
 def noise(path: Path, height: int, width: int) -> None:
-    """A picture of noise."""
+    """An image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)

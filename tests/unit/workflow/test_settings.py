@@ -64,7 +64,7 @@ def test_a_training_that_has_begun_needs_no_weights_to_start_from(request_for: D
 
 def test_an_empty_folder_is_refused(request_for: DistillRequest, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="has no images"):
         write_configs(request_for.model_copy(update={"images": tmp_path / "empty"}), "images", annotated=False)
 
 

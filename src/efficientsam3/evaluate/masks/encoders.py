@@ -1,4 +1,4 @@
-"""Image encoders whose embeddings are decoded by somebody else: modules, embedding stores, noise."""
+"""Image encoders that are paired with a separate decoder: modules, embedding stores, noise."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from efficientsam3.store.reader import EmbeddingStore
 
 
 class Encoder(Protocol):
-    """From a picture to its embedding."""
+    """From an image to its embedding."""
 
     preprocessing: Preprocessing
 
@@ -42,7 +42,7 @@ class ModuleEncoder:
         return self._network(prepare(pixels, self.preprocessing, self._device))
 
     def has(self, image_id: str) -> bool:
-        """True of every picture."""
+        """True for every image."""
         return True
 
 
@@ -53,12 +53,12 @@ class StoreEncoder:
         """Take a store.
 
         Raises:
-            UserError: its pictures may have been flipped, so that their masks would not fit.
+            UserError: its images may have been flipped, so that their masks would not fit.
         """
         if store.manifest.augmentation.hflip > 0:
             raise UserError(
-                f"The store {store.directory} was exported with flipped pictures (hflip "
-                f"{store.manifest.augmentation.hflip}), which ground truth does not fit: export without DATA.AUGMENT."
+                f"The store {store.directory} has embeddings of flipped images (hflip "
+                f"{store.manifest.augmentation.hflip}), which ground truth does not fit: embed without DATA.AUGMENT."
             )
         self._store, self.preprocessing = store, store.manifest.preprocessing
 
@@ -79,12 +79,12 @@ class StoreEncoder:
 
 
 class RandomEncoder:
-    """Normal noise, which says nothing of the picture: what the prompt alone is worth."""
+    """Normal noise, which says nothing about the image: what the prompt alone is worth."""
 
     def __init__(self, shape: tuple[int, int], preprocessing: Preprocessing, std: float, seed: int) -> None:
         """Noise of (D, G, G) for `shape` (D, G), each image's own by its name and the seed.
 
-        The outcome hangs on the standard deviation: a decoder makes more of an embedding of zeros than of loud noise.
+        The result depends on the standard deviation: a decoder makes more of an embedding of zeros than of loud noise.
         """
         self._shape, self.preprocessing, self._std, self._seed = (1, *shape, shape[1]), preprocessing, std, seed
 
@@ -94,5 +94,5 @@ class RandomEncoder:
         return self._std * torch.randn(self._shape, generator=generator)
 
     def has(self, image_id: str) -> bool:
-        """True of every picture."""
+        """True for every image."""
         return True

@@ -81,7 +81,7 @@ class Sa1bTruth:
 
 
 class CocoTruth:
-    """An instances file with a folder of its images. A picture's id is its file name without the suffix."""
+    """An instances file with a folder of its images. An image's id is its file name without the suffix."""
 
     has_categories = True
 
@@ -112,11 +112,11 @@ def open_ground_truth(data: Path, split: Split = "val", images: Path | None = No
     Args:
         data: the folder or `.json` file.
         split: which part of a folder.
-        images: where the pictures of an instances file are; by default where COCO has them, in `val2017/` beside the
+        images: where the images of an instances file are; by default where COCO has them, in `val2017/` beside the
             folder of `instances_val2017.json`.
 
     Raises:
-        UserError: it is none of them, or has no images.
+        UserError: `data` is none of these, or has no images.
     """
     if data.suffix == ".json":
         truth: GroundTruth = CocoTruth(data, images or _coco_images(data))

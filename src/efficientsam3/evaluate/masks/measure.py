@@ -1,4 +1,4 @@
-"""Measuring: every model answers every prompt of every object, picture by picture."""
+"""Measuring: every model answers every prompt of every object, image by image."""
 
 import logging
 from collections.abc import Iterator, Sequence

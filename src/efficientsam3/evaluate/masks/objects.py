@@ -18,7 +18,7 @@ PROMPT_KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 class TrueObject:
     """One object of the ground truth."""
 
-    number: int  # its place in the file, or of its image's masks there
+    number: int  # its index in the file, or among its image's masks there
     rle: Rle
     annotated_point: Point | None = None
     category: str | None = None
@@ -27,12 +27,12 @@ class TrueObject:
     def box(self) -> Box:
         """Tight around the mask's pixels, from edge to edge, whatever convention the file's own box follows."""
         box = self.rle.box()
-        assert box is not None, "empty masks are left out when ground truth is read"
+        assert box is not None, "empty masks are skipped when ground truth is read"
         return float(box.xmin), float(box.ymin), float(box.xmax + 1), float(box.ymax + 1)
 
     @cached_property
     def point(self) -> Point:
-        """The annotation's point, or, of a file without points, the most interior pixel of the mask."""
+        """The annotation's point, or, in a file without points, the most interior pixel of the mask."""
         return self.annotated_point or interior_point(self.rle.mask())
 
     def prompt(self, kind: PromptKind) -> Prompt:
@@ -48,7 +48,7 @@ class TrueObject:
 
 
 def interior_point(mask: npt.NDArray[np.bool_]) -> Point:
-    """The pixel (x, y) furthest from everything that is not the mask, the picture's border included.
+    """The pixel (x, y) furthest from everything that is not the mask, the image's border included.
 
     Distance is the chessboard's: the pixel is the middle of the largest square in the mask. Of several, the one nearest
     to their common centre.

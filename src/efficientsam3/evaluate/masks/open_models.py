@@ -24,16 +24,16 @@ from efficientsam3.store.manifest import MANIFEST_NAME
 from efficientsam3.store.reader import EmbeddingStore
 
 RANDOM = "random"
-# About that of SAM's embeddings: 0.099 over ten pictures of a real SAM-style encoder.
+# About that of SAM's embeddings: 0.099 over ten images of a real SAM-style encoder.
 RANDOM_STD = 0.1
 _STATISTICS: dict[str, tuple[RGB, RGB]] = {"half": (HALF, HALF), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
 
 
 @dataclass(frozen=True)
 class FedPixels:
-    """What encoders are fed: `teacher` is what each was trained on, anything else a mismatch on purpose.
+    """What encoders are fed: `teacher` is what each was trained on, anything else is a deliberate mismatch.
 
-    Embeddings that are read from a store were computed long ago, and stay as they are.
+    Embeddings that are read from a store stay as they are.
     """
 
     resize: Resize = "teacher"
@@ -60,7 +60,7 @@ def open_models(
         decoder: decodes the embeddings of models that have no decoder of their own: SAM's as .onnx, or a SAM3.
         fed: what the encoders are fed.
         device: where PyTorch computes.
-        seed: of the random embeddings.
+        seed: draws the random embeddings.
 
     Raises:
         UserError: a model is missing or none of these, needs a decoder, or does not fit it; or two have one name.
@@ -96,7 +96,7 @@ def _whole(model: str, device: torch.device) -> EfficientSAM3 | OnnxSAM3:
 
 
 def _onnx_directory(model: str) -> tuple[Path | None, Variant | None]:
-    """The directory and the variant of its image encoder that `DIR` or `DIR:int8` stands for; None of anything else."""
+    """The directory and the image encoder's variant of `DIR` or `DIR:int8`; None for anything else."""
     for variant in (None, *get_args(Variant)):
         path = Path(model if variant is None else model.removesuffix(f":{variant}"))
         if is_onnx_directory(path):
@@ -105,7 +105,7 @@ def _onnx_directory(model: str) -> tuple[Path | None, Variant | None]:
 
 
 def named_models(models: Sequence[str]) -> dict[str, str]:
-    """Name to model. Without NAME=, the last two parts of the path, which tell checkpoints of two runs apart.
+    """Name to model. Without NAME=, the last two parts of the path, which distinguish checkpoints of two runs.
 
     Raises:
         UserError: two have one name.
@@ -121,8 +121,8 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def last_that_sees(models: Sequence[str]) -> int:
-    """The place of the last model that is no noise; of the last where all are."""
+def last_nonrandom(models: Sequence[str]) -> int:
+    """Index of the last model that is not random; of the last one where all are."""
     return max(
         (place for place, model in enumerate(named_models(models).values()) if _noise(model) is None), default=-1
     )
@@ -138,7 +138,7 @@ def _is_whole(model: str) -> bool:
 
 
 def _noise(model: str) -> float | None:
-    """The standard deviation that `random` or `random:STD` stands for; None of anything else."""
+    """The standard deviation that `random` or `random:STD` stands for; None for anything else."""
     word, _, number = model.partition(":")
     if word != RANDOM:
         return None
@@ -147,7 +147,9 @@ def _noise(model: str) -> float | None:
     except ValueError:
         std = math.nan
     if not 0 <= std < math.inf:
-        raise UserError(f"{model} is no noise: give {RANDOM}, or {RANDOM}:STD with a standard deviation of 0 or more.")
+        raise UserError(
+            f"{model} is not understood: give {RANDOM}, or {RANDOM}:STD with a standard deviation of 0 or more."
+        )
     return std
 
 
@@ -182,7 +184,7 @@ def check_fits(model: str, shape: tuple[int, int], preprocessing: Preprocessing,
     """Refuse embeddings of another shape, or at another image size, than a decoder takes.
 
     Raises:
-        UserError: they are.
+        UserError: the shapes or image sizes differ.
     """
     found = (*shape, preprocessing.image_size)
     wanted = (decoder.embed_dim, decoder.embed_size, decoder.preprocessing.image_size)

@@ -1,6 +1,6 @@
-"""The mask probe: during training, what the student's embeddings are worth once a frozen decoder has them.
+"""The mask probe: during training, how good the masks are that a frozen decoder makes of the student's embeddings.
 
-The loss alone misleads: an embedding may come closer in the mean and further where masks are decided.
+The loss alone misleads: an embedding may come closer on average and move away where masks are decided.
 """
 
 import os
@@ -33,10 +33,10 @@ class MaskProbe:
             selection: which of them, and how many objects of each; the same at every call.
 
         Raises:
-            UserError: there is no embedding of any annotated image.
+            UserError: no annotated image has an embedding.
         """
         if not any(teacher.has(os.fsdecode(image_id)) for image_id in truth.ids):
-            raise UserError("The store has none of the annotated val pictures to probe: export their split too.")
+            raise UserError("The store has none of the annotated val images to probe: embed their split too.")
         self._decoder, self._preprocessing = decoder, teacher.preprocessing
         self._truth, self._selection = truth, selection
         self._teacher = Remembered(EncoderWithDecoder(_TEACHER, teacher, decoder))

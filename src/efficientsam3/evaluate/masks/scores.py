@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from efficientsam3.evaluate.masks.objects import PromptKind
 
-# https://cocodataset.org/#detection-eval: areas in pixels of the picture below which an object is small, or medium.
+# https://cocodataset.org/#detection-eval: areas in pixels of the image below which an object is small, or medium.
 SMALL, MEDIUM = 32**2, 96**2
 SIZES = ("small", "medium", "large")
 

@@ -26,11 +26,11 @@ class Segmenter(Protocol):
     preprocessing: Preprocessing  # what its encoder is fed
 
     def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
-        """The embedding (1, D, G, G) of a picture (3, H, W) uint8."""
+        """The embedding (1, D, G, G) of an image (3, H, W) uint8."""
         ...
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
-        """Encode a picture (3, H, W) uint8 once, for any number of prompts."""
+        """Encode an image (3, H, W) uint8 once, for any number of prompts."""
         ...
 
     def has(self, image_id: str) -> bool:
@@ -69,7 +69,7 @@ class WholeModel:
         return ask
 
     def has(self, image_id: str) -> bool:
-        """True of every picture."""
+        """True for every image."""
         return True
 
 
@@ -81,7 +81,7 @@ class EncoderWithDecoder:
     """An encoder's embedding, decoded by a frozen decoder. It answers boxes and points."""
 
     def __init__(self, name: str, encoder: Encoder, decoder: Decoder) -> None:
-        """Join two that fit; `open_models` has seen to it."""
+        """Join two that fit, which `open_models` has checked."""
         self.name, self._encoder, self._decoder = name, encoder, decoder
         self.preprocessing = encoder.preprocessing
 
@@ -113,7 +113,7 @@ class Remembered:
         self.name, self.preprocessing = segmenter.name, segmenter.preprocessing
         self._segmenter: Segmenter | None = segmenter
         self._answers: dict[tuple[str, Prompt], tuple[list[Rle], torch.Tensor]] = {}
-        self._known: set[str] = set()  # once the model is let go
+        self._known: set[str] = set()  # once the model is released
 
     def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
         """See `Segmenter`; embeddings are not kept."""
@@ -121,7 +121,7 @@ class Remembered:
         return self._segmenter.embed(image_id, pixels)
 
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
-        """See `Segmenter`; the picture is encoded only when something is asked for the first time."""
+        """See `Segmenter`; the image is encoded at the first prompt that has not been answered before."""
         opened: list[Ask] = []
 
         def ask(prompt: Prompt) -> Answer:
@@ -143,7 +143,7 @@ class Remembered:
         return image_id in self._known if self._segmenter is None else self._segmenter.has(image_id)
 
     def close(self) -> None:
-        """Let the model go: nothing will be asked that has not been asked before."""
+        """Release the model; from now on, only prompts that were answered before are asked."""
         self._segmenter, self._known = None, {image_id for image_id, _ in self._answers}
 
 

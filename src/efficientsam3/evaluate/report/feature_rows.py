@@ -1,4 +1,4 @@
-"""The models' features of a few pictures, in common colours, for the report."""
+"""The models' features of a few images, in common colours, for the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,36 +16,36 @@ from efficientsam3.evaluate.report.figures import Array, FeatureColours, cosine_
 
 @dataclass(frozen=True)
 class ModelFeatures:
-    """One model's features of one picture."""
+    """One model's features of one image."""
 
     model: str
-    colours: npt.NDArray[np.uint8]  # (h, w, 3), one pixel for each cell that shows the picture
-    cosine: float | None  # with the first model; None of the first, and where cells lie differently on the picture
+    colours: npt.NDArray[np.uint8]  # (h, w, 3), one pixel for each cell that shows the image
+    cosine: float | None  # with the first model; None for the first, and where cells lie differently on the image
 
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """One picture with every model's features."""
+    """One image with every model's features."""
 
     image_id: str
-    photograph: npt.NDArray[np.uint8]  # (H, W, 3)
+    pixels: npt.NDArray[np.uint8]  # (H, W, 3)
     features: list[ModelFeatures]
 
 
 def feature_rows(segmenters: Sequence[Segmenter], images: Sequence[TrueImage]) -> list[FeatureRow]:
-    """Embed pictures once more, and colour them by the first model's three largest directions.
+    """Embed images once more, and colour their features by the first model's three largest directions.
 
     Raises:
-        BrokenImageError: a picture has gone since it was measured.
+        BrokenImageError: an image has been removed since it was measured.
     """
-    photographs = [read_rgb(image.path) for image in images]
+    pixels_of = [read_rgb(image.path) for image in images]
     maps = [
         [_visible(segmenter, image.image_id, pixels) for segmenter in segmenters]
-        for image, pixels in zip(images, photographs, strict=True)
+        for image, pixels in zip(images, pixels_of, strict=True)
     ]
     colours = FeatureColours([of_image[0] for of_image in maps])
     rows = []
-    for image, pixels, of_image in zip(images, photographs, maps, strict=True):
+    for image, pixels, of_image in zip(images, pixels_of, maps, strict=True):
         features = [
             ModelFeatures(segmenter.name, _to_uint8(colours(array)), _cosine(of_image[0], array) if number else None)
             for number, (segmenter, array) in enumerate(zip(segmenters, of_image, strict=True))
@@ -55,7 +55,7 @@ def feature_rows(segmenters: Sequence[Segmenter], images: Sequence[TrueImage]) -
 
 
 def _visible(segmenter: Segmenter, image_id: str, pixels: torch.Tensor) -> Array:
-    """(D, h, w): the cells that show the picture rather than padding."""
+    """(D, h, w): the cells that show the image rather than padding."""
     embedding, preprocessing = segmenter.embed(image_id, pixels)[0], segmenter.preprocessing
     content_size = preprocessing.content_size(pixels.shape[-2], pixels.shape[-1])
     return visible_cells(embedding, content_size, preprocessing.image_size)

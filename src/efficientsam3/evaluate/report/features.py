@@ -61,7 +61,7 @@ def _pair(student: Student, targets: Targets, sample: ImageSample, size: tuple[i
     pixels = normalise(sample.pixels[None], torch.tensor([sample.content_size]), preprocessing).to(device)
     teacher = targets.embed_one(sample.row, pixels)
     return FeaturePair(
-        photograph=_content(sample),
+        image=_content(sample),
         size=size,
         teacher=visible_cells(teacher[0], sample.content_size, preprocessing.image_size),
         student=visible_cells(student(pixels)[0], sample.content_size, preprocessing.image_size),
@@ -69,11 +69,11 @@ def _pair(student: Student, targets: Targets, sample: ImageSample, size: tuple[i
 
 
 def visible_cells(embedding: torch.Tensor, content_size: tuple[int, int], image_size: int) -> Array:
-    """The cells of an embedding that show the picture rather than padding.
+    """The cells of an embedding that show the image rather than padding.
 
     Args:
         embedding: (D, G, G) float, on any device.
-        content_size: height and width in pixels that the picture covers in the input.
+        content_size: height and width in pixels that the image covers in the input.
         image_size: side of the input in pixels.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pictures of a distillation: teacher and student features side by side, and the loss over the epochs."""
+"""Figures of a distillation: teacher and student features side by side, and the losses over the epochs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +20,16 @@ _INCHES = 3.0  # width of one panel
 _TITLE = 0.12  # height of a panel's title, in widths
 _DPI = 120
 _SHOWN_PERCENT = (1.0, 99.0)  # outliers beyond these percentiles of the teacher's colours are clipped
-_CURVES = {"loss": "loss", "mse": "masked MSE", "cosine": "masked 1 - cosine"}
 _SPLITS = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True)
 class FeaturePair:
-    """What both encoders make of one picture."""
+    """Both encoders' features of one image."""
 
-    photograph: npt.NDArray[np.uint8]  # (h, w, 3) RGB, as the encoders saw it or as it was
-    size: tuple[int, int]  # height and width that it had before it was squashed for the encoders
-    teacher: Array  # (D, h, w), whose cells cover the photograph and no padding
+    image: npt.NDArray[np.uint8]  # (h, w, 3) RGB, as the encoders see it or as in the file
+    size: tuple[int, int]  # height and width in the file, before it was resized for the encoders
+    teacher: Array  # (D, h, w), whose cells cover the image and no padding
     student: Array  # (D, h, w)
 
 
@@ -47,7 +46,7 @@ class FeatureColours:
         self._mean = cells.mean(axis=0)
         _, directions = np.linalg.eigh(np.cov(cells, rowvar=False))
         largest = directions[:, :-4:-1]
-        # An eigenvector's sign is arbitrary: fix it, so that a picture does not change with the linear algebra library.
+        # An eigenvector's sign is arbitrary: fix it, so that a figure does not change with the linear algebra library.
         signs = np.sign(largest[np.abs(largest).argmax(axis=0), range(3)])
         self._directions = largest * signs  # [D, 3]
         self._low, self._high = np.percentile(self._project(cells), _SHOWN_PERCENT, axis=0)
@@ -72,7 +71,7 @@ def cosine_similarity(teacher: Array, student: Array) -> float:
 
 
 def feature_figure(pairs: Sequence[FeaturePair]) -> Figure:
-    """One row for each picture: the photograph, the teacher's features, the student's, in common colours."""
+    """One row for each image: itself, the teacher's features and the student's, in common colours."""
     colours = FeatureColours([pair.teacher for pair in pairs])
     heights = [height / width for height, width in (pair.size for pair in pairs)]
     size = (3 * _INCHES, (sum(heights) + len(pairs) * _TITLE) * _INCHES)
@@ -82,7 +81,7 @@ def feature_figure(pairs: Sequence[FeaturePair]) -> Figure:
         height, width = pair.size
         similarity = cosine_similarity(pair.teacher, pair.student)
         panels = (
-            ("photograph", pair.photograph),
+            ("image", pair.image),
             ("teacher", colours(pair.teacher)),
             (f"student (cosine {similarity:.2f})", colours(pair.student)),
         )
@@ -95,16 +94,22 @@ def feature_figure(pairs: Sequence[FeaturePair]) -> Figure:
 
 
 def loss_figure(epochs: Sequence[Metrics]) -> Figure:
-    """The loss and its two terms over the epochs, training and validation.
+    """Each loss that was recorded over the epochs, training and validation.
 
     Args:
-        epochs: one mapping for each, with `epoch` and any of `{train,val}/{loss,mse,cosine}`.
+        epochs: one mapping for each, with `epoch` and `{train,val}/NAME` for each loss.
     """
-    figure = Figure(figsize=(len(_CURVES) * 1.3 * _INCHES, 1.1 * _INCHES), dpi=_DPI, layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
+    names = list(dict.fromkeys(name for record in epochs for key in record for name in _losses(key)))
+    figure = Figure(figsize=(len(names) * 1.3 * _INCHES, 1.1 * _INCHES), dpi=_DPI, layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _draw_curve(axes, epochs, name)
-        axes.set(title=title, xlabel="epoch")
+        axes.set(title=name, xlabel="epoch")
     return figure
+
+
+def _losses(key: str) -> list[str]:
+    split, _, name = key.partition("/")
+    return [name] if split in _SPLITS else []
 
 
 def _draw_curve(axes: Axes, epochs: Sequence[Metrics], name: str) -> None:
@@ -119,7 +124,7 @@ def _draw_curve(axes: Axes, epochs: Sequence[Metrics], name: str) -> None:
         axes.legend()
 
 
-def write_picture(path: Path, figure: Figure) -> None:
+def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The most telling objects of an evaluation, kept while everything else streams by."""
+"""The most instructive objects of an evaluation, kept while everything else passes by."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

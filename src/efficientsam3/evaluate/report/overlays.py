@@ -1,4 +1,4 @@
-"""Pictures of a report, as data URIs: nothing is fetched from anywhere."""
+"""Images of a report, as data URIs: the page fetches nothing."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ RGB = tuple[int, int, int]
 _TRUE: RGB = (0, 158, 115)
 _FOUND: RGB = (230, 120, 0)
 _PROMPT: RGB = (255, 255, 0)
-_LONGEST_SIDE = 360  # pixels of a picture in the report
+_LONGEST_SIDE = 360  # pixels of an image in the report
 _QUALITY = 80
 _MARGIN = 1.0  # of the object's longer side, around it on every side
 
@@ -32,23 +32,23 @@ def data_uri(image: Image.Image, form: Literal["JPEG", "PNG"] = "JPEG") -> str:
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """(H, W, 3) RGB, made smaller where it is large."""
+def thumbnail(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """(H, W, 3) RGB, reduced where it is large."""
     image = Image.fromarray(pixels)
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     return image
 
 
-def example_pictures(example: Example) -> list[Image.Image]:
+def example_images(example: Example) -> list[Image.Image]:
     """The object's surroundings with the prompt, the true mask, and each model's mask.
 
     Raises:
-        BrokenImageError: the picture has gone since it was measured.
+        BrokenImageError: the image has been removed since it was measured.
     """
     pixels = read_rgb(example.image)
     crop = _surroundings(example.true)
-    pictures = [_draw(pixels, None, _TRUE, crop, example.prompt), _draw(pixels, example.true, _TRUE, crop)]
-    return pictures + [_draw(pixels, mask, _FOUND, crop) for mask in example.masks]
+    images = [_draw(pixels, None, _TRUE, crop, example.prompt), _draw(pixels, example.true, _TRUE, crop)]
+    return images + [_draw(pixels, mask, _FOUND, crop) for mask in example.masks]
 
 
 def _surroundings(true: Rle) -> tuple[int, int, int, int]:

@@ -16,7 +16,7 @@ from efficientsam3.evaluate.report.charts import metric_charts
 from efficientsam3.evaluate.report.feature_rows import FeatureRow
 from efficientsam3.evaluate.report.figures import Metrics
 from efficientsam3.evaluate.report.gallery import Example
-from efficientsam3.evaluate.report.overlays import data_uri, example_pictures, picture
+from efficientsam3.evaluate.report.overlays import data_uri, example_images, thumbnail
 from efficientsam3.evaluate.report.score_tables import CAPTION, COLUMNS, figure, score_row
 from efficientsam3.runtime.files import write_text
 from efficientsam3.sam3.prompts import ConceptPrompt
@@ -43,7 +43,7 @@ def write_report(path: Path, content: ReportContent) -> None:
 
     Raises:
         UserError: the folder cannot be written to.
-        BrokenImageError: a picture has gone since it was measured.
+        BrokenImageError: an image has been removed since it was measured.
     """
     # Names of models and files come from the user; autoescape keeps them text.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -80,8 +80,8 @@ def _bars(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
 
 
 def _feature_cells(row: FeatureRow) -> list[dict[str, Any]]:
-    height, width = row.photograph.shape[:2]
-    cells = [{"caption": row.image_id, "uri": data_uri(picture(row.photograph)), "ratio": f"{width}/{height}"}]
+    height, width = row.pixels.shape[:2]
+    cells = [{"caption": row.image_id, "uri": data_uri(thumbnail(row.pixels)), "ratio": f"{width}/{height}"}]
     for features in row.features:
         caption = features.model if features.cosine is None else f"{features.model}, cosine {features.cosine:z.2f}"
         uri = data_uri(Image.fromarray(features.colours), "PNG")
@@ -93,5 +93,5 @@ def _example_cells(example: Example) -> list[dict[str, str]]:
     named = isinstance(example.prompt, ConceptPrompt)
     captions = [f"{example.image_id}: {example.prompt.name}" if named else example.image_id]
     captions += ["ground truth", *(f"{score.model} {score.iou:.2f}" for score in example.scores)]
-    pictures = [data_uri(image) for image in example_pictures(example)]
-    return [{"caption": caption, "uri": uri} for caption, uri in zip(captions, pictures, strict=True)]
+    uris = [data_uri(image) for image in example_images(example)]
+    return [{"caption": caption, "uri": uri} for caption, uri in zip(captions, uris, strict=True)]

@@ -38,7 +38,7 @@ def test_both_formats_give_the_same_objects(tmp_path: Path, write_sa1b, write_co
     assert [thing.category for thing in sa1b.load(0).objects] == [None, None]
 
 
-def test_an_instances_file_finds_its_pictures_or_is_told(tmp_path: Path, write_coco, two_images) -> None:
+def test_an_instances_file_finds_its_images_or_is_told(tmp_path: Path, write_coco, two_images) -> None:
     root = write_coco(tmp_path / "coco", two_images)
     path = root / "annotations" / "instances_val2017.json"
     assert open_ground_truth(path).load(1).path == root / "val2017" / "sa_2.jpg"

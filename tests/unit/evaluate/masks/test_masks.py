@@ -6,7 +6,7 @@ import torch
 
 from efficientsam3.cli import main
 from efficientsam3.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from efficientsam3.evaluate.masks.open_models import FedPixels, last_that_sees, open_models
+from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, open_models
 from efficientsam3.evaluate.masks.request import EvaluationRequest
 from efficientsam3.evaluate.run import Evaluation, evaluate_masks
 from efficientsam3.export.onnx.run import export_onnx
@@ -70,7 +70,7 @@ def test_only_what_the_store_has_and_can_be_read_is_measured(
     tmp_path: Path, data, write_store, box_decoder, two_images, write_sa1b
 ) -> None:
     write_sa1b(data, {"sa_3": two_images["sa_1"], **two_images, "sa_4": two_images["sa_2"]})
-    (data / "images" / "val" / "sa_2.jpg").write_bytes(b"no picture")
+    (data / "images" / "val" / "sa_2.jpg").write_bytes(b"not an image")
     annotation = data / "annotations" / "val" / "sa_4.json"
     annotation.write_text(annotation.read_text().replace('"width": 48', '"width": 47'))
     store = write_store(tmp_path / "store", ["sa_1", "sa_2", "sa_4"])
@@ -100,8 +100,8 @@ def test_a_mismatch_on_purpose_changes_what_encoders_are_fed(tmp_path, student_p
         (["nowhere.pt"], {}, r"nowhere\.pt does not exist"),
         (["random"], {"decoder": None}, "no mask decoder"),
         (["random", "random"], {}, "Two models are called 'random'"),
-        (["random:loud"], {}, "is no noise"),
-        (["random:-1"], {}, "is no noise"),
+        (["random:loud"], {}, "is not understood"),
+        (["random:-1"], {}, "is not understood"),
         (["random"], {"prompt": ["text"]}, "SA-1B's objects have no names"),
         (["random"], {"min_area": 10**6}, "No object could be measured"),
         (["random"], {"run": [Path("nowhere")]}, r"nowhere/metrics\.jsonl cannot be read"),
@@ -139,9 +139,9 @@ def test_text_needs_a_whole_model_and_finds_by_category(
     ("models", "place"),
     [(["a.pt", "random"], 0), (["a.pt", "b.pt", "noise=random:2", "random"], 1), (["random", "a.pt"], 1)],
 )
-def test_examples_are_of_the_last_model_that_sees_the_pictures(models: list[str], place: int) -> None:
-    assert last_that_sees(models) == place
-    assert last_that_sees(["random"]) == -1
+def test_examples_are_of_the_last_model_that_sees_the_images(models: list[str], place: int) -> None:
+    assert last_nonrandom(models) == place
+    assert last_nonrandom(["random"]) == -1
 
 
 def test_graphs_are_measured_as_the_model_they_come_from(

@@ -65,5 +65,5 @@ def test_the_found_mask_that_overlaps_most_counts_and_agreement_is_with_the_firs
     assert figures("second", 1) == (0.5, 1, 0.6)
     assert figures("nothing", 0) == figures("nothing", 1) == (0, 0, 0)
     assert seen == [(0, 3), (0, 3), (1, 3), (1, 3)]
-    assert first.opened == {"one": 1}, "a picture is encoded once, for all its prompts"
+    assert first.opened == {"one": 1}, "an image is encoded once, for all its prompts"
     assert scores[0].area == 100

@@ -74,7 +74,7 @@ def test_a_box_is_tight_from_edge_to_edge() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
-def test_a_mask_of_the_whole_picture_has_an_interior_point(size: tuple[int, int]) -> None:
+def test_a_mask_of_the_whole_image_has_an_interior_point(size: tuple[int, int]) -> None:
     x, y = interior_point(np.ones(size, dtype=bool))
     assert 0 <= x < size[1]
     assert 0 <= y < size[0]

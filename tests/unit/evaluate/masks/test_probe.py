@@ -70,7 +70,7 @@ def test_probes_that_could_not_work_are_refused_before_training(
 ) -> None:
     data = write_sa1b(tmp_path / "sa1b", two_images)
     other = EmbeddingStore(write_store(tmp_path / "other", ["sa_9"]))
-    with pytest.raises(UserError, match="none of the annotated val pictures"):
+    with pytest.raises(UserError, match="none of the annotated val images"):
         build_probe(box_decoder, other, data)
     with pytest.raises(UserError, match="Mask decoder"):
         build_probe(tmp_path / "none.onnx", other, data)

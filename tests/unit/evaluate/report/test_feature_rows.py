@@ -29,4 +29,4 @@ def test_cells_of_padding_are_left_out_and_differing_cells_have_no_cosine(
     assert [features.colours.shape for features in wide.features] == [(2, 4, 3), (2, 4, 3), (4, 4, 3)]
     assert [features.colours.shape for features in tall.features] == [(4, 2, 3), (4, 2, 3), (4, 4, 3)]
     assert [features.cosine for features in wide.features] == [None, pytest.approx(-1), None]
-    assert wide.photograph.shape == (40, 80, 3)
+    assert wide.pixels.shape == (40, 80, 3)

@@ -26,7 +26,7 @@ ARCHITECTURE = StudentArchitecture("efficientvit_b0", embed_dim=8, embed_size=4,
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     state = Student(ARCHITECTURE).state_dict()
-    # A fresh student's features hardly depend on the picture; smaller variances amplify it.
+    # A fresh student's features hardly depend on the image; smaller variances amplify it.
     state = {key: 0.1 * tensor if key.endswith("running_var") else tensor for key, tensor in state.items()}
     preprocessing = Preprocessing(image_size=64).model_dump()
     content = {"model": state, "architecture": asdict(ARCHITECTURE), "preprocessing": preprocessing}
@@ -45,7 +45,7 @@ def listing(tmp_path: Path) -> ImageListing:
 
 
 def write_store(directory: Path, ids: list[str], resize: str, embed_dim: int = 8) -> EmbeddingStore:
-    """A store in the documented record format: every cell of picture i has the value i, and its row in channel 1."""
+    """A store in the documented record format: every cell of image i has the value i, and its row in channel 1."""
     directory.mkdir()
     preprocessing = Preprocessing(image_size=64, resize=resize)  # type: ignore[arg-type]
     manifest = Manifest(embed_dim=embed_dim, embed_size=4, preprocessing=preprocessing)
@@ -70,11 +70,11 @@ def test_images_in_the_store_are_paired(tmp_path: Path, checkpoint: Path, listin
     assert not student.training
     first, second = pairs_of(student, store, listing, 5)
     assert (first.size, second.size) == ((40, 20), (20, 20))
-    assert first.photograph.shape == (64, 64, 3)
+    assert first.image.shape == (64, 64, 3)
     assert first.teacher.shape == first.student.shape == (8, 4, 4)
     assert (first.teacher[0, 0, 0], second.teacher[0, 0, 0]) == (1, 0)  # sa_0 is the store's second record
     for pair in (first, second):
-        pixels = torch.from_numpy(pair.photograph).permute(2, 0, 1)[None] / 127.5 - 1
+        pixels = torch.from_numpy(pair.image).permute(2, 0, 1)[None] / 127.5 - 1
         np.testing.assert_allclose(pair.student, student(pixels)[0].detach(), rtol=1e-3)
     assert not np.allclose(first.student, second.student, rtol=0.1)
 
@@ -82,21 +82,21 @@ def test_images_in_the_store_are_paired(tmp_path: Path, checkpoint: Path, listin
 def test_padding_is_left_out(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_0", "sa_1"], "pad")
     tall, wide = pairs_of(load_trained_student(checkpoint), store, listing, 2)
-    assert tall.photograph.shape == (64, 32, 3)
+    assert tall.image.shape == (64, 32, 3)
     assert tall.teacher.shape == tall.student.shape == (8, 4, 2)
-    assert wide.photograph.shape == (32, 64, 3)
+    assert wide.image.shape == (32, 64, 3)
     assert wide.teacher.shape == wide.student.shape == (8, 2, 4)
     assert wide.teacher[1, :, 0].tolist() == [0, 1]
 
 
-def test_no_more_pictures_than_asked_for(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
+def test_no_more_images_than_asked_for(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
     assert len(pairs_of(load_trained_student(checkpoint), store, listing, 2)) == 2
 
 
-def test_pictures_that_cannot_be_read_are_passed_over(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
+def test_images_that_cannot_be_read_are_passed_over(tmp_path: Path, checkpoint: Path, listing: ImageListing) -> None:
     store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
-    listing.path(0).write_bytes(b"no picture")
+    listing.path(0).write_bytes(b"not an image")
     sizes = [pair.size for pair in pairs_of(load_trained_student(checkpoint), store, listing, 2)]
     assert sizes == [(20, 40), (20, 20)]
 

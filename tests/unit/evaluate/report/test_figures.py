@@ -11,7 +11,7 @@ from efficientsam3.evaluate.report.figures import (
     cosine_similarity,
     feature_figure,
     loss_figure,
-    write_picture,
+    write_figure,
 )
 from efficientsam3.runtime.errors import UserError
 
@@ -53,12 +53,12 @@ def test_cosine_similarity_ignores_length(teacher: np.ndarray) -> None:
     assert cosine_similarity(teacher, np.zeros_like(teacher)) == 0
 
 
-def test_feature_figure_shows_each_picture_in_its_own_shape(teacher: np.ndarray) -> None:
+def test_feature_figure_shows_each_image_in_its_own_shape(teacher: np.ndarray) -> None:
     squashed = np.zeros((30, 30, 3), dtype=np.uint8)
     wide = FeaturePair(squashed, (20, 40), teacher, teacher)
     tall = FeaturePair(squashed, (40, 20), teacher, -teacher)
     figure = feature_figure([wide, tall])
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["photograph", "teacher", "student (cosine 1.00)"]
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "teacher", "student (cosine 1.00)"]
     assert figure.axes[5].get_title() == "student (cosine -1.00)"
     assert [tuple(axes.images[0].get_extent()) for axes in figure.axes] == [(0, 40, 20, 0)] * 3 + [(0, 20, 40, 0)] * 3
 
@@ -74,9 +74,9 @@ def test_loss_figure_draws_what_is_there() -> None:
     assert list(cosine.lines[0].get_xdata()) == [0, 1]
 
 
-def test_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = loss_figure([{"epoch": 0, "train/loss": 1.0}])
-    write_picture(tmp_path / "new" / "loss.png", figure)
+    write_figure(tmp_path / "new" / "loss.png", figure)
     with Image.open(tmp_path / "new" / "loss.png") as image:
         assert image.format == "PNG"
         assert np.asarray(image.convert("RGB")).std() > 0
@@ -88,6 +88,6 @@ def test_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Figure, "savefig", fail)
     before = (tmp_path / "new" / "loss.png").read_bytes()
     with pytest.raises(UserError, match="No space left"):
-        write_picture(tmp_path / "new" / "loss.png", figure)
+        write_figure(tmp_path / "new" / "loss.png", figure)
     assert (tmp_path / "new" / "loss.png").read_bytes() == before
     assert len(list((tmp_path / "new").iterdir())) == 1

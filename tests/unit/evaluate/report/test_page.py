@@ -16,7 +16,7 @@ from efficientsam3.evaluate.masks.scores import ObjectScore
 from efficientsam3.evaluate.masks.segmenters import to_rle
 from efficientsam3.evaluate.report.charts import metric_charts
 from efficientsam3.evaluate.report.gallery import Gallery
-from efficientsam3.evaluate.report.overlays import example_pictures
+from efficientsam3.evaluate.report.overlays import example_images
 from efficientsam3.evaluate.run import evaluate_masks
 
 NAN = float("nan")
@@ -61,7 +61,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
     assert not re.search(r"https?://|url\(|@import|<script", page)
 
 
-def test_its_pictures_are_whole(page: str) -> None:
+def test_its_images_are_whole(page: str) -> None:
     for uri in Page(page).fetched:
         Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).load()
 
@@ -72,7 +72,7 @@ def test_it_shows_everything(page: str) -> None:
     assert "<b>teacher</b>" not in page, "names are text"
     assert "&lt;b&gt;teacher&lt;/b&gt;" in page
     assert page.count("<polyline") == 2  # train and val loss of the training beside the checkpoint
-    # Photograph and two models, of two pictures; groups of two objects, of two prompts, of five pictures each.
+    # Image and two models, of two images; groups of two objects, of two prompts, of five images each.
     assert page.count("<img") == 2 * 3 + 2 * 3 * 2 * 4
 
 
@@ -151,7 +151,7 @@ def test_overlays_colour_the_mask_alone(tmp_path: Path) -> None:
     score = ObjectScore("m", "grey", 0, "box", 100, 1.0, 1.0, 0.5)
     gallery(TrueImage("grey", tmp_path / "grey.png", (40, 60), (thing,)), thing, [~mask], [score])
     asked, true, found = (
-        np.asarray(picture).astype(int) for picture in example_pictures(gallery.groups()["box", "Best of m"][0])
+        np.asarray(image).astype(int) for image in example_images(gallery.groups()["box", "Best of m"][0])
     )
     # The object's surroundings are 10 pixels wider than its 10 x 10 on every side, enlarged to 360.
     assert asked.shape == true.shape == found.shape == (360, 360, 3)
