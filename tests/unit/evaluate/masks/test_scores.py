@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from efficientsam3.evaluate.masks.scores import ObjectScore, mask_iou, size_of, summarise
+from efficientsam3.evaluate.masks.scores import ObjectScore, size_of, summarise
 from efficientsam3.evaluate.report.score_tables import score_row
+from efficientsam3.sam3.geometry import mask_iou
 
 
 def test_iou_by_hand() -> None:
