@@ -119,7 +119,7 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     if annotated:
         train["PROBE"] = {"DECODER": str(request.sam3)}
     if not request.online:
-        _write(request.embed_config, "efficientsam3 export", export, ExportConfig)
+        _write(request.embed_config, "efficientsam3 embed", export, ExportConfig)
     _write(request.train_config, "efficientsam3 train", train, TrainConfig)
 
 

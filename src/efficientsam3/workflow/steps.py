@@ -31,7 +31,7 @@ def first_steps(request: DistillRequest) -> list[Step]:
     if request.online:
         return [train]
     plan = Step("plan", ("efficientsam3", "plan", "--cfg", str(request.embed_config)))
-    return [plan, _distributed(request, "export", request.embed_config), train]
+    return [plan, _distributed(request, "embed", request.embed_config), train]
 
 
 def last_steps(request: DistillRequest, checkpoint: Path, annotated: bool) -> list[Step]:

@@ -64,7 +64,7 @@ def test_each_step_is_printed_as_it_is_run(
     for command in commands.seen:
         assert f"$ {' '.join(command)}" in printed
     assert f"efficientsam3 predict {request_for.merged}" in printed
-    assert commands.names() == ["plan", "export", "train", "evaluate", "merge"]
+    assert commands.names() == ["plan", "embed", "train", "evaluate", "merge"]
 
 
 def test_what_is_complete_is_left_out_until_the_student_changes(
@@ -73,10 +73,10 @@ def test_what_is_complete_is_left_out_until_the_student_changes(
     distill(request_for)
     commands.names()
     distill(request_for)
-    assert commands.names() == ["export", "train"]
+    assert commands.names() == ["embed", "train"]
     commands.weights = "better"
     distill(request_for)
-    assert commands.names() == ["export", "train", "evaluate", "merge"]
+    assert commands.names() == ["embed", "train", "evaluate", "merge"]
 
 
 def test_the_best_checkpoint_is_merged_else_the_last(request_for: DistillRequest, commands: Commands) -> None:
@@ -94,7 +94,7 @@ def test_a_step_that_fails_ends_the_run_and_is_not_complete(request_for: Distill
     assert commands.names() == ["plan"]
     commands.codes.clear()
     distill(request_for)
-    assert commands.names() == ["plan", "export", "train", "evaluate", "merge"]
+    assert commands.names() == ["plan", "embed", "train", "evaluate", "merge"]
 
 
 def test_what_is_asked_to_end_goes_no_further(
@@ -103,7 +103,7 @@ def test_what_is_asked_to_end_goes_no_further(
     commands.stops.add("train")
     assert not distill(request_for)
     assert "asked to end" in capsys.readouterr().out
-    assert commands.names() == ["plan", "export", "train"]
+    assert commands.names() == ["plan", "embed", "train"]
 
 
 def test_without_a_store_and_without_masks(request_for: DistillRequest, commands: Commands) -> None:
@@ -114,7 +114,7 @@ def test_without_a_store_and_without_masks(request_for: DistillRequest, commands
 def test_several_processes_are_torchruns(request_for: DistillRequest, commands: Commands) -> None:
     distill(request_for.model_copy(update={"processes": 2}))
     launched = [command for command in commands.seen if command[0] == "torchrun"]
-    assert [command[5:7] for command in launched] == [("efficientsam3", "export"), ("efficientsam3", "train")]
+    assert [command[5:7] for command in launched] == [("efficientsam3", "embed"), ("efficientsam3", "train")]
     assert all(command[3] == "2" for command in launched)
 
 
