@@ -26,7 +26,7 @@ from efficientsam3.evaluate.report.features import feature_pairs
 from efficientsam3.evaluate.report.figures import feature_figure, loss_figure, write_figure
 from efficientsam3.models.student_files import load_trained_student
 from efficientsam3.store.reader import EmbeddingStore
-from efficientsam3.testing.photographs import write_photographs
+from efficientsam3.testing.sample_images import write_sample_images
 from efficientsam3.testing.tiny_sam3 import TinySam3, write_tiny_sam3
 from efficientsam3.train.metrics import read_metrics
 from efficientsam3.train.plan import paired_images
@@ -79,7 +79,7 @@ def prepare(demo: Demo) -> None:
     started = time.monotonic()
     for name in ("photographs", "teacher", "student", "merged", "masks"):
         shutil.rmtree(demo.output / name, ignore_errors=True)
-    write_photographs(demo.output / "photographs", TRAIN_IMAGES, VAL_IMAGES)
+    write_sample_images(demo.output / "photographs", TRAIN_IMAGES, VAL_IMAGES)
     write_tiny_sam3(demo.output / "teacher" / "tiny_sam3.pt", tiny=TEACHER)
     demo.seconds["prepare"] = time.monotonic() - started
 

@@ -31,10 +31,10 @@ def tiny_sam3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photographs_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six training and three validation photographs in SA-1B's format. Not to be changed: copy it first."""
-    from efficientsam3.testing.photographs import write_photographs
+    from efficientsam3.testing.sample_images import write_sample_images
 
     path = tmp_path_factory.mktemp("photographs")
-    write_photographs(path, train=6, val=3)
+    write_sample_images(path, train=6, val=3)
     return path
 
 

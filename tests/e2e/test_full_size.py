@@ -28,10 +28,10 @@ def full_sam3(tmp_path_factory, run) -> Path:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, run, full_sam3) -> Path:
     """A folder with two photographs in `data` and their embeddings in `teacher`, by the shipped configuration."""
-    from efficientsam3.testing.photographs import write_photographs
+    from efficientsam3.testing.sample_images import write_sample_images
 
     root = tmp_path_factory.mktemp("stage1")
-    write_photographs(root / "data", train=1, val=1)
+    write_sample_images(root / "data", train=1, val=1)
     script = [
         "bash",
         "stage1/scripts/save_stage1_embeddings.sh",

@@ -1,4 +1,4 @@
-"""How long a student takes for one picture, in the ways in which it can be run."""
+"""The time a student takes for one image, in the ways in which it can be run."""
 
 import copy
 import statistics
@@ -28,14 +28,14 @@ class Latency:
 
     size: StudentSize
     head: str
-    milliseconds: dict[str, float]  # by way: median of a picture
+    milliseconds: dict[str, float]  # by way: median for one image
     megabytes: dict[str, float]  # by way: the most memory that a forward pass took beyond what was there; where known
 
 
 def measure_latency(
     name: str, architecture: StudentArchitecture, ways: Iterable[str], device: torch.device, rounds: int
 ) -> Latency:
-    """Time a student with random weights on one picture of noise.
+    """Time a student with random weights on one image of noise.
 
     Each round runs every way once, so that what else the machine does meets all of them alike; one round more comes
     first, and counts for the memory alone.

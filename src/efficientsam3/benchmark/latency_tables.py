@@ -14,7 +14,7 @@ def latency_table(latencies: Sequence[Latency], rounds: int) -> Table:
     """One row for each student and head: its size, and for each way the time, and how many times faster than eager."""
     ways = [way for way in WAYS if any(way in each.milliseconds for each in latencies)]
     table = plain_table(
-        "One picture: ms (times faster than eager)",
+        "One image: ms (times faster than eager)",
         [
             "student",
             "head",

@@ -1,4 +1,4 @@
-"""How large the students are beside SAM3: parameters and multiply-accumulates, counted without running anything."""
+"""Sizes of the students and of SAM3: parameters and multiply-accumulates, counted without running anything."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ VISION_PREFIX = "detector.backbone.vision_backbone."
 
 @dataclass(frozen=True)
 class TeacherSize:
-    """SAM3, in parameters (rotary tables are none) and in multiply-accumulates of one image through the trunk."""
+    """SAM3, in parameters (without rotary tables) and in multiply-accumulates of one image through the trunk."""
 
     parameters: int
     vision: int  # the trunk and both necks: what is published as the image encoder's size
@@ -47,18 +47,18 @@ class StudentSize:
 
     @property
     def parameters(self) -> int:
-        """Of the whole encoder that takes the trunk's place."""
+        """Parameters of the whole encoder, which takes the trunk's place."""
         return self.backbone_parameters + self.head_parameters
 
     @property
     def macs(self) -> int:
-        """Of the whole encoder."""
+        """Multiply-accumulates of the whole encoder."""
         return self.backbone_macs + self.head_macs
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Students beside their teacher."""
+    """Students and their teacher."""
 
     teacher: TeacherSize
     students: tuple[StudentSize, ...]
@@ -66,16 +66,16 @@ class Comparison:
 
 
 def compare_models(names: Iterable[str], sam3_checkpoint: Path | None = None, head: str = DEFAULT_HEAD) -> Comparison:
-    """Size up students against SAM3, in seconds and without weights.
+    """Compare the sizes of students with SAM3's, in seconds and without weights.
 
     Args:
         names: config names such as `es_rv_m`, or `all`.
         sam3_checkpoint: count this native checkpoint's tensors, and size the students for its embedding and image size.
             By default, the shipped table of Meta's sam3.pt.
-        head: of all students.
+        head: the head of all students.
 
     Raises:
-        UserError: an unknown name, or a file that is no native SAM3 checkpoint.
+        UserError: an unknown name, or a file that is not a native SAM3 checkpoint.
     """
     students = select_students(names)
     if sam3_checkpoint is None:
@@ -113,7 +113,7 @@ def checkpoint_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of a native checkpoint; its values are not read.
 
     Raises:
-        UserError: not readable, or not in sam3.pt's layout.
+        UserError: the file is not readable, or not in sam3.pt's layout.
     """
     tensors = read_tensors(path)
     if not any(key.startswith(TRUNK_PREFIX) for key in tensors):

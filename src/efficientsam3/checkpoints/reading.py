@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from efficientsam3.runtime.errors import UserError
 
+StateDict = dict[str, torch.Tensor]
 SAFETENSORS_FILE = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -32,7 +33,7 @@ class _InertConfig:
         return OrderedDict()
 
 
-# Config classes that published training checkpoints carry beside their weights.
+# Config classes that published training checkpoints carry along with their weights.
 _CONFIG_CLASSES = ("yacs.config.CfgNode", "argparse.Namespace")
 
 
@@ -52,7 +53,7 @@ def load_pickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise UserError(_unpickling_message(path, error)) from error
-    except Exception as error:  # a parser of foreign bytes fails in ways that nobody lists
+    except Exception as error:  # a parser of foreign bytes fails in ways that are not documented
         raise UserError(f"Checkpoint {path} is broken or cut short: download or write it again.") from error
 
 
@@ -66,7 +67,7 @@ def _unpickling_message(path: Path, error: Exception) -> str:
     )
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, prefix: str = "") -> StateDict:
     """Read a state dict; the tensors are mapped from disk where the format allows it (all but pre-2020 `.pt` files).
 
     Args:
@@ -84,11 +85,11 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
     return select_tensors(load_pickled(path), path, prefix)
 
 
-def select_tensors(content: Any, path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+def select_tensors(content: Any, path: Path, prefix: str = "") -> StateDict:
     """The tensors of what `load_pickled` returned: of its `model` entry if it has one.
 
     Raises:
-        UserError: it is no dict of tensors.
+        UserError: `content` is not a dict of tensors.
     """
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
@@ -104,7 +105,7 @@ def select_tensors(content: Any, path: Path, prefix: str = "") -> dict[str, torc
     return {key: value for key, value in content.items() if key.startswith(prefix)}
 
 
-def _read_safetensors(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path, prefix: str) -> StateDict:
     if not path.is_file():
         raise UserError(f"Checkpoint {path} is not a file: check the path.")
     try:
@@ -114,7 +115,7 @@ def _read_safetensors(path: Path, prefix: str) -> dict[str, torch.Tensor]:
         raise UserError(f"Checkpoint {path} is broken or cut short ({error}): download or write it again.") from error
 
 
-def _read_directory(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
+def _read_directory(directory: Path, prefix: str) -> StateDict:
     index_path = directory / SAFETENSORS_INDEX
     if (directory / SAFETENSORS_FILE).is_file():
         return _read_safetensors(directory / SAFETENSORS_FILE, prefix)
@@ -124,7 +125,7 @@ def _read_directory(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
             "give a Hugging Face model directory, or the checkpoint file itself."
         )
     weight_map = _weight_map(index_path)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: StateDict = {}
     for shard in sorted({shard for key, shard in weight_map.items() if key.startswith(prefix)}):
         tensors |= _read_safetensors(directory / shard, prefix)
     missing = [key for key in weight_map if key.startswith(prefix) and key not in tensors]
@@ -138,7 +139,7 @@ def _weight_map(index_path: Path) -> dict[str, str]:
         weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index_path} is not a safetensors index: download the directory again.") from error
-    # A shard is a file beside the index, never a path to somewhere else.
+    # A shard is a file in the folder of its index, never a path to somewhere else.
     if not isinstance(weight_map, dict) or any(Path(str(shard)).name != shard for shard in weight_map.values()):
         raise UserError(f"{index_path} names shards outside its folder: download the directory again.")
     return weight_map

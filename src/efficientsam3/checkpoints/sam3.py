@@ -17,17 +17,16 @@ from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.runtime.errors import UserError
 
-Tensors = Mapping[str, torch.Tensor]
 # Where the trunk lies in a directory that `Sam3VideoModel`, `Sam3Model` or `Sam3ViTModel` saved.
 _HF_PREFIXES = (HF_TRUNK_PREFIX, "vision_encoder.backbone.", "")
 _BLOCKS = TRUNK_PREFIX + "blocks."
 _STUDENT_MODEL_TYPE = "efficientsam3_student"
 
 
-def trunk_config(tensors: Tensors) -> Sam3ViTConfig:
+def trunk_config(tensors: Mapping[str, torch.Tensor]) -> Sam3ViTConfig:
     """Read the trunk's architecture off its tensors; their values are not looked at.
 
-    The rotary tables `attn.freqs_cis` (cells, head size / 2) tell the head size, the window and the grid.
+    The rotary tables `attn.freqs_cis` (cells, head size / 2) give the head size, the window and the grid.
 
     Args:
         tensors: a native state dict, or the part of it under TRUNK_PREFIX.
@@ -67,7 +66,7 @@ def trunk_config(tensors: Tensors) -> Sam3ViTConfig:
 def _root(cells: int) -> int:
     root = math.isqrt(cells)
     if root * root != cells:
-        raise ValueError(f"a table of {cells} cells is no square grid")
+        raise ValueError(f"a table of {cells} cells is not a square grid")
     return root
 
 
@@ -75,7 +74,7 @@ def read_hf_config(directory: Path) -> dict[str, Any]:
     """The content of a Hugging Face directory's config.json.
 
     Raises:
-        UserError: there is none, or it is no JSON object.
+        UserError: there is no config.json, or it is not a JSON object.
     """
     path = directory / "config.json"
     try:
@@ -83,7 +82,7 @@ def read_hf_config(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): give a whole Hugging Face directory.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path} is no JSON object: give a whole Hugging Face directory.")
+        raise UserError(f"{path} is not a JSON object: give a whole Hugging Face directory.")
     return config
 
 
@@ -133,7 +132,7 @@ def load_trunk(path: Path) -> Sam3ViTModel:
     return trunk.requires_grad_(False)
 
 
-def _hf_trunk_tensors(directory: Path) -> Tensors:
+def _hf_trunk_tensors(directory: Path) -> Mapping[str, torch.Tensor]:
     for prefix in _HF_PREFIXES:
         tensors = {key.removeprefix(prefix): value for key, value in read_tensors(directory, prefix).items()}
         if "embeddings.position_embeddings" in tensors:
@@ -141,13 +140,13 @@ def _hf_trunk_tensors(directory: Path) -> Tensors:
     raise UserError(f"Folder {directory} holds no SAM3 image trunk: give a SAM3 directory.")
 
 
-def build_model(model_class: Any, config: PreTrainedConfig, tensors: Tensors, origin: Path) -> Any:
+def build_model(model_class: Any, config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor], origin: Path) -> Any:
     """Build a transformers model around tensors, in float32 and eval mode; every key and shape must fit.
 
     Tensors that are float32 already are taken as they are, mapped ones included, without a copy.
 
     Raises:
-        UserError: they do not fit; an example of each difference is named.
+        UserError: the tensors do not fit; an example of each difference is named.
     """
     with torch.device("meta"):
         expected = shapes_of(model_class(config))

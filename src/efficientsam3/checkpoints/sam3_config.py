@@ -1,6 +1,6 @@
 """SAM3's whole architecture as a transformers config, read off the tensors of a native checkpoint.
 
-What shapes do not tell is the same in every SAM3: activations, dropout, CLIP's head size of 64, the tracker's 8 heads.
+What shapes do not show is the same in every SAM3: activations, dropout, CLIP's head size of 64, the tracker's 8 heads.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig, Sam3Config, Sam3TrackerVideoConfig, S
 from efficientsam3.checkpoints.sam3_keys import TEXT_PREFIX
 from efficientsam3.runtime.errors import UserError
 
-Tensors = Mapping[str, torch.Tensor]
 _CLIP_HEAD_SIZE = 64
 _VISION = "detector.backbone.vision_backbone."
 _GEOMETRY = "detector.geometry_encoder."
@@ -25,7 +24,7 @@ _MEMORY = "tracker.maskmem_backbone."
 class _Reader:
     """Looks up shapes; a part that `--keep` left out has none, and transformers' defaults stay."""
 
-    def __init__(self, tensors: Tensors) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
 
     def has(self, prefix: str) -> bool:
@@ -45,7 +44,7 @@ class _Reader:
         return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
 
 
-def video_config(tensors: Tensors, backbone_config: PreTrainedConfig) -> Sam3VideoConfig:
+def video_config(tensors: Mapping[str, torch.Tensor], backbone_config: PreTrainedConfig) -> Sam3VideoConfig:
     """The config of facebook/sam3's layout, out of which `Sam3Model` and `Sam3TrackerModel` take their parts.
 
     Args:
@@ -53,7 +52,7 @@ def video_config(tensors: Tensors, backbone_config: PreTrainedConfig) -> Sam3Vid
         backbone_config: of SAM3's trunk or of a student, with `image_size`, `patch_size` and `hidden_size`.
 
     Raises:
-        UserError: a tensor that tells a size is missing.
+        UserError: a tensor whose shape gives a size is missing.
     """
     read = _Reader(tensors)
     detector = detector_config(read, backbone_config)

@@ -10,7 +10,8 @@ from typing import Self
 
 import torch
 
-State = dict[str, torch.Tensor]
+from efficientsam3.checkpoints.reading import StateDict
+
 # A channel's deviation is taken to be at least this part of the root mean square over channels, so that channels which
 # hardly vary are not scaled up to unit variance.
 SMALLEST_DEVIATION = 1e-2
@@ -41,7 +42,7 @@ class Standardisation:
         """Undo `standardise`."""
         return features.float() * self.std[:, None, None] + self.mean[:, None, None]
 
-    def fold(self, state: Mapping[str, torch.Tensor], output: str) -> State:
+    def fold(self, state: Mapping[str, torch.Tensor], output: str) -> StateDict:
         """Turn the weights of a student that gives standardised features into those of one that gives raw features.
 
         Args:
@@ -50,13 +51,13 @@ class Standardisation:
         """
         return _map_output(state, output, self.std.double(), self.mean.double())
 
-    def unfold(self, state: Mapping[str, torch.Tensor], output: str) -> State:
+    def unfold(self, state: Mapping[str, torch.Tensor], output: str) -> StateDict:
         """Undo `fold`."""
         std = self.std.double()
         return _map_output(state, output, 1 / std, -self.mean.double() / std)
 
 
-def _map_output(state: Mapping[str, torch.Tensor], prefix: str, scale: torch.Tensor, shift: torch.Tensor) -> State:
+def _map_output(state: Mapping[str, torch.Tensor], prefix: str, scale: torch.Tensor, shift: torch.Tensor) -> StateDict:
     """Let the last convolution give `scale` * output + `shift`, (D,) each, computed in float64."""
     weight, bias = state[f"{prefix}weight"], state[f"{prefix}bias"]
     return dict(state) | {

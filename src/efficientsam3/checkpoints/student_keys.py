@@ -20,13 +20,13 @@ Pairs = tuple[tuple[str, str], ...]
 
 _REPVIT_DEPTHS = {"repvit_m0_9": (2, 2, 14, 2), "repvit_m1_1": (2, 2, 12, 2), "repvit_m2_3": (6, 6, 34, 2)}
 _FAMILIES = ("repvit", "tiny_vit", "efficientvit")
-# First key part that tells the family, in the published layout and in timm's.
+# Start of a key that only one family has, in the published layout and in timm's.
 _MARKS = {
     "repvit": ("backbone.model.features.", "backbone.stem.conv1."),
     "tiny_vit": ("backbone.model.patch_embed.", "backbone.patch_embed."),
     "efficientvit": ("backbone.model.input_stem.", "backbone.stem_in_conv."),
 }
-# Channels into the head, which tell the members of a family apart.
+# Channels of the last map, by which the members of a family differ.
 _CHANNELS = {
     "repvit": {384: "repvit_m0_9", 512: "repvit_m1_1", 640: "repvit_m2_3"},
     "tiny_vit": {320: "tiny_vit_5m", 448: "tiny_vit_11m", 576: "tiny_vit_21m"},

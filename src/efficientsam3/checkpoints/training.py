@@ -17,7 +17,7 @@ from efficientsam3.runtime.files import atomic_path, require_file
 from efficientsam3.runtime.logging import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
-METRICS_NAME = "metrics.jsonl"  # beside the checkpoints: one line for each epoch
+METRICS_NAME = "metrics.jsonl"  # next to the checkpoints: one line for each epoch
 _NAME = re.compile(r"ckpt_(epoch|step)_(\d+)\.pth")
 _NEEDED = frozenset(
     {"model", "architecture", "optimizer", "scaler", "step", "epoch", "position", "finished", "images"}
@@ -26,10 +26,10 @@ _NEEDED = frozenset(
 
 
 def is_training_checkpoint(path: Path) -> bool:
-    """Whether a file says which student it holds, as those of a training do; False of what is no such file at all.
+    """Whether a file is a checkpoint that says which student it holds, as those of a training do.
 
     Raises:
-        UserError: it has the name of one, and cannot be read.
+        UserError: the file has the name of a checkpoint and cannot be read.
     """
     if path.suffix not in (".pth", ".pt") or not path.is_file():
         return False
@@ -38,19 +38,19 @@ def is_training_checkpoint(path: Path) -> bool:
 
 
 def checkpoint_path(output_dir: Path, epoch: int) -> Path:
-    """Where the checkpoint of the end of a 0-based epoch lies."""
+    """The path of the checkpoint that ends a 0-based epoch."""
     return output_dir / f"ckpt_epoch_{epoch}.pth"
 
 
 def step_checkpoint_path(output_dir: Path, step: int) -> Path:
-    """Where the checkpoint after a number of optimiser steps lies."""
+    """The path of the checkpoint after a number of optimiser steps."""
     return output_dir / f"ckpt_step_{step}.pth"
 
 
 def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The whole checkpoint of the highest step in a folder, or None where there is none at all.
+    """The whole checkpoint of the highest step in a folder, or None where there is none.
 
-    A file's name appears only once it is whole, so that a damaged one was damaged later: it is passed over with a
+    A file's name appears only once it is whole, so that a damaged one was damaged later: it is skipped with a
     warning.
 
     Raises:
@@ -63,13 +63,13 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
     if not whole and problems:
         raise problems[0]
     for problem in problems:
-        logger.warning("%s It is passed over.", problem)
+        logger.warning("%s It is skipped.", problem)
     # At one step, the end of the epoch is the further one.
     return max(whole, key=lambda each: (each[0], each[1].name.startswith("ckpt_epoch")))[1] if whole else None
 
 
 def remove_old_checkpoints(output_dir: Path, keep_steps: int, keep_epochs: int, best: Path | None) -> None:
-    """Remove what newer checkpoints have made needless.
+    """Remove checkpoints that newer ones have replaced.
 
     Args:
         output_dir: of the training.
@@ -88,7 +88,7 @@ def save_training_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint of tensors, numbers, strings, lists and dicts, atomically.
 
     Raises:
-        UserError: it cannot be written; what was at `path` is still there.
+        UserError: the file cannot be written; what was at `path` is still there.
     """
     with atomic_path(path) as temporary:
         try:
@@ -103,7 +103,7 @@ def load_training_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint that `save_training_checkpoint` wrote, on the CPU.
 
     Raises:
-        UserError: it is missing, damaged, or not a training checkpoint of this project.
+        UserError: the file is missing, damaged, or not a training checkpoint of this project.
     """
     require_file(path, "Training checkpoint", "give --resume a ckpt_epoch_N.pth or ckpt_step_N.pth of this project")
     content = load_pickled(path)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.checkpoints.sam3_convert import plan_conversion
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
-from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, preprocessing_note
+from efficientsam3.merge.inputs import Sam3Input, StudentInput, preprocessing_note
 from efficientsam3.merge.request import Format
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.parts import PARTS, Part, part_of
@@ -113,7 +114,7 @@ def account_for(
     return account
 
 
-def _parameters(tensors: Tensors) -> int:
+def _parameters(tensors: StateDict) -> int:
     """Count the numbers in floating-point tensors: rotary tables (complex) and counters are not parameters."""
     return sum(value.numel() for value in tensors.values() if value.is_floating_point())
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from efficientsam3.checkpoints.reading import read_tensors
+from efficientsam3.checkpoints.reading import StateDict, read_tensors
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.merge.account import MergeAccount, account_for
 from efficientsam3.merge.hf_directory import write_hf_directory
-from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, check_output
+from efficientsam3.merge.inputs import Sam3Input, StudentInput, check_output
 from efficientsam3.merge.native_file import write_native_file
 from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.runtime.errors import UserError
@@ -47,7 +47,7 @@ def fuse(model: Path, output: Path) -> MergeAccount:
     return account
 
 
-def _parts_of(native: Tensors | None) -> frozenset[Part]:
+def _parts_of(native: StateDict | None) -> frozenset[Part]:
     """The parts of SAM3 in a native file; a Hugging Face directory (None) has all of them."""
     if native is None:
         return frozenset(PARTS)
@@ -72,7 +72,7 @@ def fuse_student(student: StudentInput) -> tuple[StudentInput, str]:
     """Fuse a student, and compare its embedding of noise before and after.
 
     Returns:
-        the fused student, and what to tell the user.
+        the fused student, and a note for the user.
 
     Raises:
         UserError: the student is fused already, or fusing changes its embedding by more than rounding.

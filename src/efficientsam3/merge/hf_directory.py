@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from transformers import PreTrainedConfig, Sam3Processor
 from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
-from efficientsam3.checkpoints.reading import SAFETENSORS_INDEX
+from efficientsam3.checkpoints.reading import SAFETENSORS_INDEX, StateDict
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.merge.account import MergeAccount
 from efficientsam3.merge.card import model_card, model_metadata
-from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors, without_trunk
+from efficientsam3.merge.inputs import Sam3Input, StudentInput, without_trunk
 from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_directory, write_json, write_text
@@ -55,7 +55,7 @@ def write_hf_directory(
         write_text(folder / "README.md", model_card(output.name, metadata, account))
 
 
-def _shards(tensors: Tensors) -> list[list[str]]:
+def _shards(tensors: StateDict) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for key, value in tensors.items():
@@ -67,7 +67,7 @@ def _shards(tensors: Tensors) -> list[list[str]]:
     return shards
 
 
-def _write_shards(folder: Path, tensors: Tensors, final: Path) -> None:
+def _write_shards(folder: Path, tensors: StateDict, final: Path) -> None:
     shards = _shards(tensors)
     weight_map: dict[str, str] = {}
     for index, keys in enumerate(shards):

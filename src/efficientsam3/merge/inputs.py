@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.checkpoints.sam3 import differences, shapes_of
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.checkpoints.student_keys import is_fused
@@ -20,15 +21,13 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import check_whole
 from efficientsam3.sam3.contents import Contents, read_contents
 
-Tensors = dict[str, torch.Tensor]
-
 
 @dataclass(frozen=True)
 class StudentInput:
     """A student that fits the SAM3 it goes into."""
 
     path: Path
-    state: Tensors  # keys as `Student` has them
+    state: StateDict  # keys as `Student` has them
     architecture: StudentArchitecture
     preprocessing: Preprocessing | None  # None when the file does not say
 
@@ -45,7 +44,7 @@ class Sam3Input:
     contents: Contents
 
     @property
-    def native(self) -> Tensors | None:
+    def native(self) -> StateDict | None:
         """Its tensors under sam3.pt's keys; None for a Hugging Face directory."""
         return self.contents.native
 
@@ -168,6 +167,6 @@ def architecture_dict(architecture: StudentArchitecture) -> dict[str, Any]:
     return asdict(architecture)
 
 
-def without_trunk(contents: Contents) -> Tensors:
+def without_trunk(contents: Contents) -> StateDict:
     """SAM3 under facebook's keys, without its trunk."""
     return {key: value for key, value in contents.tensors.items() if not key.startswith(HF_TRUNK_PREFIX)}

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 
+from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.writing import save_tensors
 from efficientsam3.merge.account import MergeAccount
 from efficientsam3.merge.card import model_card, model_metadata
-from efficientsam3.merge.inputs import Sam3Input, StudentInput, Tensors
+from efficientsam3.merge.inputs import Sam3Input, StudentInput
 from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
 from efficientsam3.models.student_files import to_published_layout
 from efficientsam3.runtime.errors import UserError
@@ -62,14 +63,14 @@ def _assemble(
     prefixes: tuple[str, str],
     parts: frozenset[Part],
     dtype: torch.dtype | None,
-) -> Tensors:
+) -> StateDict:
     """The merged state dict in the source's order, the student where the trunk was."""
     target_prefix, replace_prefix = prefixes
     assert sam3.native is not None
     state, backbone = student.state, student.architecture.backbone
     # A fused student has tensors that the published layout has no names for.
     published = state if student.architecture.fused else to_published_layout(state, backbone)
-    merged: Tensors = {}
+    merged: StateDict = {}
     for key, value in sam3.native.items():
         if key.startswith(replace_prefix):
             merged |= {target_prefix + name: tensor for name, tensor in published.items()}

@@ -17,7 +17,7 @@ from efficientsam3.models.student import Student, StudentArchitecture
 
 
 class EfficientSam3StudentModel(PreTrainedModel):  # type: ignore[misc]
-    """A `Student` that answers as SAM3's trunk does."""
+    """A `Student` with the interface of SAM3's trunk."""
 
     config_class = EfficientSam3StudentConfig
     base_model_prefix = MODEL_TYPE
@@ -29,7 +29,7 @@ class EfficientSam3StudentModel(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Restore, beside the base class's work, the buffers that no checkpoint holds.
+        """Do the base class's work, and restore the buffers that no checkpoint holds.
 
         `from_pretrained` builds on the meta device and leaves such buffers (TinyViT's and Swin's index tables) as
         uninitialised memory, relying on this hook. It is called for the modules that own them, not for `Student`.
@@ -42,7 +42,7 @@ class EfficientSam3StudentModel(PreTrainedModel):  # type: ignore[misc]
                 getattr(module, name).copy_(computed[f"{prefix}.{name}"])
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first convolution: what transformers asks of every backbone."""
+        """The first convolution; transformers asks every backbone for it."""
         return next(module for module in self.student.modules() if isinstance(module, nn.Conv2d))
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutput:

@@ -1,4 +1,4 @@
-"""The weights a student starts from, out of a local file of whatever layout."""
+"""The weights that a student starts from, read from a local file in any of several layouts."""
 
 import logging
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from efficientsam3.checkpoints.reading import read_tensors
+from efficientsam3.checkpoints.reading import StateDict, read_tensors
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.student_keys import BACKBONE_PREFIX, HEAD_PREFIX, is_fused
 from efficientsam3.models.heads import output_prefix
@@ -17,18 +17,17 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
-State = dict[str, torch.Tensor]
 _MOST_NAMES = 4
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a load did."""
+    """What was loaded and what was not."""
 
     loaded: tuple[str, ...]  # by the student's names
     left_random: tuple[str, ...]  # likewise
     unused: tuple[str, ...]  # by the file's names
-    by_order: bool  # whether the file has other names, so that its tensors were told by order and shape
+    by_order: bool  # whether the file has other names, so that its tensors were matched by order and shape
 
 
 def load_initial_weights(
@@ -43,7 +42,7 @@ def load_initial_weights(
         standardisation: what the student's targets are standardised by; a loaded head is made to give them.
 
     Raises:
-        UserError: nothing in the file fits, or not every tensor of the backbone is there in its shape.
+        UserError: nothing in the file fits, or a tensor of the backbone is missing or has another shape.
     """
     own, tensors = student.state_dict(), read_tensors(path)
     places, by_order = {key: key for key in own}, False
@@ -110,7 +109,7 @@ def _places_by_order(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torc
     return places if whole else {}
 
 
-def _check_backbone(student: Student, path: Path, fitting: State, there: set[str]) -> None:
+def _check_backbone(student: Student, path: Path, fitting: StateDict, there: set[str]) -> None:
     keys = [key for key in student.state_dict() if key.startswith(BACKBONE_PREFIX)]
     lacking = [key for key in keys if key not in fitting]
     if not lacking:

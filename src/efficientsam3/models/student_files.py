@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from efficientsam3.checkpoints.reading import load_pickled, read_tensors, select_tensors
+from efficientsam3.checkpoints.reading import StateDict, load_pickled, read_tensors, select_tensors
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.student_keys import (
@@ -25,14 +25,13 @@ from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
 
 _DDP_PREFIX = "module."
-State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class StudentFile:
     """A student's weights and what is known about it."""
 
-    state: State  # keys as a `Student` has them
+    state: StateDict  # keys as a `Student` has them
     backbone: str
     architecture: dict[str, Any] | None  # fields of a StudentArchitecture; None in files that others wrote
     preprocessing: dict[str, Any] | None  # fields of a Preprocessing; likewise
@@ -41,15 +40,15 @@ class StudentFile:
 def read_student(path: Path, backbone: str | None = None) -> StudentFile:
     """Read a student: a training checkpoint, a bare state dict, `{"model": …}`, one saved under DDP, or a merged model.
 
-    Whatever it was trained against, the weights returned give the teacher's features: of a training checkpoint, the
-    average of the weights where it has one, with what standardised the targets folded in.
+    The weights returned always give the teacher's features: from a training checkpoint, the averaged weights where it
+    has them, with the standardisation of the targets folded in.
 
     Args:
         path: the file.
-        backbone: which one it must be, for files that do not tell.
+        backbone: the backbone that it must have; needed for files that do not say.
 
     Raises:
-        UserError: no student is in it or another one, or nothing tells which.
+        UserError: the file holds no student, or another one, or does not say which.
     """
     content = None if path.is_dir() or path.suffix == ".safetensors" else load_pickled(path)
     described = content if isinstance(content, dict) and isinstance(content.get("architecture"), dict) else {}
@@ -94,10 +93,10 @@ def load_student_and_preprocessing(checkpoint: Path) -> tuple[Student, Preproces
     return student, Preprocessing(**content.preprocessing)
 
 
-def load_student_state(path: Path, backbone: str, prefix: str | None = None) -> State:
+def load_student_state(path: Path, backbone: str, prefix: str | None = None) -> StateDict:
     """The state dict of a student of known backbone, with the keys a `Student` has. See `read_student` for the files.
 
-    `prefix` is what stands before its keys in a merged file if that is not the published place.
+    `prefix` is the prefix of its keys in a merged file where that is not the published one.
 
     Raises:
         UserError: the file holds no student, or another one.
@@ -115,7 +114,7 @@ def holds_student(tensors: Mapping[str, torch.Tensor]) -> bool:
     return any(key.startswith(prefixes) for key in tensors)
 
 
-def _bare_student(tensors: Mapping[str, torch.Tensor], path: Path, merged_prefix: str | None = None) -> State:
+def _bare_student(tensors: Mapping[str, torch.Tensor], path: Path, merged_prefix: str | None = None) -> StateDict:
     """Take off the prefixes that DDP and merging put before a student's keys."""
     for prefix in (merged_prefix or STUDENT_PREFIX, HF_STUDENT_PREFIX, _DDP_PREFIX):
         inner = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -130,7 +129,7 @@ def _bare_student(tensors: Mapping[str, torch.Tensor], path: Path, merged_prefix
     return dict(tensors)
 
 
-def to_timm_layout(state: Mapping[str, torch.Tensor], backbone: str) -> State:
+def to_timm_layout(state: Mapping[str, torch.Tensor], backbone: str) -> StateDict:
     """A student's state dict with the keys a `Student` has, whichever layout it comes in.
 
     Raises:
@@ -142,11 +141,11 @@ def to_timm_layout(state: Mapping[str, torch.Tensor], backbone: str) -> State:
     return {published_to_timm(key, backbone): value for key, value in state.items()}
 
 
-def to_published_layout(state: Mapping[str, torch.Tensor], backbone: str) -> State:
+def to_published_layout(state: Mapping[str, torch.Tensor], backbone: str) -> StateDict:
     """A student's state dict in the published layout if its backbone has one, and as it is if not.
 
     Raises:
-        UserError: the state dict is of another backbone.
+        UserError: the state dict belongs to another backbone.
     """
     if backbone not in PUBLISHED_BACKBONES or is_published_layout(state):
         return dict(state)

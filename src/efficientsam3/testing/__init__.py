@@ -1,1 +1,4 @@
-"""Small stand-ins for the tests and the demo: a SAM3 in `sam3.pt`'s layout, a set of photographs in SA-1B's format."""
+"""Small stand-ins for the tests and the demo.
+
+`tiny_sam3` writes a SAM3 with random weights in `sam3.pt`'s layout; `sample_images` writes a dataset in SA-1B's format.
+"""

@@ -27,7 +27,7 @@ _DEPTHS = {
     "detector.transformer.decoder.layers.": 2,
     "tracker.transformer.encoder.layers.": 1,
 }
-# Sizes that are no widths of the model: the tokenizer's vocabulary, its 32 positions, and the convolutions that
+# Sizes that are not widths of the model: the tokenizer's vocabulary, its 32 positions, and the convolutions that
 # quadruple a mask's channels with every halving of its side.
 _FIXED_ROWS = ("token_embedding.weight", "encoder.positional_embedding")
 _MASK_DOWNSAMPLER = "tracker.maskmem_backbone.mask_downsampler.encoder."

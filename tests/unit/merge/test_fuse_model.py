@@ -19,11 +19,11 @@ from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
 
 Make = Callable[..., Path]
-PICTURE = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def answers(path: Path) -> list[torch.Tensor]:
-    image = EfficientSAM3.from_pretrained(path, device="cpu").encode(PICTURE)
+    image = EfficientSAM3.from_pretrained(path, device="cpu").encode(IMAGE)
     found = image.segment(points=[(30, 40)], candidates=True)
     return [image.embedding, found.scores]
 

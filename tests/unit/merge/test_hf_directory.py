@@ -84,7 +84,7 @@ def test_the_detector_gives_the_native_files_logits(merged: tuple[Path, Path]) -
 
 
 @torch.inference_mode()
-def test_the_interactive_predictor_gives_the_native_files_logits(merged: tuple[Path, Path]) -> None:
+def test_the_tracker_gives_the_native_files_logits(merged: tuple[Path, Path]) -> None:
     native, directory = merged
     ours = EfficientSAM3.from_pretrained(native, "cpu")
     theirs = Sam3TrackerModel.from_pretrained(directory).eval()
@@ -109,10 +109,10 @@ def test_the_interactive_predictor_gives_the_native_files_logits(merged: tuple[P
 
 @torch.inference_mode()
 def test_our_loader_reads_the_directory_like_the_native_file(merged: tuple[Path, Path]) -> None:
-    pictures = torch.randint(0, 256, (3, 100, 150), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(0, 256, (3, 100, 150), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     answers = []
     for path in merged:
-        image = EfficientSAM3.from_pretrained(path, "cpu").encode(pictures)
+        image = EfficientSAM3.from_pretrained(path, "cpu").encode(pixels)
         answers.append(image.segment("a dog", boxes=[(10, 10, 90, 90)], threshold=0.0))
     # Logits within 1e-5 of each other may fall on the two sides of 0: equal on current PyTorch, not on 2.6.
     assert (answers[0].masks == answers[1].masks).float().mean() > 0.999

@@ -57,7 +57,7 @@ def test_the_nine_keep_every_other_tensor_bit_by_bit(
     assert all(torch.equal(state[key], student[key]) for key in student)
 
 
-def test_metadata_lies_beside_and_tells_the_sources(
+def test_metadata_next_to_the_file_names_the_sources(
     tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
     account = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
@@ -130,7 +130,7 @@ def test_the_fpn_head_is_known_again_by_its_tensors(
     merged = read_tensors(tmp_path / "out.pt", STUDENT_PREFIX)
     assert any(key.startswith(f"{STUDENT_PREFIX}backbone.model.features.0.") for key in merged)
     assert {f"{STUDENT_PREFIX}head.lateral.2.conv.weight", f"{STUDENT_PREFIX}head.output.bias"} <= merged.keys()
-    # The metadata beside the file says it; the tensors say it too.
+    # The metadata next to the file says it; the tensors say it too.
     (tmp_path / "out.pt.json").unlink()
     backbone = read_contents(tmp_path / "out.pt").config.detector_config.vision_config.backbone_config
     assert (backbone.backbone, backbone.head) == ("repvit_m0_9", "fpn")

@@ -12,7 +12,7 @@ from efficientsam3.runtime.errors import UserError
 def test_gradients_and_statistics_are_those_of_the_plain_model(backbone: str) -> None:
     torch.manual_seed(0)
     plain = Student(StudentArchitecture(backbone, 8, 4, 64)).train()
-    # Stochastic depth draws anew in every forward pass.
+    # Stochastic depth draws again in every forward pass.
     for module in plain.modules():
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0

@@ -7,13 +7,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.testing.photographs import sa1b_annotation, write_photographs
+from efficientsam3.testing.sample_images import sa1b_annotation, write_sample_images
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sa-1b")
-    write_photographs(directory, train=3, val=2)
+    write_sample_images(directory, train=3, val=2)
     return directory
 
 
@@ -39,15 +39,15 @@ def test_annotations_describe_their_images(dataset: Path) -> None:
         assert np.sum(decoded, axis=0).max() == 1  # segments do not overlap
 
 
-def test_pictures_differ_and_are_no_flat_colour(dataset: Path) -> None:
-    pictures = [np.asarray(Image.open(path)) for path in sorted(dataset.glob("images/*/*.jpg"))]
-    assert all(picture.std() > 20 for picture in pictures)
-    assert len({picture.tobytes() for picture in pictures}) == 5
+def test_images_differ_and_are_not_a_flat_colour(dataset: Path) -> None:
+    images = [np.asarray(Image.open(path)) for path in sorted(dataset.glob("images/*/*.jpg"))]
+    assert all(image.std() > 20 for image in images)
+    assert len({image.tobytes() for image in images}) == 5
 
 
 def test_the_same_seed_gives_the_same_files(dataset: Path, tmp_path: Path) -> None:
-    write_photographs(tmp_path / "again", train=3, val=2)
-    write_photographs(tmp_path / "other", train=3, val=2, seed=1)
+    write_sample_images(tmp_path / "again", train=3, val=2)
+    write_sample_images(tmp_path / "other", train=3, val=2, seed=1)
     assert tree(tmp_path / "again") == tree(dataset)
     assert tree(tmp_path / "other") != tree(dataset)
 
@@ -69,4 +69,4 @@ def test_mask_record_follows_sa1b_conventions() -> None:
 def test_a_file_in_the_way_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file")
     with pytest.raises(UserError, match="Cannot write"):
-        write_photographs(tmp_path, train=1, val=0)
+        write_sample_images(tmp_path, train=1, val=0)

@@ -1,4 +1,4 @@
-"""A small dataset in SA-1B's format, out of the photographs in scikit-image's and scikit-learn's wheels."""
+"""A small dataset in SA-1B's format, made of the sample images that scikit-image and scikit-learn ship."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ from sklearn.datasets import load_sample_image
 
 from efficientsam3.runtime.files import atomic_path, write_text
 
-Picture = npt.NDArray[np.uint8]  # (H, W, 3) RGB
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 Labels = npt.NDArray[np.integer[Any]]  # (H, W), one number per segment
 
-_SOURCES: dict[str, tuple[Callable[[], Picture], ...]] = {
+_SOURCES: dict[str, tuple[Callable[[], Pixels], ...]] = {
     "train": (
         skimage.data.astronaut,
         skimage.data.chelsea,
@@ -26,14 +26,14 @@ _SOURCES: dict[str, tuple[Callable[[], Picture], ...]] = {
         lambda: skimage.data.stereo_motorcycle()[0],
         lambda: load_sample_image("china.jpg"),
     ),
-    # Other pictures than those trained on, so that a validation loss means something.
+    # Other images than those trained on, so that a validation loss means something.
     "val": (skimage.data.coffee, lambda: load_sample_image("flower.jpg")),
 }
 _SMALLEST_AREA = 200  # pixels of a mask
-_CROP_SIDES = (0.5, 0.9)  # of the picture's height and width
+_CROP_SIDES = (0.5, 0.9)  # of the image's height and width
 
 
-def write_photographs(directory: Path, train: int = 32, val: int = 8, seed: int = 0) -> None:
+def write_sample_images(directory: Path, train: int = 32, val: int = 8, seed: int = 0) -> None:
     """Write random crops as `images/{train,val}/sa_N.jpg` and their segments as `annotations/{train,val}/sa_N.json`.
 
     The same arguments give the same crops. Masks are COCO RLE of a graph-based segmentation; `predicted_iou` and
@@ -45,13 +45,13 @@ def write_photographs(directory: Path, train: int = 32, val: int = 8, seed: int 
     generator = np.random.default_rng(seed)
     image_id = 0
     for split, count in (("train", train), ("val", val)):
-        sources = [(picture, _segments(picture)) for picture in (load() for load in _SOURCES[split][:count])]
+        sources = [(image, _segments(image)) for image in (load() for load in _SOURCES[split][:count])]
         for number in range(count):
             image_id += 1
-            picture, labels = sources[number % len(sources)]
+            image, labels = sources[number % len(sources)]
             rows, columns = (_random_span(size, generator) for size in labels.shape)
             name = Path(split) / f"sa_{image_id}"
-            _write_jpeg(directory / "images" / name.with_suffix(".jpg"), picture[rows, columns])
+            _write_jpeg(directory / "images" / name.with_suffix(".jpg"), image[rows, columns])
             annotation = sa1b_annotation(image_id, labels[rows, columns])
             write_text(directory / "annotations" / name.with_suffix(".json"), json.dumps(annotation))
 
@@ -88,8 +88,8 @@ def _masks(labels: Labels) -> Iterator[npt.NDArray[np.bool_]]:
     return (labels == label for label in np.unique(labels))
 
 
-def _segments(picture: Picture) -> Labels:
-    labels: Labels = felzenszwalb(picture, scale=300, sigma=1.0, min_size=2 * _SMALLEST_AREA)
+def _segments(image: Pixels) -> Labels:
+    labels: Labels = felzenszwalb(image, scale=300, sigma=1.0, min_size=2 * _SMALLEST_AREA)
     return labels
 
 
@@ -99,6 +99,6 @@ def _random_span(size: int, generator: np.random.Generator) -> slice:
     return slice(start, start + length)
 
 
-def _write_jpeg(path: Path, picture: Picture) -> None:
+def _write_jpeg(path: Path, image: Pixels) -> None:
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="JPEG", quality=95)
+        Image.fromarray(image).save(temporary, format="JPEG", quality=95)
