@@ -36,14 +36,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TEACHER = TinySam3(grid=24)
 TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 48, 8, 10
 MERGED = Path("merged") / "efficient_sam3.pt"
-# The small teacher's shape. SAM3's own is the default, so none of this is needed with it.
-SHAPE = f"DATA.IMG_SIZE {TEACHER.image_size} DISTILL.EMBED_SIZE {TEACHER.grid} DISTILL.EMBED_DIM 64".split()
 WARNING = "This teacher is random: its features are colours and edges, and its masks mean nothing."
 CLOSING = """For the real one, change two things:
   1. the checkpoint: --resume (and --sam3-ckpt) name SAM3's own sam3.pt, see the README for how to get it;
   2. the data: DATA_PATH names SA-1B or your own images, see data/reorg_sa1b.py.
-Then leave out --only-cpu, --pretrained false and all --opts but DISTILL.TEACHER_EMBED_PATH: SAM3's shape and a real
-training's settings are the defaults."""
+Then leave out --only-cpu, --pretrained false and all --opts but DISTILL.TEACHER_EMBED_PATH: a real training's settings
+are the defaults."""
 
 
 @dataclass
@@ -86,18 +84,18 @@ def prepare(demo: Demo) -> None:
 
 def run_commands(demo: Demo) -> None:
     """Embed, train, merge and predict."""
-    out, shape = shlex.quote(str(demo.output)), " ".join(SHAPE)
+    out = shlex.quote(str(demo.output))
     demo.run(
         "embed",
         f"bash stage1/scripts/save_stage1_embeddings.sh CFG=stage1/configs/teacher/sam_vit_huge_sa1b.yaml "
         f"DATA_PATH={out}/photographs OUTPUT={out}/teacher GPUS=2 --resume {out}/teacher/tiny_sam3.pt --only-cpu "
-        f"--opts {shape} DATA.NUM_WORKERS 0",
+        f"--opts DATA.NUM_WORKERS 0",
     )
     demo.run(
         "train",
         f"bash stage1/scripts/train_stage1_student.sh CFG=stage1/configs/es_ev_s.yaml DATA_PATH={out}/photographs "
         f"OUTPUT={out}/student BATCH_SIZE=2 GPUS=2 --pretrained false --only-cpu --opts "
-        f"DISTILL.TEACHER_EMBED_PATH {out}/teacher/embeddings {shape} DATA.NUM_WORKERS 0 SAVE_FREQ {EPOCHS} "
+        f"DISTILL.TEACHER_EMBED_PATH {out}/teacher/embeddings DATA.NUM_WORKERS 0 SAVE_FREQ {EPOCHS} "
         f"TRAIN.EPOCHS {EPOCHS} TRAIN.WARMUP_EPOCHS 1 TRAIN.BASE_LR 3e-3 TRAIN.LR_SCALING none",
     )
     demo.run(

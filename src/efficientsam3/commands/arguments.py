@@ -1,6 +1,7 @@
 """From a typed request to the flags of a command, and back."""
 
 import argparse
+import re
 import types
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -54,10 +55,6 @@ def fill_parser(parser: argparse.ArgumentParser, command: types.ModuleType) -> N
             describes it.
     """
     parser.epilog = getattr(command, "EPILOG", None)
-    if hasattr(command, "add_arguments"):
-        command.add_arguments(parser)
-        parser.set_defaults(_request=None, _run=command.run)
-        return
     if not hasattr(command, "ACTIONS"):
         add_arguments(parser, command.REQUEST)
         parser.set_defaults(_request=command.REQUEST, _run=command.run)
@@ -76,10 +73,7 @@ def run_request(args: argparse.Namespace) -> None:
     Raises:
         UserError: a value is wrong; all of them are named at once. Or whatever the command refuses.
     """
-    request: type[Request] | None = args._request
-    if request is None:
-        args._run(args)
-        return
+    request: type[Request] = args._request
     args._run(
         make_request(request, {name: value for name, value in vars(args).items() if name in request.model_fields})
     )
@@ -92,9 +86,9 @@ def _value_options(annotation: Any, metadata: Sequence[Any], argument: Argument)
     elif get_origin(annotation) in (list, tuple):
         item, below = _unwrap(get_args(annotation)[0])
         options |= _value_options(item, below, argument)
-        if argument.action != "append":
+        if argument.action in ("store", "extend"):
             options["nargs"] = "+"
-        if argument.action != "store":
+        if argument.action in ("append", "extend"):
             options["action"] = argument.action
     elif get_origin(annotation) is Literal:
         options["choices"] = get_args(annotation)
@@ -122,7 +116,7 @@ def _help(field: FieldInfo) -> str:
     text = field.description
     assert text, "each field of a request is described"
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    if default not in (None, False, "", [], ()) and "default" not in text:
+    if default not in (None, False, "", [], ()) and not re.search(r"by default|, the default|default:", text):
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
         text = f"{text} (default: {shown})"
     return text.replace("%", "%%")

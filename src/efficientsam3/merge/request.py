@@ -55,7 +55,7 @@ class MergeRequest(Request):
     dtype: Annotated[Literal["float32", "float16", "bfloat16"] | None, BeforeValidator(_dtype_name)] = Field(
         None, description="store all weights in this precision; by default each keeps its own, bit by bit"
     )
-    keep: Annotated[tuple[str, ...], BeforeValidator(_split), Argument("PARTS")] = Field(
+    keep: Annotated[tuple[str, ...], BeforeValidator(_split), Argument("PARTS", action="split")] = Field(
         tuple(PARTS),
         description="comma-separated parts of SAM3 to keep, by default all of them. "
         + "; ".join(f"{part}: {meaning}" for part, meaning in PARTS.items()),

@@ -29,8 +29,9 @@ class Argument:
 
     metavar: str | tuple[str, ...] | None = None
     positional: bool = False
-    # Of a list: `store` takes several values at once, `append` one for each time the flag is given, `extend` both.
-    action: Literal["store", "append", "extend"] = "store"
+    # Of a list: `store` takes several values at once, `append` one for each time the flag is given, `extend` both;
+    # `split` takes one text, which the request splits.
+    action: Literal["store", "append", "extend", "split"] = "store"
     const: Any = None  # the value of the flag alone, whose value is then optional
     aliases: tuple[str, ...] = ()  # former flags, which still work and are not in the help
     flags: Mapping[str, str] | None = None  # a flag for each choice, with its help, instead of one flag with choices

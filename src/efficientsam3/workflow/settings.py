@@ -83,16 +83,14 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     data = {
         "DATA_PATH": str(request.images),
         "DATASET": dataset,
-        "IMG_SIZE": size,
         "BATCH_SIZE": request.batch_size,
         "NUM_WORKERS": request.workers,
     }
-    shape = {"EMBED_SIZE": grid, "EMBED_DIM": width}
     common = {"DATA": data, "DEVICE": request.device, "SEED": request.seed}
     teacher = {"NAME": "sam3", "RESUME": str(request.sam3)}
     export = common | {
         "MODEL": teacher,
-        "DISTILL": shape | {"CODEC": request.codec},
+        "DISTILL": {"CODEC": request.codec},
         "OUTPUT": str(request.teacher_dir),
     }
     source: dict[str, Any] = {
@@ -106,7 +104,7 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
             "HEAD": request.head,
             "PRETRAINED": pretrained,
         },
-        "DISTILL": shape | ({"ONLINE": True} if request.online else source),
+        "DISTILL": {"ONLINE": True} if request.online else source,
         "TRAIN": {
             "EPOCHS": request.epochs,
             "WARMUP_EPOCHS": min(_LONGEST_WARMUP, _WARMUP_SHARE * request.epochs),

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +13,7 @@ from pydantic import Field
 
 import efficientsam3.commands
 from efficientsam3.cli import COMMANDS, main
-from efficientsam3.commands.arguments import ConfiguredRequest, add_arguments
+from efficientsam3.commands.arguments import add_arguments
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.request import Argument, Count, File, OneOf, Request, flag_name, make_request
 
@@ -107,7 +109,7 @@ def requests() -> Iterator[tuple[list[str], type[Request]]]:
         module = importlib.import_module(f"efficientsam3.commands.{command.replace('-', '_')}")
         if hasattr(module, "ACTIONS"):
             yield from (([command, action], request) for action, (request, _) in module.ACTIONS.items())
-        elif hasattr(module, "REQUEST"):
+        else:
             yield [command], module.REQUEST
 
 
@@ -140,6 +142,15 @@ def test_descriptions_are_written_once() -> None:
             # A request's own fields that share a type also share what the type says of them.
             assert owners.setdefault(text, name) == name, text
     for path in Path(efficientsam3.commands.__file__).parent.glob("*.py"):
-        if path.stem not in {"arguments", "merge", "fuse"}:
+        if path.stem != "arguments":
             assert "add_argument" not in path.read_text()
-    assert issubclass(dict((" ".join(command), request) for command, request in requests())["train"], ConfiguredRequest)
+
+
+def test_help_imports_no_pytorch() -> None:
+    code = (
+        "import importlib, sys; from efficientsam3.cli import COMMANDS\n"
+        "for name in COMMANDS: importlib.import_module('efficientsam3.commands.' + name.replace('-', '_'))\n"
+        "print({'torch', 'transformers', 'onnxruntime'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
