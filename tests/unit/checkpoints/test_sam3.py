@@ -132,7 +132,7 @@ def test_wrong_checkpoints_are_refused_with_one_sentence(tmp_path: Path) -> None
         "no SAM3 image trunk": {"x": torch.ones(1)},
         "missing": {key: value for key, value in source.items() if key != TRUNK_PREFIX + "ln_pre.bias"},
         "another shape": source | {TRUNK_PREFIX + "ln_pre.bias": torch.ones(3)},
-        "no square grid": source | {TRUNK_PREFIX + "pos_embed": torch.ones(1, 8, 64)},
+        "not a square grid": source | {TRUNK_PREFIX + "pos_embed": torch.ones(1, 8, 64)},
         "not a tensor of SAM3": source | {"detector.nonsense.weight": torch.ones(1)},
         "unexpected": source | {TRUNK_PREFIX + "extra": torch.ones(1)},
         "an EfficientSAM3": source | {STUDENT_PREFIX + "head.0.weight": torch.ones(1)},
