@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from sharing import made_once
 from tiny import TINY_OPTS
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# One thread in each of the run's processes: more would wait for each other's cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
@@ -23,19 +26,15 @@ def tiny_sam3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SAM3 in sam3.pt's layout: 224 pixels, 64 channels, 16 cells a side."""
     from efficientsam3.testing.tiny_sam3 import write_tiny_sam3
 
-    path = tmp_path_factory.mktemp("sam3") / "sam3.pt"
-    write_tiny_sam3(path)
-    return path
+    return made_once(tmp_path_factory, "sam3.pt", write_tiny_sam3)
 
 
 @pytest.fixture(scope="session")
 def photographs_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six training and three validation photographs in SA-1B's format. Not to be changed: copy it first."""
+    """Six training and three validation images in SA-1B's format. Not to be changed: copy it first."""
     from efficientsam3.testing.sample_images import write_sample_images
 
-    path = tmp_path_factory.mktemp("photographs")
-    write_sample_images(path, train=6, val=3)
-    return path
+    return made_once(tmp_path_factory, "photographs", lambda path: write_sample_images(path, train=6, val=3))
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Export:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**environment(mark), "OMP_NUM_THREADS": "1"},
+            env=environment(mark),
             text=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

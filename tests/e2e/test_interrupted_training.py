@@ -34,7 +34,7 @@ class Training:
         schedule = ["TRAIN.EPOCHS", str(EPOCHS), "TRAIN.WARMUP_EPOCHS", "1", "PRINT_FREQ", "1", "TRAIN.EMA", "0.9"]
         self._command = ["bash", "stage1/scripts/train_stage1_student.sh", *where, "BATCH_SIZE=1"]
         self._command += ["--pretrained", "false", "--opts", *TINY[:-2], *more, *schedule]
-        self._environment = {**environment(self._mark), "OMP_NUM_THREADS": "1"}
+        self._environment = environment(self._mark)
 
     def start(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Stage 1 by its documented commands, on two processes."""
+"""Stage 1 by its documented commands, on two processes; in this one where a process of its own proves nothing."""
 
 import json
 import shutil
@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from efficientsam3.cli import main
+
 EXPORT = "stage1/scripts/save_stage1_embeddings.sh"
 TRAIN = "stage1/scripts/train_stage1_student.sh"
 TEACHER_CFG = "stage1/configs/teacher/sam_vit_huge_sa1b.yaml"
 RECORD = 4 + 2 * 64 * 16 * 16
+
+
+def command(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
 
 
 def read_store(directory: Path) -> dict[str, bytes]:
@@ -74,10 +80,10 @@ def test_the_export_is_complete_and_documented(exported: Path) -> None:
     assert sorted(read_store(exported / "embeddings")) == sorted(f"sa_{number}" for number in range(1, 10))
 
 
-def test_one_plain_process_gives_the_same_records(workplace, run, tiny, exported) -> None:
+def test_one_process_gives_the_same_records(workplace, tiny, exported) -> None:
     output = workplace / "output" / "plain"
-    script = ["stage1/save_embedding_stage1.py", "--cfg", TEACHER_CFG, "--data-path", workplace / "data"]
-    run("python", *script, "--output", output, "--batch-size", 2, "--resume", workplace / "sam3.pt", *tiny)
+    where = ["--cfg", TEACHER_CFG, "--data-path", workplace / "data", "--output", output]
+    assert command("export", *where, "--batch-size", 2, "--resume", workplace / "sam3.pt", *tiny) == 0
     plain, parallel = read_store(output / "embeddings"), read_store(exported / "embeddings")
     assert plain.keys() == parallel.keys()
     for key in plain:
@@ -95,9 +101,9 @@ def test_torchrun_runs_the_script_directly_and_finds_nothing_left_to_do(workplac
     assert "9 in the store already, 0 to export" in (exported / "log_rank0.txt").read_text()
 
 
-def test_saved_embeddings_are_checked(workplace, run, tiny, exported) -> None:
-    where = [f"CFG={TEACHER_CFG}", f"DATA_PATH={workplace / 'data'}", f"OUTPUT={exported}", "GPUS=2"]
-    run("bash", EXPORT, *where, "--check-saved-embed", "--resume", workplace / "sam3.pt", *tiny)
+def test_saved_embeddings_are_checked(workplace, tiny, exported) -> None:
+    where = ["--cfg", TEACHER_CFG, "--data-path", workplace / "data", "--output", exported]
+    assert command("export", *where, "--check-saved-embed", "--resume", workplace / "sam3.pt", *tiny) == 0
     assert "9 of 9 records agree with the teacher" in (exported / "log_rank0.txt").read_text()
 
 
@@ -118,26 +124,23 @@ def test_the_training_leaves_what_is_documented(trained: Path) -> None:
     assert {key.split(".")[0] for key in content["model"]} == {"backbone", "head"}
 
 
-def test_a_training_resumes_by_itself(workplace, run, tiny, exported, trained) -> None:
-    script = ["stage1/train_stage1.py", "--cfg", "stage1/configs/es_ev_s.yaml", "--data-path", workplace / "data"]
-    flags = ["--output", trained, "--batch-size", 2, "--pretrained", "false", *tiny]
-    more = ["DISTILL.TEACHER_EMBED_PATH", exported / "embeddings", "TRAIN.EPOCHS", 3, "TRAIN.WARMUP_EPOCHS", 0]
-    refused = run("python", *script, *flags, *more, code=2)
-    assert "TRAIN.EPOCHS: 2 -> 3; images a step: 4 -> 2" in refused.stderr
-    done = run("python", *script, "--allow-config-change", *flags, *more)
-    assert "continuing from" in done.stderr
+def test_a_training_resumes_by_itself(workplace, tiny, exported, trained, capsys) -> None:
+    flags = ["--cfg", "stage1/configs/es_ev_s.yaml", "--data-path", workplace / "data", "--output", trained]
+    flags += ["--batch-size", 2, "--pretrained", "false"]
+    more = [*tiny, "DISTILL.TEACHER_EMBED_PATH", exported / "embeddings", "TRAIN.EPOCHS", 3, "TRAIN.WARMUP_EPOCHS", 0]
+    assert command("train", *flags, *more) == 2
+    assert "TRAIN.EPOCHS: 2 -> 3; images a step: 4 -> 2" in capsys.readouterr().err
+    assert command("train", "--allow-config-change", *flags, *more) == 0
+    assert "continuing from" in capsys.readouterr().err
     assert (trained / "ckpt_epoch_2.pth").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (["CFG=absent.yaml"], "absent.yaml is not a file"),
-        (["DATA_PATH=absent"], "absent"),
         (["GPUS=none"], "GPUS=none"),
         (["GPU=1"], "GPU is not a key of the launchers"),
         (["--resume", "absent.pt"], "absent.pt does not exist"),
-        (["--opts", "DATA.IMG_SIZES", "3"], "did you mean DATA.IMG_SIZE"),
     ],
 )
 def test_the_launcher_returns_2_with_one_sentence(workplace, run, change, named) -> None:
@@ -150,11 +153,37 @@ def test_the_launcher_returns_2_with_one_sentence(workplace, run, change, named)
     assert not output.exists()
 
 
-def test_synchronised_batch_norm_on_a_cpu_is_refused(workplace, run, tiny, exported) -> None:
-    where = [f"DATA_PATH={workplace / 'data'}", f"OUTPUT={workplace / 'refused'}", "GPUS=1"]
-    done = run("bash", TRAIN, *where, "--use-sync-bn", "--only-cpu", *tiny, code=2)
-    assert "--use-sync-bn needs GPUs" in done.stderr
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--cfg", "absent.yaml"], "absent.yaml is not a file"),
+        (["--data-path", "absent"], "absent"),
+        (["--opts", "DATA.IMG_SIZES", "3"], "did you mean DATA.IMG_SIZE"),
+    ],
+)
+def test_a_dry_run_returns_2_with_one_sentence(workplace, change, named, capsys) -> None:
+    output = workplace / "output" / "refused"
+    where = ["--cfg", TEACHER_CFG, "--data-path", workplace / "data", "--output", output, "--dry-run", 1]
+    assert command("export", *where, "--resume", workplace / "sam3.pt", *change) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_synchronised_batch_norm_on_a_cpu_is_refused(workplace, tiny, capsys) -> None:
+    where = [
+        "--cfg",
+        "stage1/configs/es_ev_s.yaml",
+        "--data-path",
+        workplace / "data",
+        "--output",
+        workplace / "refused",
+    ]
+    assert command("train", *where, "--use-sync-bn", "--only-cpu", "--dry-run", 1, *tiny) == 2
+    error = capsys.readouterr().err
+    assert "--use-sync-bn needs GPUs" in error
+    assert error.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(run) -> None:

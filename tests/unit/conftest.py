@@ -17,6 +17,7 @@ from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.embed.run import embed_dataset
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.distributed import Process
+from sharing import made_once
 from tiny import TINY_OPTS
 
 CONFIGS = Path(__file__).parents[2] / "stage1" / "configs"
@@ -34,9 +35,11 @@ def one_process() -> Process:
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory: pytest.TempPathFactory, tiny_sam3_path: Path, photographs_path: Path) -> Path:
     """OUTPUT of an export of `photographs_path`. Not to be changed: copy it first."""
-    output = tmp_path_factory.mktemp("teacher")
-    embed_dataset(plan_embedding(_export(tiny_sam3_path, photographs_path, output)), ONE)
-    return output
+    return made_once(
+        tmp_path_factory,
+        "teacher",
+        lambda output: embed_dataset(plan_embedding(_export(tiny_sam3_path, photographs_path, output)), ONE),
+    )
 
 
 @pytest.fixture
@@ -76,15 +79,12 @@ IMAGE_SIZE = 224  # of the small SAM3; its embeddings have 64 channels on 16 x 1
 @pytest.fixture(scope="session")
 def student_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A function from backbone and head to a training checkpoint that fits the small SAM3, one step trained."""
-    folder = tmp_path_factory.mktemp("students")
-    made: dict[str, Path] = {}
 
     def make(backbone: str = "efficientvit_b0", head: str = "published") -> Path:
-        name = f"{backbone.replace('/', '_')}_{head}.pth"
-        if name not in made:
-            torch.save(training_checkpoint(backbone, head=head), folder / name)
-            made[name] = folder / name
-        return made[name]
+        name = f"students/{backbone.replace('/', '_')}_{head}.pth"
+        return made_once(
+            tmp_path_factory, name, lambda path: torch.save(training_checkpoint(backbone, head=head), path)
+        )
 
     return make
 
@@ -114,9 +114,9 @@ def merged(tiny_sam3_path: Path, student_checkpoint: Make, tmp_path_factory: pyt
     """A whole merged model."""
     from efficientsam3.merge.run import merge
 
-    path = tmp_path_factory.mktemp("merged") / "whole.pt"
-    merge(student_checkpoint(), tiny_sam3_path, path)
-    return path
+    return made_once(
+        tmp_path_factory, "merged/whole.pt", lambda path: merge(student_checkpoint(), tiny_sam3_path, path)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +132,7 @@ def exported(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its ONNX directory."""
     from efficientsam3.export.onnx.run import export_onnx
 
-    path = tmp_path_factory.mktemp("exported") / "onnx"
-    export_onnx(merged, path)
-    return path
+    return made_once(tmp_path_factory, "exported/onnx", lambda path: export_onnx(merged, path))
 
 
 @pytest.fixture(scope="session")
@@ -145,8 +143,11 @@ def with_variants(
     from efficientsam3.export.onnx.run import export_onnx
     from efficientsam3.merge.run import merge
 
-    folder = tmp_path_factory.mktemp("variants")
-    merge(student_checkpoint(), tiny_sam3_path, folder / "points.pt", keep=["tracker"])
-    pictures = photographs_path / "images" / "train"
-    export_onnx(folder / "points.pt", folder / "onnx", variants=["fp16", "int8"], calibrate=pictures, images=pictures)
-    return folder / "onnx"
+    images = photographs_path / "images" / "train"
+
+    def make(path: Path) -> None:
+        model = path.with_name("points.pt")
+        merge(student_checkpoint(), tiny_sam3_path, model, keep=["tracker"])
+        export_onnx(model, path, variants=["fp16", "int8"], calibrate=images, images=images)
+
+    return made_once(tmp_path_factory, "variants/onnx", make)

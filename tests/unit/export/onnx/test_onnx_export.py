@@ -76,15 +76,13 @@ def test_free_lengths_are_free(name: str, graphs: dict[str, Graph], exported: Pa
     assert found.get("mask_iou", 1) >= 0.999
 
 
-@pytest.mark.parametrize(("backbone", "fuse"), [("tiny_vit_5m", False), ("repvit_m0_9", True), (None, False)])
-def test_other_trunks(
-    backbone: str | None, fuse: bool, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
-) -> None:
-    """TinyViT's windows, RepViT with its branches fused, and SAM3's own trunk."""
+@pytest.mark.parametrize("backbone", ["tiny_vit_5m", None])
+def test_other_trunks(backbone: str | None, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path) -> None:
+    """TinyViT's windows, and SAM3's own trunk."""
     model = tiny_sam3_path
     if backbone is not None:
         model = tmp_path / "model.pt"
-        merge(student_checkpoint(backbone), tiny_sam3_path, model, keep=["tracker"], fuse=fuse)
+        merge(student_checkpoint(backbone), tiny_sam3_path, model, keep=["tracker"])
     assert export_onnx(model, tmp_path / "out").graphs["image_encoder"].measured["relative_error"] <= 1e-4
 
 
@@ -94,7 +92,7 @@ def test_what_is_written_is_fused(tiny_sam3_path: Path, student_checkpoint: Make
     for fuse in (False, True):
         model, out = tmp_path / f"{fuse}.pt", tmp_path / f"{fuse}"
         merge(student_checkpoint("repvit_m0_9"), tiny_sam3_path, model, keep=["tracker"], fuse=fuse)
-        export_onnx(model, out)
+        assert export_onnx(model, out).graphs["image_encoder"].measured["relative_error"] <= 1e-4
         nodes = onnx.load(out / "image_encoder.onnx").graph.node
         assert not [node for node in nodes if node.op_type == "BatchNormalization"]
         convolutions.append(len([node for node in nodes if node.op_type == "Conv"]))
