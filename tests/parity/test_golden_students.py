@@ -10,14 +10,10 @@ from safetensors.torch import load_file
 
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.models.student_files import load_student_state
-from efficientsam3.models.students import named_backbones
-
-# One of each family in the ordinary tests, the others with -m slow.
-QUICK = {"repvit_m0_9", "tiny_vit_5m", "efficientvit_b0"}
-BACKBONES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in named_backbones()]
+from tiny import NAMED_BACKBONES
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", NAMED_BACKBONES)
 @torch.inference_mode()
 def test_embedding(
     backbone: str,

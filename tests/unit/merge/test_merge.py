@@ -15,7 +15,6 @@ from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX, TEXT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.standardisation import Standardisation
-from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
 from efficientsam3.checkpoints.writing import _ReleasingFile
 from efficientsam3.merge import native_file
 from efficientsam3.merge.run import merge
@@ -28,6 +27,7 @@ from efficientsam3.sam3.build import build_models
 from efficientsam3.sam3.contents import read_contents
 from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY
 from efficientsam3.testing.tiny_sam3 import tiny_sam3
+from tiny import NAMED_BACKBONES
 from unit.conftest import training_checkpoint
 
 Make = Callable[..., Path]
@@ -37,7 +37,7 @@ def no_trace(folder: Path, *allowed: str) -> bool:
     return sorted(child.name for child in folder.iterdir()) == sorted(allowed)
 
 
-@pytest.mark.parametrize("backbone", PUBLISHED_BACKBONES)
+@pytest.mark.parametrize("backbone", NAMED_BACKBONES)
 def test_the_nine_keep_every_other_tensor_bit_by_bit(
     backbone: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:

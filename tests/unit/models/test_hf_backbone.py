@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModel
 
 from efficientsam3.models.hf_backbone import EfficientSam3StudentConfig, EfficientSam3StudentModel
-from efficientsam3.models.students import named_backbones
+from tiny import NAMED_BACKBONES
 
 SIZES = {"hidden_size": 16, "image_size": 224, "patch_size": 14}
 
 
-@pytest.mark.parametrize("backbone", [*named_backbones(), "timm/mobilenetv3_small_050"])
+@pytest.mark.parametrize("backbone", [*NAMED_BACKBONES, "timm/mobilenetv3_small_050"])
 def test_saved_and_reloaded_the_model_is_the_same(backbone: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = EfficientSam3StudentModel(EfficientSam3StudentConfig(backbone=backbone, **SIZES)).eval()

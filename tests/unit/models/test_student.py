@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
 from efficientsam3.models.heads import HEADS
 from efficientsam3.models.student import (
     Student,
@@ -12,6 +11,7 @@ from efficientsam3.models.student import (
 from efficientsam3.models.students import STUDENTS, named_backbones
 from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
+from tiny import NAMED_BACKBONES
 
 PARAMETERS = {
     "efficientvit_b0": 682_608,
@@ -26,7 +26,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("backbone", PUBLISHED_BACKBONES)
+@pytest.mark.parametrize("backbone", NAMED_BACKBONES)
 def test_the_nine_have_the_published_size_and_grid(backbone: str) -> None:
     with torch.device("meta"):
         model = build_backbone(backbone, 1008)
@@ -36,7 +36,7 @@ def test_the_nine_have_the_published_size_and_grid(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("backbone", named_backbones())
+@pytest.mark.parametrize("backbone", NAMED_BACKBONES)
 def test_every_parameter_gets_a_gradient(backbone: str, head: str) -> None:
     """DistributedDataParallel waits for ever for one that does not."""
     student = Student(StudentArchitecture(backbone, 8, 4, 64, head)).train()
