@@ -20,7 +20,7 @@ from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.embed.run import embed_dataset
 from efficientsam3.runtime.distributed import Process
 
-IMAGES, EPOCHS = 40, 3
+IMAGES, EPOCHS = 24, 3
 TINY = ["DATA.IMG_SIZE", "224", "DISTILL.EMBED_SIZE", "16", "DISTILL.EMBED_DIM", "64", "DATA.NUM_WORKERS", "0"]
 
 

@@ -11,7 +11,6 @@ import torch
 from efficientsam3.cli import main
 
 EXPORT = "stage1/scripts/save_stage1_embeddings.sh"
-TRAIN = "stage1/scripts/train_stage1_student.sh"
 TEACHER_CFG = "stage1/configs/teacher/sam_vit_huge_sa1b.yaml"
 RECORD = 4 + 2 * 64 * 16 * 16
 
@@ -55,18 +54,12 @@ def exported(workplace, run, tiny):
 
 @pytest.fixture(scope="module")
 def trained(workplace, run, tiny, exported):
+    """By torchrun itself; test_interrupted_training.py has the launcher."""
     output = workplace / "output" / "stage1" / "repvit_m1"
-    where = ["CFG=stage1/configs/es_ev_s.yaml", f"DATA_PATH={workplace / 'data'}", f"OUTPUT={output}"]
-    options = [
-        *tiny,
-        "DISTILL.TEACHER_EMBED_PATH",
-        exported / "embeddings",
-        "TRAIN.EPOCHS",
-        2,
-        "TRAIN.WARMUP_EPOCHS",
-        0,
-    ]
-    run("bash", TRAIN, *where, "GPUS=2", "BATCH_SIZE=2", "--pretrained", "false", *options)
+    flags = ["--cfg", "stage1/configs/es_ev_s.yaml", "--data-path", workplace / "data", "--output", output]
+    flags += ["--batch-size", 2, "--pretrained", "false", *tiny, "DISTILL.TEACHER_EMBED_PATH", exported / "embeddings"]
+    flags += ["TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0]
+    run("torchrun", "--standalone", "--nproc_per_node", 2, "stage1/train_stage1.py", *flags)
     return output
 
 
@@ -92,11 +85,10 @@ def test_one_process_gives_the_same_records(workplace, tiny, exported) -> None:
         assert np.linalg.norm(ours - theirs) <= 2e-3 * np.linalg.norm(theirs), key
 
 
-def test_torchrun_runs_the_script_directly_and_finds_nothing_left_to_do(workplace, run, tiny, exported) -> None:
+def test_the_same_export_again_finds_nothing_left_to_do(workplace, tiny, exported) -> None:
     before = read_store(exported / "embeddings")
-    script = ["stage1/save_embedding_stage1.py", "--cfg", TEACHER_CFG, "--data-path", workplace / "data"]
-    flags = ["--output", exported, "--resume", workplace / "sam3.pt", *tiny]
-    run("torchrun", "--standalone", "--nproc_per_node", 2, *script, *flags)
+    where = ["--cfg", TEACHER_CFG, "--data-path", workplace / "data", "--output", exported]
+    assert command("export", *where, "--resume", workplace / "sam3.pt", *tiny) == 0
     assert read_store(exported / "embeddings") == before
     assert "9 in the store already, 0 to export" in (exported / "log_rank0.txt").read_text()
 

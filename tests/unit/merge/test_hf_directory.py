@@ -127,11 +127,15 @@ def test_nothing_is_missing_or_left_over_for_transformers(merged: tuple[Path, Pa
         assert not info["unexpected_keys"]
 
 
-def test_it_loads_in_a_fresh_process_after_importing_the_package_alone(merged: tuple[Path, Path]) -> None:
+def test_it_loads_in_a_fresh_process_after_importing_the_package_alone(
+    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+) -> None:
+    directory = tmp_path / "hf"
+    merge(student_checkpoint(), tiny_sam3_path, directory, format="hf")
     code = (
         "import efficientsam3\nfrom transformers import AutoConfig, Sam3Model\n"
-        f"AutoConfig.from_pretrained({str(merged[1])!r})\n"
-        f"print(type(Sam3Model.from_pretrained({str(merged[1])!r}).vision_encoder.backbone).__name__)"
+        f"AutoConfig.from_pretrained({str(directory)!r})\n"
+        f"print(type(Sam3Model.from_pretrained({str(directory)!r}).vision_encoder.backbone).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "EfficientSam3StudentModel"

@@ -51,18 +51,27 @@ def test_loading_does_not_touch_the_random_state(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "efficientsam3.models.hf_backbone",
-        "efficientsam3; from transformers import AutoConfig",
-        "transformers, efficientsam3",
-    ],
-)
-def test_the_backbone_is_known_to_transformers_whatever_is_imported_first(first: str) -> None:
-    code = f"import {first}\nfrom transformers import AutoConfig, AutoModel\n" + (
-        "config = AutoConfig.for_model('efficientsam3_student', backbone='efficientvit_b0', hidden_size=8)\n"
-        "print(type(AutoModel.from_config(config)).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "EfficientSam3StudentModel"
+# Each order of imports in a process of its own, forked from one that has imported what they share.
+IMPORTED_FIRST = """
+import os, sys
+import timm, torch
+
+for first in (
+    "efficientsam3.models.hf_backbone",
+    "efficientsam3; from transformers import AutoConfig",
+    "transformers, efficientsam3",
+):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        exec(f"import {first}")
+        from transformers import AutoConfig, AutoModel
+        config = AutoConfig.for_model("efficientsam3_student", backbone="efficientvit_b0", hidden_size=8)
+        print(type(AutoModel.from_config(config)).__name__, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_the_backbone_is_known_to_transformers_whatever_is_imported_first() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED_FIRST], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["EfficientSam3StudentModel"] * 3

@@ -1,6 +1,6 @@
-"""Train and write down what was seen: `torchrun record_training.py CONFIG.json OUTPUT.pt STOP_AFTER`, or `record`."""
+"""Train and write down what was seen."""
 
-import sys
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,11 +62,12 @@ def record(config: TrainConfig, process: Process, stop_after: int) -> dict[str, 
     return {"images": all_gather(images), "gradients": gradients[0] if gradients else {}}
 
 
-if __name__ == "__main__":
+def record_on_two(rank: int, config: str, output: Path, stop_after: int, port: int) -> None:
+    """One of two processes' `record`; the first writes `output`."""
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     with process_group("cpu") as own_process:
-        found = record(
-            TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()), own_process, stop_after=int(sys.argv[3])
-        )
+        found = record(TrainConfig.model_validate_json(config), own_process, stop_after)
         if own_process.is_main:
-            torch.save(found, sys.argv[2])
+            torch.save(found, output)

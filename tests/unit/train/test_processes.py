@@ -1,8 +1,8 @@
 """Trainings on two processes, against one, and from one number of them to another."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,23 @@ from efficientsam3.runtime.distributed import Process
 from unit.train import record_training
 
 MakeTraining = Callable[..., TrainConfig]
-SCRIPT = Path(record_training.__file__)
+
+
+# Both processes of a training are forked from one that has imported everything, but has trained nothing.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([record_training.__name__])
 
 
 def on_two(config: TrainConfig, folder: Path, stop_after: int = 0) -> dict[str, Any]:
-    (folder / "config.json").write_text(config.model_dump_json())
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, SCRIPT]
-    arguments = [folder / "config.json", folder / "found.pt", stop_after]
-    subprocess.run([sys.executable, *map(str, [*command, *arguments])], check=True, timeout=200)
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = [config.model_dump_json(), folder / "found.pt", stop_after, port]
+    processes = [FORKS.Process(target=record_training.record_on_two, args=(rank, *arguments)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0]
     found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=True)
     return found
 
