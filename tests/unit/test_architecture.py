@@ -7,17 +7,21 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 
-# Validation and the commands' help read their tables, and help must not wait for PyTorch.
-WITHOUT_TORCH = (
-    "models.heads",
-    "models.students",
-    "commands.merge",
-    "commands.fuse",
+PACKAGE = Path(__file__).parents[2] / "src" / "efficientsam3"
+# Help and validation must not wait for PyTorch, so that neither may the tables and requests that they are made of.
+WITHOUT_TORCH = [
     "cli",
     "config.schema",
-    "commands.distill",
+    "models.heads",
+    "models.students",
     "predict.onnx_sam3",
-)
+    *(
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for pattern in ("commands/*.py", "**/request.py", "**/requests.py")
+        for path in sorted(PACKAGE.glob(pattern))
+        if path.stem != "__init__"
+    ),
+]
 
 
 def test_the_import_contracts_of_pyproject_hold(
