@@ -90,7 +90,7 @@ def test_the_same_export_again_finds_nothing_left_to_do(workplace, tiny, exporte
     where = ["--cfg", TEACHER_CFG, "--data-path", workplace / "data", "--output", exported]
     assert command("export", *where, "--resume", workplace / "sam3.pt", *tiny) == 0
     assert read_store(exported / "embeddings") == before
-    assert "9 in the store already, 0 to export" in (exported / "log_rank0.txt").read_text()
+    assert "9 in the store already, 0 to embed" in (exported / "log_rank0.txt").read_text()
 
 
 def test_saved_embeddings_are_checked(workplace, tiny, exported) -> None:
