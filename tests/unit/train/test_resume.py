@@ -130,7 +130,7 @@ def test_the_highest_step_counts_and_damaged_checkpoints_are_passed_over(
 @pytest.mark.parametrize(
     ("opts", "named"),
     [
-        (["TRAIN.EPOCHS", "4"], r"TRAIN\.EPOCHS: 3 -> 4"),
+        (["TRAIN.EPOCHS", "2"], r"TRAIN\.EPOCHS: 1 -> 2"),
         (["MODEL.PRETRAINED", str(Path(__file__))], r"MODEL\.PRETRAINED: False -> .*test_resume\.py"),
         (["TRAIN.BASE_LR", "0.5", "SEED", "7"], r"SEED: 0 -> 7; TRAIN\.BASE_LR: 0\.001 -> 0\.5"),
         (["DATA.BATCH_SIZE", "1"], "images a step: 2 -> 1"),
@@ -141,8 +141,8 @@ def test_the_highest_step_counts_and_damaged_checkpoints_are_passed_over(
 def test_a_changed_configuration_is_named_and_refused(
     make_training: MakeTraining, one_process: Process, opts: list[str], named: str | None
 ) -> None:
-    train(make_training(), one_process, StopAfter(1))
-    changed = make_training(*opts)
+    train(make_training("TRAIN.EPOCHS", "1"), one_process, StopAfter(1))
+    changed = make_training("TRAIN.EPOCHS", "1", *opts)
     if named is None:
         check_training(plan_training(changed))
         return
