@@ -6,7 +6,8 @@ from pydantic import Field
 
 from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName, describe_heads
 from efficientsam3.models.students import STUDENTS
-from efficientsam3.runtime.request import Argument, Count, CountOrZero, Device, File, Request
+from efficientsam3.runtime.device import DeviceName
+from efficientsam3.runtime.request import Argument, Count, CountOrZero, File, Request
 
 ALL = "all"
 EAGER = "eager"
@@ -44,4 +45,4 @@ class LatencyRequest(Request):
     )
     rounds: Count = Field(5, description="measurements of each way")
     threads: CountOrZero = Field(0, description="PyTorch's threads; 0, the default: as many as it takes")
-    device: Device = "auto"
+    device: DeviceName = "auto"

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
 from efficientsam3.models.students import named_backbones
+from efficientsam3.runtime.device import DeviceName
 
 Channels = tuple[float, float, float]
 Positive = Annotated[int, Field(gt=0)]
@@ -191,7 +192,7 @@ class RunConfig(Section):
     AMP_ENABLE: bool = Field(True, description="mixed precision where the hardware has it")
     SEED: int = Field(0, ge=0, lt=2**31)
     PRINT_FREQ: Positive = Field(10, description="a log line every N batches")
-    DEVICE: Literal["auto", "cpu", "mps", "cuda"] = Field("auto", description="auto: CUDA, then MPS, then CPU")
+    DEVICE: DeviceName = "auto"
 
 
 class ExportConfig(RunConfig):

@@ -91,4 +91,4 @@ def _open_model(path: Path, device: str, variant: Variant | None) -> _Model:
         raise UserError(f"--variant {variant} belongs to what export-onnx wrote, and {path} is another model.")
     from efficientsam3.sam3.efficientsam3 import EfficientSAM3
 
-    return EfficientSAM3.from_pretrained(path, device)  # type: ignore[arg-type]
+    return EfficientSAM3.from_pretrained(path, device)

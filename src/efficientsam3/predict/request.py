@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from efficientsam3.export.onnx.manifest import Variant
-from efficientsam3.runtime.request import Argument, Device, Folder, Request
+from efficientsam3.runtime.device import DeviceName
+from efficientsam3.runtime.request import Argument, Folder, Request
 from efficientsam3.sam3.prompts import Box, ConceptPrompt, ObjectPrompt, Point, Prompt
 
 ONNXRUNTIME_WEB = Path("node_modules/onnxruntime-web/dist")  # where npm puts it, below the current folder
@@ -44,7 +45,7 @@ class PredictRequest(Request):
     )
     threshold: Annotated[float, Argument("P")] = Field(0.5, description="lowest score of what text and boxes find")
     out: Folder = Field(Path("output/predict"), description="where overlays, masks and COCO RLE JSON go")
-    device: Device = "auto"
+    device: DeviceName = "auto"
     variant: Variant | None = Field(
         None,
         description="the image encoder of an ONNX directory in another precision, if it was exported with it",

@@ -1,22 +1,38 @@
-"""Which device computes, and in which precision."""
+"""Which device computes, and in which precision. Importing this module does not import PyTorch."""
 
 import os
 import platform
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+from pydantic import Field
 
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.request import OneOf
 
-DeviceName = Literal["auto", "cpu", "mps", "cuda"]
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = {
+    "auto": "CUDA, then MPS, then CPU",
+    "cpu": "the processor",
+    "mps": "Apple's GPUs",
+    "cuda": "NVIDIA's GPUs",
+}
+DeviceName = Annotated[
+    str,
+    OneOf(DEVICES),
+    Field(description=f"where to compute. {'; '.join(f'{name}: {meaning}' for name, meaning in DEVICES.items())}"),
+]
 
 
-def select_device(name: DeviceName, local_rank: int = 0) -> torch.device:
+def select_device(name: DeviceName, local_rank: int = 0) -> "torch.device":
     """The device for one process: `auto` takes CUDA, then MPS, then the CPU.
 
     Raises:
         UserError: a device was named that PyTorch does not see here, or there are more local processes than GPUs.
     """
+    import torch
+
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         count = torch.cuda.device_count()
         if local_rank >= count:
@@ -32,12 +48,14 @@ def select_device(name: DeviceName, local_rank: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
+def autocast_dtype(device: "torch.device") -> "torch.dtype | None":
     """The dtype that mixed precision uses on a device, None for float32 throughout.
 
     bfloat16 on GPUs that have it, float16 on older ones. CPUs compute in float32, since bfloat16 without hardware for
     it was measured 6 times slower; so does MPS, where neither has been measured.
     """
+    import torch
+
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return None
@@ -45,4 +63,6 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def describe_machine() -> str:
     """What a measurement was made on, in a line: cores, load, PyTorch, system."""
+    import torch
+
     return f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {platform.platform()}"

@@ -58,8 +58,6 @@ File = Annotated[Path, Argument("FILE")]
 FileOrFolder = Annotated[Path, Argument("PATH")]
 Count = Annotated[int, Field(ge=1), Argument("N")]
 CountOrZero = Annotated[int, Field(ge=0), Argument("N")]
-DEVICES = ("auto", "cpu", "mps", "cuda")
-Device = Annotated[Literal["auto", "cpu", "mps", "cuda"], Field(description="where to compute")]
 
 
 def make_request(request: type[AnyRequest], values: Mapping[str, Any]) -> AnyRequest:

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from efficientsam3.data.requests import Dataset
-from efficientsam3.runtime.request import Argument, Count, Device, Folder, Request
+from efficientsam3.runtime.device import DeviceName
+from efficientsam3.runtime.request import Argument, Count, Folder, Request
 
 
 class StoreRequest(Request):
@@ -26,7 +27,7 @@ class ConvertRequest(StoreRequest):
 
     codec: str = Field(description="float16, int8, int4, pca{K}-int8 or pca{K}-int4")
     output: Folder = Field(description="folder of the new store")
-    device: Device = "auto"
+    device: DeviceName = "auto"
 
 
 class MissingRequest(StoreRequest):

@@ -9,7 +9,8 @@ from efficientsam3.data.requests import DatasetName
 from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
 from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.cores import usable_cores
-from efficientsam3.runtime.request import Argument, Count, CountOrZero, Device, FileOrFolder, Folder, Request
+from efficientsam3.runtime.device import DeviceName
+from efficientsam3.runtime.request import Argument, Count, CountOrZero, FileOrFolder, Folder, Request
 
 
 class DistillRequest(Request):
@@ -42,7 +43,7 @@ class DistillRequest(Request):
         description="image-reading processes per process; 2, or 1 on one core",
     )
     seed: CountOrZero = Field(0, description="seed of the whole run")
-    device: Device = "auto"
+    device: DeviceName = "auto"
     codec: Annotated[str, Argument("CODEC")] = Field(
         "float16", description="how the teacher's embeddings are stored: float16, int8, int4, pca{K}-int8 or -int4"
     )

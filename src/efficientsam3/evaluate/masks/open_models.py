@@ -92,7 +92,7 @@ def _whole(model: str, device: torch.device) -> EfficientSAM3 | OnnxSAM3:
     path, variant = _onnx_directory(model)
     if path is not None:
         return OnnxSAM3.from_pretrained(path, variant)
-    return EfficientSAM3.from_pretrained(model, device.type)  # type: ignore[arg-type]
+    return EfficientSAM3.from_pretrained(model, device.type)
 
 
 def _onnx_directory(model: str) -> tuple[Path | None, Variant | None]:

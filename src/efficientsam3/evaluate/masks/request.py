@@ -7,7 +7,8 @@ from pydantic import Field, field_validator
 
 from efficientsam3.data.split import Split
 from efficientsam3.evaluate.masks.objects import PromptKind
-from efficientsam3.runtime.request import Argument, CountOrZero, Device, File, Folder, Request
+from efficientsam3.runtime.device import DeviceName
+from efficientsam3.runtime.request import Argument, CountOrZero, File, Folder, Request
 
 Resize = Literal["teacher", "square", "pad"]
 Mean = Literal["teacher", "half", "imagenet"]
@@ -50,7 +51,7 @@ class EvaluationRequest(Request):
         "is a mismatch on purpose",
     )
     mean: Mean = Field("teacher", description="mean and standard deviation of the input's pixels, likewise")
-    device: Device = "auto"
+    device: DeviceName = "auto"
 
     @field_validator("prompt")
     @classmethod
