@@ -22,7 +22,8 @@ import torch.multiprocessing  # (sends tensors through shared memory)
 from rich.console import Console
 from rich.table import Table
 
-from efficientsam3.data.listing import ImageListing, list_images
+from efficientsam3.data.layouts import list_images
+from efficientsam3.data.listing import ImageListing
 
 
 def memory(field: str, file: str = "status") -> float:

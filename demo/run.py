@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from efficientsam3.checkpoints.training import METRICS_NAME, checkpoint_path
-from efficientsam3.data.listing import list_images
+from efficientsam3.data.layouts import list_images
 from efficientsam3.evaluate.report.features import feature_pairs
 from efficientsam3.evaluate.report.figures import feature_figure, loss_figure, write_figure
 from efficientsam3.models.student_files import load_trained_student

@@ -75,7 +75,7 @@ def _merge(request: StoreRequest) -> None:
 
 def _missing(request: MissingRequest) -> None:
     """Print the ids of a dataset's images that the store lacks, one a line."""
-    from efficientsam3.data.listing import list_images
+    from efficientsam3.data.layouts import list_images
     from efficientsam3.store.maintenance import missing_ids
 
     ids = [
@@ -89,7 +89,7 @@ def _missing(request: MissingRequest) -> None:
 
 def _statistics(request: StatisticsRequest) -> None:
     """Gather the teacher's mean and variance per channel, where the store lacks them."""
-    from efficientsam3.data.listing import list_images
+    from efficientsam3.data.layouts import list_images
     from efficientsam3.runtime.progress import progress_bar
     from efficientsam3.store.gather import compute_statistics
     from efficientsam3.store.shards import find_shards

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from efficientsam3.data.layouts import DEFAULT_DATASET, DatasetName, describe_datasets
 from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
 from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.device import DeviceName
@@ -36,7 +37,7 @@ class DataConfig(Section):
     """Where the images are and how they become the encoder's input."""
 
     DATA_PATH: Path = Field(Path("data/sa-1b"), description="folder with images/{train,val} (see data/reorg_sa1b.py)")
-    DATASET: Literal["sa1b", "images", "coco"] = Field("sa1b", description="how DATA_PATH is laid out")
+    DATASET: DatasetName = Field(DEFAULT_DATASET, description=f"how DATA_PATH is arranged. {describe_datasets()}")
     IMG_SIZE: OrTeachers = Field("teacher", description="side in pixels of the encoder's input; SAM3 takes 1008 only")
     RESIZE: Literal["teacher", "square", "pad"] = Field(
         "teacher", description="square: squash to IMG_SIZE; pad: keep the aspect ratio; teacher: what the teacher needs"

@@ -1,4 +1,4 @@
-"""Finding images by path, folder or glob pattern."""
+"""Which files are images, and finding them by path, folder or glob pattern."""
 
 import glob
 from collections.abc import Iterable
@@ -6,7 +6,13 @@ from pathlib import Path
 
 from efficientsam3.runtime.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in any case
+_BYTES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
+
+
+def is_image_name(name: bytes) -> bool:
+    """Whether a file name, as the file system writes it, is that of an image; hidden files are not."""
+    return name.lower().endswith(_BYTES) and not name.startswith(b".")
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:

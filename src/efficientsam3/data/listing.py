@@ -1,35 +1,24 @@
-"""Listings: which images a dataset has, as arrays rather than strings, so that millions of them are small and shared.
+"""Listings: which images a split has, as arrays rather than strings, so that millions of them are small and shared.
 
-| DATA.DATASET | folders | image id | split |
-|---|---|---|---|
-| `sa1b` | `images/{train,val}/*` | the file's stem | its folder |
-| `images` | any tree | relative path without the suffix | top folders `train/`, `val/`; without: by hash, 10 % val |
-| `coco` | `{train,val}2017/*`, or 2014, or below `images/` | the file's stem | its folder |
-
-Of `coco`, an instances file `annotations/instances_{train,val}2017.json` says which images there are, if there is one.
-
-Pictures are `.jpg .jpeg .png .webp` in any case; hidden files are none.
+`data.layouts` says where a dataset has its images; hidden files are never listed.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from efficientsam3.data import listing_cache
-from efficientsam3.data.annotations.coco import instances_path, picture_names
+from efficientsam3.data.annotations.coco import image_names
+from efficientsam3.data.find import is_image_name
 from efficientsam3.data.ids import ids_from_tensor, ids_to_tensor
 from efficientsam3.data.listing_cache import Names
-from efficientsam3.data.split import SPLITS, Split, split_of
 from efficientsam3.runtime.errors import UserError
 
-DatasetName = Literal["sa1b", "images", "coco"]
-IMAGE_SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp")
 _CHUNK = 100_000
 
 
@@ -63,21 +52,21 @@ class ImageListing:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "ImageListing":
-        """The pictures in one folder, from the cache if that is up to date.
+        """The images in one folder, none where there is no such folder; from the cache if that is up to date.
 
         Raises:
             UserError: as the constructor.
         """
-        return cls._cached(folder, folder, names_in)
+        return cls._cached(folder, folder, names_in) if folder.is_dir() else cls(folder, ())
 
     @classmethod
     def of_instances(cls, folder: Path, instances: Path) -> "ImageListing":
-        """The pictures that COCO's instances file names, whether `folder` has them or not; from the cache as well.
+        """The images that COCO's instances file names, whether `folder` has them or not; from the cache as well.
 
         Raises:
             UserError: as the constructor, or the file cannot be read or is not in COCO's format.
         """
-        return cls._cached(folder, instances, lambda path: map(os.fsencode, picture_names(path)))
+        return cls._cached(folder, instances, lambda path: map(os.fsencode, image_names(path)))
 
     @classmethod
     def _cached(cls, root: Path, source: Path, read: Callable[[Path], Iterable[bytes]]) -> "ImageListing":
@@ -149,33 +138,6 @@ class ImageListing:
             )
 
 
-def list_images(data_path: Path, split: Split, dataset: DatasetName = "sa1b", limit: int = 0) -> ImageListing:
-    """List one split of a dataset, sorted by id.
-
-    A split whose folder is empty or missing gives an empty listing: what that means is for the caller to say.
-
-    Args:
-        data_path: the dataset's folder.
-        split: which part.
-        dataset: the layout, see this module's table.
-        limit: take the first so many after sorting, 0 for all (DATA.NUM_SAMPLES).
-
-    Raises:
-        UserError: `data_path` does not hold such a dataset, or two files have the same id, or a name is not text, or an
-            instances file is not in COCO's format.
-    """
-    if not data_path.is_dir():
-        raise UserError(f"DATA_PATH {data_path} is not a folder: {_remedy(dataset)}.")
-    if dataset == "images":
-        return _list_tree(data_path, split).first(limit)
-    folder = _split_folder(data_path, split, dataset)
-    if not folder.is_dir():
-        return ImageListing(folder, ())
-    if dataset == "coco" and (instances := instances_path(data_path, folder)).exists():
-        return ImageListing.of_instances(folder, instances).first(limit)
-    return ImageListing.of_folder(folder).first(limit)
-
-
 def check_disjoint(train: ImageListing, val: ImageListing) -> None:
     """Refuse a dataset with an image in both splits, since embeddings are stored by id.
 
@@ -191,56 +153,12 @@ def check_disjoint(train: ImageListing, val: ImageListing) -> None:
         )
 
 
-def _remedy(dataset: DatasetName) -> str:
-    if dataset == "sa1b":
-        return "make one with `python data/reorg_sa1b.py`, or name another with DATA.DATA_PATH"
-    return f"name the folder of the {dataset} dataset with DATA.DATA_PATH"
-
-
-def _split_folder(data_path: Path, split: Split, dataset: DatasetName) -> Path:
-    if dataset == "sa1b":
-        if not (data_path / "images").is_dir():
-            raise UserError(f"DATA_PATH {data_path} has no folder images/: {_remedy(dataset)}.")
-        return data_path / "images" / split
-    places = (data_path, data_path / "images")
-    found = {
-        part: folder
-        for part in SPLITS
-        for folder in (place / f"{part}{year}" for place in places for year in ("2017", "2014", ""))
-        if folder.is_dir()
-    }
-    if not found:
-        raise UserError(f"DATA_PATH {data_path} has neither train2017/ nor val2017/, as COCO has: {_remedy(dataset)}.")
-    return found.get(split, data_path / f"{split}2017")
-
-
-def _list_tree(data_path: Path, split: Split) -> ImageListing:
-    """Images of any folder tree; ids are relative to its top in either case, so they never repeat between splits."""
-    if any((data_path / part).is_dir() for part in SPLITS):
-        return ImageListing(data_path, _names_below(data_path, split.encode() + b"/"))
-    everything = _names_below(data_path, b"")
-    return ImageListing(data_path, (name for name in everything if split_of(os.path.splitext(name)[0]) == split))
-
-
-def _is_image(name: bytes) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(b".")
-
-
 def names_in(folder: Path) -> Iterator[bytes]:
-    """File names of the pictures in one folder, in no order."""
+    """File names of the images in one folder, in no order."""
     with os.scandir(os.fsencode(folder)) as entries:
         for entry in entries:
-            if _is_image(entry.name) and entry.is_file():
+            if is_image_name(entry.name) and entry.is_file():
                 yield entry.name
-
-
-def _names_below(root: Path, prefix: bytes) -> Iterator[bytes]:
-    """Relative paths of images below `root`/`prefix`. Links to folders are not followed: they may lead in circles."""
-    start = os.path.join(os.fsencode(root), prefix)
-    for folder, below, files in os.walk(start):
-        below[:] = [name for name in below if not name.startswith(b".")]
-        relative = prefix + os.path.relpath(folder, start) + b"/" if folder != start else prefix
-        yield from (relative + name for name in files if _is_image(name))
 
 
 def _collect(names: Iterable[bytes]) -> Names:

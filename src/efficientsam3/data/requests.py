@@ -1,18 +1,18 @@
 """What `download`, `reorg` and `data` are asked to do."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from efficientsam3.data.layouts import DEFAULT_DATASET, DatasetName, describe_datasets
 from efficientsam3.data.sa1b.links import SOURCE, Subset
 from efficientsam3.data.sa1b.placing import Mode
 from efficientsam3.data.split import DEFAULT_VAL_RATIO
 from efficientsam3.runtime.cores import usable_cores
 from efficientsam3.runtime.request import Argument, Count, File, Folder, Request
 
-DatasetName = Literal["sa1b", "images", "coco"]
-Dataset = Annotated[DatasetName, Field(description="layout: images/{train,val}, any folder tree, or COCO's")]
+Dataset = Annotated[DatasetName, Field(description=f"layout. {describe_datasets()}")]
 
 
 def _cores() -> int:
@@ -76,7 +76,7 @@ class CheckRequest(Request):
     """Which dataset to check, and what to do with what is broken."""
 
     data_path: Annotated[Path, Argument("DIR", positional=True)] = Field(description="the dataset's folder")
-    dataset: Dataset = "sa1b"
+    dataset: Dataset = DEFAULT_DATASET
     workers: Count = Field(default_factory=_cores, description="processes; one per core, up to 8")
     report: File | None = Field(None, description="where to list all problems (default: DIR/check_problems.tsv)")
     fix: bool = Field(

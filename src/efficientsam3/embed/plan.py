@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from efficientsam3.config.schema import AugmentConfig, DataConfig, EmbeddingConfig, ExportConfig, TeacherConfig
 from efficientsam3.data.augment import Augmentation
-from efficientsam3.data.listing import ImageListing, check_disjoint, list_images
+from efficientsam3.data.layouts import list_images
+from efficientsam3.data.listing import ImageListing, check_disjoint
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.models.teacher import KNOWN_TEACHERS, TeacherSpec, inspect_teacher
 from efficientsam3.runtime.errors import UserError

@@ -37,7 +37,7 @@ class Argument:
     flags: Mapping[str, str] | None = None  # a flag for each choice, with its help, instead of one flag with choices
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, since a table has no hash
 class OneOf:
     """A text that names an entry of a table; `Annotated` metadata. Entries that are added later are accepted too."""
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from efficientsam3.data.layouts import DEFAULT_DATASET
 from efficientsam3.data.requests import Dataset
 from efficientsam3.runtime.device import DeviceName
 from efficientsam3.runtime.request import Argument, Count, Folder, Request
@@ -34,7 +35,7 @@ class MissingRequest(StoreRequest):
     """The dataset that a store should hold."""
 
     data_path: Folder = Field(description="folder of the dataset")
-    dataset: Dataset = "sa1b"
+    dataset: Dataset = DEFAULT_DATASET
 
 
 class StatisticsRequest(StoreRequest):
@@ -48,7 +49,7 @@ class StatisticsRequest(StoreRequest):
         description="what a store without a manifest holds: channels, cells a side, pixels a side of the input, square "
         "or pad",
     )
-    dataset: Dataset = "sa1b"
+    dataset: Dataset = DEFAULT_DATASET
 
 
 class AdviseRequest(StoreRequest):

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from efficientsam3.config.schema import TrainConfig
-from efficientsam3.data.listing import ImageListing, check_disjoint, list_images
+from efficientsam3.data.layouts import list_images
+from efficientsam3.data.listing import ImageListing, check_disjoint
 from efficientsam3.data.loader import ImageBatch, ImageDataset, ImageSample, collate_never_empty
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.embed.plan import (

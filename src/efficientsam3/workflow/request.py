@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from efficientsam3.data.requests import DatasetName
+from efficientsam3.data.layouts import DatasetName
 from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
 from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.cores import usable_cores

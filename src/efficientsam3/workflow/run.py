@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from efficientsam3.data.layouts import DATASETS, guess_dataset
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.launch import run_alone, run_torchrun
 from efficientsam3.workflow.request import DistillRequest
-from efficientsam3.workflow.settings import guess_dataset, is_annotated, write_configs
+from efficientsam3.workflow.settings import write_configs
 from efficientsam3.workflow.steps import Record, Step, best_checkpoint, closing_lines, first_steps, last_steps
 
 
@@ -32,7 +33,7 @@ def distill(request: DistillRequest) -> bool:
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     dataset = request.dataset or guess_dataset(request.images)
-    annotated = is_annotated(request.images, dataset)
+    annotated = DATASETS[dataset].has_annotations(request.images, "val")
     write_configs(request, dataset, annotated)
     record = Record(request.out)
     try:

@@ -9,8 +9,7 @@ import yaml
 
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig, TrainConfig
-from efficientsam3.data.annotations.coco import instances_path
-from efficientsam3.data.listing import DatasetName, list_images
+from efficientsam3.data.layouts import DatasetName, list_images
 from efficientsam3.data.split import SPLITS
 from efficientsam3.merge.inputs import original_trunk
 from efficientsam3.models.build import build_student
@@ -38,29 +37,6 @@ def find_backbone(student: str) -> str:
     close = get_close_matches(student, known, n=1)
     meant = f"did you mean {close[0]}? Else " if close else ""
     raise UserError(f"--student {student} is not known: {meant}give one of {', '.join(STUDENTS)}, or timm/<name>.")
-
-
-def guess_dataset(images: Path) -> DatasetName:
-    """How a folder of images is laid out, judged by its sub-folders; see `data.listing`.
-
-    Raises:
-        UserError: `images` is not a folder.
-    """
-    if not images.is_dir():
-        raise UserError(f"--images {images} is not a folder: give the folder of your images.")
-    if any((images / "images" / split).is_dir() for split in SPLITS):
-        return "sa1b"
-    for root in (images, images / "images"):
-        if any((root / f"{split}{year}").is_dir() for split in SPLITS for year in (2017, 2014)):
-            return "coco"
-    return "images"
-
-
-def is_annotated(images: Path, dataset: DatasetName) -> bool:
-    """Whether there are masks of the validation images to measure against."""
-    if dataset == "sa1b":
-        return any((images / "annotations" / "val").glob("*.json"))
-    return dataset == "coco" and instances_path(images, Path("val2017")).is_file()
 
 
 def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficientsam3.data.listing import DatasetName
+from efficientsam3.data.layouts import DatasetName
 from efficientsam3.runtime.files import sha256_file, write_json
 from efficientsam3.train.saving import BEST_NAME
 from efficientsam3.workflow.request import DistillRequest

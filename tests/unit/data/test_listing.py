@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from efficientsam3.data import listing, listing_cache
-from efficientsam3.data.listing import ImageListing, check_disjoint, list_images
+from efficientsam3.data.layouts import list_images
+from efficientsam3.data.listing import ImageListing, check_disjoint
 from efficientsam3.data.split import split_of
 from efficientsam3.runtime.errors import UserError
 

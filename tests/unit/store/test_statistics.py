@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from efficientsam3.cli import main
-from efficientsam3.data.listing import list_images
+from efficientsam3.data.layouts import list_images
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.codecs import pack_records

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from efficientsam3.data.augment import Augmentation
-from efficientsam3.data.listing import list_images
+from efficientsam3.data.layouts import list_images
 from efficientsam3.data.loader import NO_ROW, ImageBatch, ImageSample, collate_images
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.store.codecs import build_codec

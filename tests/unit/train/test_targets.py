@@ -11,7 +11,7 @@ import torch
 
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint, save_training_checkpoint
 from efficientsam3.config.schema import ExportConfig, TrainConfig
-from efficientsam3.data.listing import list_images
+from efficientsam3.data.layouts import list_images
 from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.embed.run import embed_dataset
 from efficientsam3.evaluate.report.features import feature_pairs

@@ -8,7 +8,7 @@ from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig, TrainConfig
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.workflow.request import DistillRequest
-from efficientsam3.workflow.settings import guess_dataset, is_annotated, write_configs
+from efficientsam3.workflow.settings import write_configs
 
 
 @pytest.fixture
@@ -66,19 +66,3 @@ def test_an_empty_folder_is_refused(request_for: DistillRequest, tmp_path: Path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no images"):
         write_configs(request_for.model_copy(update={"images": tmp_path / "empty"}), "images", annotated=False)
-
-
-def test_the_layout_is_told_by_the_folders(tmp_path: Path, photographs_path: Path) -> None:
-    (tmp_path / "coco" / "images" / "val2017").mkdir(parents=True)
-    (tmp_path / "tree" / "train").mkdir(parents=True)
-    assert guess_dataset(photographs_path) == "sa1b"
-    assert guess_dataset(tmp_path / "coco") == "coco"
-    assert guess_dataset(tmp_path / "tree") == "images"
-    with pytest.raises(UserError, match="is not a folder"):
-        guess_dataset(tmp_path / "nowhere")
-
-
-def test_masks_are_found_where_they_are(tmp_path: Path, photographs_path: Path) -> None:
-    assert is_annotated(photographs_path, "sa1b")
-    assert not is_annotated(photographs_path, "images")
-    assert not is_annotated(tmp_path, "coco")

@@ -21,18 +21,18 @@ from efficientsam3.data.annotations.sa1b import (
     MaskAnnotation,
     Segmentation,
 )
+from efficientsam3.data.find import IMAGE_SUFFIXES
 from efficientsam3.runtime.errors import UserError
 
 MAX_INSTANCES_BYTES = 4 << 30
 _LONGEST_SIDE = 46_340  # so that no image has 2**31 pixels
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Kept as an array, in a quarter of a list's memory: COCO has tens of millions of these numbers.
 Polygon = Annotated[list[FiniteFloat], AfterValidator(lambda numbers: array("d", numbers))]
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
-def _picture_name(name: str) -> str:
-    if name.startswith(".") or {"/", "\\", "\0", "\n", "\r"} & set(name) or not name.lower().endswith(_SUFFIXES):
+def _image_name(name: str) -> str:
+    if name.startswith(".") or {"/", "\\", "\0", "\n", "\r"} & set(name) or not name.lower().endswith(IMAGE_SUFFIXES):
         raise ValueError(f"{name!r} is not the plain name of a JPEG, PNG or WebP file")
     return name
 
@@ -45,7 +45,7 @@ class CocoImage(_Record):
     """One entry of `images`."""
 
     id: int
-    file_name: Annotated[str, AfterValidator(_picture_name)]
+    file_name: Annotated[str, AfterValidator(_image_name)]
     width: int = Field(gt=0, le=_LONGEST_SIDE)
     height: int = Field(gt=0, le=_LONGEST_SIDE)
 
@@ -136,11 +136,6 @@ class Instances:
     id_problems: list[str]
 
 
-def instances_path(data_path: Path, folder: Path) -> Path:
-    """Where COCO has the instances of the images in `folder`, as `val2017/`."""
-    return data_path / "annotations" / f"instances_{folder.name}.json"
-
-
 def read_instances(path: Path) -> Iterator[ImageAnnotation]:
     """Read a file, image by image; masks become compressed run lengths when their image's turn comes.
 
@@ -185,7 +180,7 @@ def load_instances(path: Path) -> Instances:
     return Instances(images, categories, _id_problems(file))
 
 
-def picture_names(path: Path) -> list[str]:
+def image_names(path: Path) -> list[str]:
     """File names of the images that a file has, in its order.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +12,7 @@ from efficientsam3.data.annotations.sa1b import BrokenAnnotationError, mask_prob
 from efficientsam3.data.check.coco_problems import instance_problems
 from efficientsam3.data.images import BrokenImageError, decode_rgb
 from efficientsam3.data.parallel import Advance
-
-
-class Kind(StrEnum):
-    """What can be wrong. Files of the first three kinds are of no use, and can be set aside."""
-
-    BROKEN_IMAGE = "broken image"
-    BROKEN_ANNOTATION = "broken annotation"
-    NO_IMAGE = "annotation without image"
-    MASK = "questionable mask"
-    SIZE = "annotation of another size"
-    DUPLICATE = "same content"
-    BOTH_SPLITS = "in both splits"
-    MISSING = "image missing"
-    UNNAMED = "image not in the instances file"
-    ID = "wrong id in the instances file"
-
-
-FIXABLE = {Kind.BROKEN_IMAGE, Kind.BROKEN_ANNOTATION, Kind.NO_IMAGE}
-
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """Something wrong with one file."""
-
-    kind: Kind
-    file: Path
-    detail: str
+from efficientsam3.data.problems import Kind, Problem
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from efficientsam3.data.check.coco import instances_by_name, unnamed_images
-from efficientsam3.data.check.files import FIXABLE, Checked, CheckUnit, Kind, Problem, check_files
-from efficientsam3.data.listing import DatasetName, ImageListing, list_images
+from efficientsam3.data.check.files import Checked, CheckUnit, check_files
+from efficientsam3.data.layouts import DATASETS, DEFAULT_DATASET, list_images
+from efficientsam3.data.layouts.layout import Layout
+from efficientsam3.data.layouts.sa1b import annotation_path
+from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.parallel import map_processes
+from efficientsam3.data.problems import FIXABLE, Kind, Problem
 from efficientsam3.data.split import SPLITS, Split
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
@@ -44,16 +47,16 @@ class CheckReport:
 
 def check_dataset(
     data_path: Path,
-    dataset: DatasetName = "sa1b",
+    dataset: str = DEFAULT_DATASET,
     workers: int = 1,
     fix: bool = False,
     problems_file: Path | None = None,
 ) -> CheckReport:
-    """Read every image and, of `sa1b` and `coco`, every annotation, and say what is wrong.
+    """Read every image and every annotation, and say what is wrong.
 
     Args:
         data_path: the dataset.
-        dataset: its layout, see `efficientsam3.data.listing`.
+        dataset: its layout, a name in `DATASETS`.
         workers: processes.
         fix: move files that are of no use to `data_path/.quarantine`, under the path that they had: broken images with
             their annotations, broken annotations, annotations without image. Nothing is deleted, and questionable
@@ -68,6 +71,7 @@ def check_dataset(
     if workers < 1:
         raise UserError(f"--workers {workers} cannot work: give 1 or more.")
     problems_file = problems_file or data_path / PROBLEMS_FILE
+    layout = DATASETS[dataset]
     listings = {split: list_images(data_path, split, dataset) for split in SPLITS}
     total = sum(map(len, listings.values()))
     if total == 0:
@@ -78,16 +82,13 @@ def check_dataset(
     digests = np.zeros(total, dtype=np.uint64)
     sizes = np.zeros((total, 2), dtype=np.int32)
     with progress_bar("Checking images", total) as advance:
-        for part in map_processes(check_files, _units(data_path, listings, dataset, report), workers, advance):
+        for part in map_processes(check_files, _units(data_path, listings, layout, report), workers, advance):
             _take(part, report, digests, sizes)
     report.sizes = sizes[digests != 0]
     paths = _Paths(listings)
     report.problems += _duplicates(digests, paths)
     report.problems += _in_both(listings)
-    if dataset == "sa1b":
-        report.problems += _without_image(data_path, listings)
-    if dataset == "coco":
-        report.problems += unnamed_images(listings.values())
+    report.problems += layout.strays(data_path, listings)
     report.problems.sort()
     if fix:
         report.quarantined = _quarantine(data_path, report.problems)
@@ -95,27 +96,16 @@ def check_dataset(
     return report
 
 
-def annotation_path(data_path: Path, split: str, image_id: str) -> Path:
-    """Where a `sa1b` dataset has an image's annotation."""
-    return data_path / "annotations" / split / f"{image_id}.json"
-
-
 def _units(
-    data_path: Path, listings: dict[Split, ImageListing], dataset: DatasetName, report: CheckReport
+    data_path: Path, listings: dict[Split, ImageListing], layout: Layout, report: CheckReport
 ) -> Iterator[CheckUnit]:
     first = 0
     for split, listing in listings.items():
-        # Read when their split's turn comes: COCO's training instances take gigabytes.
-        instances = instances_by_name(data_path, listing, report.problems) if dataset == "coco" else {}
+        # Asked for when their split's turn comes: some layouts then read gigabytes.
+        annotation = layout.find_annotations(data_path, split, listing, report.problems)
         for start in range(0, len(listing), _IMAGES_PER_UNIT):
             rows = range(start, min(start + _IMAGES_PER_UNIT, len(listing)))
-            annotations = (
-                annotation_path(data_path, split, listing.id(row))
-                if dataset == "sa1b"
-                else instances.get(listing.path(row).name)
-                for row in rows
-            )
-            yield CheckUnit(tuple(map(listing.path, rows)), tuple(annotations), first + start)
+            yield CheckUnit(tuple(map(listing.path, rows)), tuple(map(annotation, rows)), first + start)
         first += len(listing)
 
 
@@ -162,18 +152,6 @@ def _in_both(listings: dict[Split, ImageListing]) -> list[Problem]:
         for key in common
     )
     return [Problem(Kind.BOTH_SPLITS, second, f"its id is also that of {first}") for first, second in pairs]
-
-
-def _without_image(data_path: Path, listings: dict[Split, ImageListing]) -> list[Problem]:
-    problems = []
-    for split, listing in listings.items():
-        folder = data_path / "annotations" / split
-        names = (name for name in os.listdir(os.fsencode(folder)) if name.endswith(b".json")) if folder.is_dir() else ()
-        stems = np.array([name[:-5] for name in names], dtype=np.bytes_)
-        for stem in np.setdiff1d(stems, listing.ids).tolist():
-            path = annotation_path(data_path, split, os.fsdecode(stem))
-            problems.append(Problem(Kind.NO_IMAGE, path, f"no image in {data_path / 'images' / split}"))
-    return problems
 
 
 def _quarantine(data_path: Path, problems: list[Problem]) -> list[Path]:

@@ -1,17 +1,18 @@
-"""Ground truth to measure with: SA-1B folders and COCO's instances files, image by image."""
+"""Ground truth to measure with, image by image."""
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from efficientsam3.data.annotations.coco import InstanceMask, Instances, instances_path, load_consistent_instances
-from efficientsam3.data.annotations.sa1b import BrokenAnnotationError, ImageAnnotation, read_annotation
+from efficientsam3.data.annotations.coco import InstanceMask
+from efficientsam3.data.annotations.sa1b import BrokenAnnotationError
 from efficientsam3.data.augment import augmentation_seed
-from efficientsam3.data.listing import ImageListing, list_images
+from efficientsam3.data.layouts import DATASETS
+from efficientsam3.data.layouts.coco import CocoImages
+from efficientsam3.data.layouts.layout import AnnotatedImage, AnnotatedImages
 from efficientsam3.data.split import Split
 from efficientsam3.evaluate.masks.objects import TrueObject
 from efficientsam3.runtime.errors import UserError
@@ -37,13 +38,18 @@ class Selection:
     seed: int = 0
 
 
-class GroundTruth(Protocol):
-    """Annotated images."""
+class GroundTruth:
+    """The annotated images of a dataset's split."""
+
+    def __init__(self, images: AnnotatedImages) -> None:
+        """Take them as their layout reads them."""
+        self._images = images
+        self.has_categories = bool(images.categories)  # whether the objects have names
 
     @property
     def ids(self) -> npt.NDArray[np.bytes_]:
         """(N,) image ids, as in a listing."""
-        ...
+        return self._images.ids
 
     def load(self, index: int) -> TrueImage:
         """One image, without COCO's crowd regions and empty masks.
@@ -51,88 +57,36 @@ class GroundTruth(Protocol):
         Raises:
             BrokenAnnotationError: its annotation cannot be read, or a mask is malformed.
         """
-        ...
-
-    @property
-    def has_categories(self) -> bool:
-        """Whether the objects have names."""
-        ...
-
-
-class Sa1bTruth:
-    """`images/{split}/sa_N.jpg` with `annotations/{split}/sa_N.json`."""
-
-    has_categories = False
-
-    def __init__(self, listing: ImageListing, annotations: Path) -> None:
-        """Pair a listing with a folder of annotation files."""
-        self._listing, self._annotations = listing, annotations
-
-    @property
-    def ids(self) -> npt.NDArray[np.bytes_]:
-        """See `GroundTruth`."""
-        return self._listing.ids
-
-    def load(self, index: int) -> TrueImage:
-        """See `GroundTruth`."""
-        image_id = self._listing.id(index)
-        path = self._annotations / f"{image_id}.json"
-        return _true_image(image_id, self._listing.path(index), read_annotation(path), path, {})
-
-
-class CocoTruth:
-    """An instances file with a folder of its images. An image's id is its file name without the suffix."""
-
-    has_categories = True
-
-    def __init__(self, path: Path, images: Path) -> None:
-        """Read the file's structure.
-
-        Raises:
-            BrokenAnnotationError: the file is not in COCO's format, or its ids do not fit together.
-        """
-        self._path, self._images = path, images
-        self._instances: Instances = load_consistent_instances(path)
-
-    @property
-    def ids(self) -> npt.NDArray[np.bytes_]:
-        """See `GroundTruth`."""
-        return np.array([os.fsencode(Path(entry.image.file_name).stem) for entry in self._instances.images], dtype="S")
-
-    def load(self, index: int) -> TrueImage:
-        """See `GroundTruth`."""
-        entry = self._instances.images[index]
-        path = self._images / entry.image.file_name
-        return _true_image(path.stem, path, entry.annotation(), self._path, self._instances.categories)
+        return _true_image(self._images.read(index), self._images.categories)
 
 
 def open_ground_truth(data: Path, split: Split = "val", images: Path | None = None) -> GroundTruth:
-    """Open an SA-1B folder, a COCO folder, or an instances file.
+    """Open an annotated dataset of any layout, or a COCO instances file.
 
     Args:
         data: the folder or `.json` file.
         split: which part of a folder.
-        images: where the images of an instances file are; by default where COCO has them, in `val2017/` beside the
+        images: where the images of an instances file are; by default where COCO has them, in `val2017/` next to the
             folder of `instances_val2017.json`.
 
     Raises:
-        UserError: `data` is none of these, or has no images.
+        UserError: it is neither, or has no images.
     """
-    if data.suffix == ".json":
-        truth: GroundTruth = CocoTruth(data, images or _coco_images(data))
-    elif (data / "annotations" / split).is_dir():
-        truth = Sa1bTruth(list_images(data, split), data / "annotations" / split)
-    else:
-        root = list_images(data, split, "coco").root
-        if not instances_path(data, root).is_file():
-            raise UserError(
-                f"{data} has neither annotations/{split}/ as SA-1B nor {instances_path(data, root).name} as COCO: "
-                "give an annotated dataset, or a COCO instances file with --images."
-            )
-        truth = CocoTruth(instances_path(data, root), root)
-    if len(truth.ids) == 0:
+    found = CocoImages(data, images) if data.suffix == ".json" else _annotated(data, split)
+    if found is None:
+        raise UserError(
+            f"{data} has no annotations of its split {split} in the layout of {', '.join(DATASETS)}: give an annotated "
+            "dataset, or a COCO instances file with --images."
+        )
+    if len(found.ids) == 0:
         raise UserError(f"{data} has no images in its split {split}: give another --split or dataset.")
-    return truth
+    return GroundTruth(found)
+
+
+def _annotated(data: Path, split: Split) -> AnnotatedImages | None:
+    if not data.is_dir():
+        raise UserError(f"{data} is not a folder: give an annotated dataset, or a COCO instances file.")
+    return next(filter(None, (layout.annotated(data, split) for layout in DATASETS.values())), None)
 
 
 def choose_images(count: int, selection: Selection) -> npt.NDArray[np.intp]:
@@ -154,17 +108,8 @@ def choose_objects(image: TrueImage, selection: Selection) -> tuple[TrueObject, 
     return tuple(large[index] for index in np.sort(chosen))
 
 
-def _coco_images(path: Path) -> Path:
-    name, root = path.stem.removeprefix("instances_"), path.parent.parent
-    for folder in (root / name, root / "images" / name):
-        if folder.is_dir():
-            return folder
-    raise UserError(f"The images of {path} are not in {root / name}: say where with --images.")
-
-
-def _true_image(
-    image_id: str, path: Path, annotation: ImageAnnotation, source: Path, categories: dict[int, str]
-) -> TrueImage:
+def _true_image(image: AnnotatedImage, categories: Mapping[int, str]) -> TrueImage:
+    annotation, image_id, source = image.annotation, image.image_id, image.source
     size = (annotation.image.height, annotation.image.width)
     objects = []
     for number, mask in enumerate(annotation.annotations):
@@ -185,4 +130,4 @@ def _true_image(
             continue
         category = categories[mask.category_id] if isinstance(mask, InstanceMask) else None
         objects.append(TrueObject(number, rle, next(iter(mask.point_coords), None), category))
-    return TrueImage(image_id, path, size, tuple(objects))
+    return TrueImage(image_id, image.path, size, tuple(objects))

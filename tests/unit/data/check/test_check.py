@@ -9,7 +9,7 @@ import pytest
 
 from efficientsam3.data.check.files import Kind
 from efficientsam3.data.check.run import PROBLEMS_FILE, check_dataset
-from efficientsam3.data.listing import list_images
+from efficientsam3.data.layouts import list_images
 from efficientsam3.runtime.errors import UserError
 
 

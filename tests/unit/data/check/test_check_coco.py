@@ -11,7 +11,7 @@ import pytest
 from efficientsam3.data import listing_cache
 from efficientsam3.data.check.files import Kind
 from efficientsam3.data.check.run import check_dataset
-from efficientsam3.data.listing import list_images
+from efficientsam3.data.layouts import list_images
 from efficientsam3.runtime.errors import UserError
 
 

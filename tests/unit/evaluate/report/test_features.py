@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from efficientsam3.data.listing import ImageListing, list_images
+from efficientsam3.data.layouts import list_images
+from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.evaluate.report.features import feature_pairs
 from efficientsam3.evaluate.report.figures import FeaturePair

@@ -1,0 +1,100 @@
+"""What a dataset layout answers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from efficientsam3.data.split import Split
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from efficientsam3.data.annotations.coco import ImageInstances
+    from efficientsam3.data.annotations.sa1b import ImageAnnotation
+    from efficientsam3.data.listing import ImageListing
+    from efficientsam3.data.problems import Problem
+
+Annotation = "Path | ImageInstances | None"
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One image with its annotation, and where that was read."""
+
+    image_id: str
+    path: Path
+    annotation: "ImageAnnotation"
+    source: Path
+
+
+class AnnotatedImages(Protocol):
+    """The annotated images of one split."""
+
+    categories: Mapping[int, str]  # id to name; empty where objects have no names
+
+    @property
+    def ids(self) -> "npt.NDArray[np.bytes_]":
+        """(N,) image ids, as in a listing."""
+        ...
+
+    def read(self, index: int) -> AnnotatedImage:
+        """One image.
+
+        Raises:
+            BrokenAnnotationError: its annotation cannot be read.
+        """
+        ...
+
+
+class Layout:
+    """How the folders of a dataset are arranged. This base has images alone; a layout with annotations says more."""
+
+    name: str
+    description: str  # continues its name in help texts
+
+    @property
+    def remedy(self) -> str:
+        """What to do where DATA_PATH is not such a dataset."""
+        return f"name the folder of the {self.name} dataset with DATA.DATA_PATH"
+
+    def recognises(self, folder: Path) -> bool:
+        """Whether a folder is arranged in this way."""
+        raise NotImplementedError
+
+    def list_split(self, data_path: Path, split: Split) -> "ImageListing":
+        """The images of one split, possibly none; see `list_images`.
+
+        Raises:
+            UserError: the folder is not arranged in this way.
+        """
+        raise NotImplementedError
+
+    def annotated(self, data_path: Path, split: Split) -> AnnotatedImages | None:
+        """The annotated images of one split; None where the dataset has no annotations.
+
+        Raises:
+            UserError: the annotations cannot be read.
+        """
+        return None
+
+    def has_annotations(self, data_path: Path, split: Split) -> bool:
+        """Whether `annotated` would find any; nothing is read."""
+        return False
+
+    def find_annotations(
+        self, data_path: Path, split: Split, listing: "ImageListing", problems: "list[Problem]"
+    ) -> "Callable[[int], Path | ImageInstances | None]":
+        """For checking: a function from an image's place in the listing to its annotation, read or not.
+
+        Problems with what holds the annotations of all images are added to `problems`.
+
+        Raises:
+            UserError: that cannot be read at all.
+        """
+        return lambda index: None
+
+    def strays(self, data_path: Path, listings: "Mapping[Split, ImageListing]") -> "list[Problem]":
+        """For checking: annotations without image, and images that the annotations do not name."""
+        return []
