@@ -12,9 +12,11 @@ PACKAGE = Path(__file__).parents[2] / "src" / "efficientsam3"
 WITHOUT_TORCH = [
     "cli",
     "config.schema",
+    "data.layouts",
     "models.heads",
     "models.students",
     "predict.onnx_sam3",
+    "runtime.device",
     *(
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for pattern in ("commands/*.py", "**/request.py", "**/requests.py")
