@@ -21,7 +21,7 @@ def trained(tmp_path_factory, tiny_sam3_path: Path, photographs_path: Path) -> P
     output = tmp_path_factory.mktemp("evaluate")
     data, cpu = ["--data-path", photographs_path, "--batch-size", 2], ["--only-cpu", "--opts", *TINY]
     export = ["--cfg", "stage1/configs/teacher/sam_vit_huge_sa1b.yaml", "--resume", tiny_sam3_path]
-    assert command("export", *export, *data, "--output", output / "teacher", *cpu) == 0
+    assert command("embed", *export, *data, "--output", output / "teacher", *cpu) == 0
     epochs = ["TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0, "DISTILL.TEACHER_EMBED_PATH", output / "teacher/embeddings"]
     probe = ["PROBE.DECODER", tiny_sam3_path, "PROBE.IMAGES", 2, "PROBE.OBJECTS", 2]
     train = ["--cfg", "stage1/configs/es_ev_s.yaml", "--pretrained", "false", "--output", output / "student"]

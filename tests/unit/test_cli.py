@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientsam3.cli import COMMANDS, main
+from efficientsam3.cli import ALIASES, COMMANDS, main
 from efficientsam3.runtime.errors import UserError
 
 
@@ -14,6 +14,12 @@ def test_every_command_teaches(command: str, capsys: pytest.CaptureFixture[str])
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"usage: efficientsam3 {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ALIASES)
+def test_old_names_of_commands_are_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--cfg", "absent.yaml"]) == 2
+    assert "absent.yaml is not a file" in capsys.readouterr().err
 
 
 def test_the_table_of_commands_is_shown_and_needs_no_pytorch() -> None:
@@ -28,16 +34,16 @@ def test_the_table_of_commands_is_shown_and_needs_no_pytorch() -> None:
 
 
 def test_a_users_error_is_one_sentence_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "--cfg", "absent.yaml"]) == 2
+    assert main(["embed", "--cfg", "absent.yaml"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("efficientsam3 export: Configuration file absent.yaml is not a file")
+    assert captured.err.startswith("efficientsam3 embed: Configuration file absent.yaml is not a file")
     assert captured.err.count("\n") == 1
 
 
 def test_debug_lets_the_error_through() -> None:
     with pytest.raises(UserError):
-        main(["export", "--cfg", "absent.yaml", "--debug"])
+        main(["embed", "--cfg", "absent.yaml", "--debug"])
 
 
 def test_an_unknown_command_is_refused() -> None:

@@ -179,6 +179,15 @@ def missing_images(plan: EmbedPlan) -> list[Indices]:
     return [np.flatnonzero(store.rows(split.ids) < 0) for split in plan.splits]
 
 
+def pick(splits: list[Indices], places: Indices) -> list[Indices]:
+    """Those images of each split that stand at `places` in the splits one after the other."""
+    starts = np.cumsum([0, *map(len, splits[:-1])])
+    return [
+        split[places[(places >= start) & (places < start + len(split))] - start]
+        for split, start in zip(splits, starts, strict=True)
+    ]
+
+
 def check_space(plan: EmbedPlan, missing: list[Indices]) -> None:
     """Refuse a run that the disk cannot hold.
 

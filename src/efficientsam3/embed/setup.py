@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from efficientsam3.embed.batches import check_storable, embed_batch, image_batches, load_teacher
-from efficientsam3.embed.plan import EmbedPlan
+from efficientsam3.embed.plan import EmbedPlan, pick
 from efficientsam3.runtime.distributed import Process, broadcast
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -61,12 +61,8 @@ def _with_projection(plan: EmbedPlan, process: Process, manifest: Manifest) -> M
     logger.info("fitting %s on the first %d images", manifest.codec, min(PROJECTION_IMAGES, plan.count))
     teacher = load_teacher(plan, process)
     # One process does it, in a fixed order, so that the result does not depend on how many there are.
-    first = np.arange(min(PROJECTION_IMAGES, plan.count))
-    starts = np.cumsum([0, *map(len, plan.splits)])
-    indices = [
-        first[(first >= start) & (first < start + len(split))] - start
-        for start, split in zip(starts, plan.splits, strict=False)
-    ]
+    everything = [np.arange(len(split)) for split in plan.splits]
+    indices = pick(everything, np.arange(min(PROJECTION_IMAGES, plan.count)))
     fitted: list[str] = []
 
     def embeddings() -> Iterator[torch.Tensor]:

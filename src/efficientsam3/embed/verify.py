@@ -8,7 +8,7 @@ import torch
 
 from efficientsam3.data.loader import ImageBatch
 from efficientsam3.embed.batches import embed_batch, image_batches, load_teacher
-from efficientsam3.embed.plan import EmbedPlan, Indices
+from efficientsam3.embed.plan import EmbedPlan, Indices, pick
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.runtime.distributed import Process, all_gather
 from efficientsam3.runtime.errors import UserError
@@ -94,13 +94,7 @@ def _choose(plan: EmbedPlan, store: EmbeddingStore, samples: int) -> list[Indice
         raise UserError(f"The store {plan.store_dir} has no embedding of any image in the dataset: embed it first.")
     if samples == 0 or samples >= total:
         return present
-    picks = np.linspace(0, total - 1, samples).round().astype(np.intp)
-    ends = np.cumsum([len(part) for part in present])
-    starts = ends - [len(part) for part in present]
-    return [
-        part[picks[(picks >= start) & (picks < end)] - start]
-        for part, start, end in zip(present, starts, ends, strict=True)
-    ]
+    return pick(present, np.linspace(0, total - 1, samples).round().astype(np.intp))
 
 
 def _compare(batch: ImageBatch, computed: torch.Tensor, store: EmbeddingStore) -> list[ImageError]:

@@ -18,7 +18,7 @@ def open_onnx(path: Path, what: str, remedy: str) -> Any:
         remedy: ends the error's sentence.
 
     Raises:
-        UserError: there is no such file, it is no ONNX model, or onnxruntime is not installed.
+        UserError: the file is missing or not an ONNX model, or onnxruntime is not installed.
     """
     require_file(path, what, remedy)
     try:
@@ -29,12 +29,12 @@ def open_onnx(path: Path, what: str, remedy: str) -> Any:
     options.intra_op_num_threads = _threads()
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class but this
+    except Exception as error:  # the only base class that onnxruntime's exceptions share
         raise UserError(f"{what} {path} cannot be opened ({error}): {remedy}.") from error
 
 
 def _threads() -> int:
-    """PyTorch's number of threads where it is loaded, else OMP_NUM_THREADS, else 0: as onnxruntime sees fit.
+    """PyTorch's number of threads where it is loaded, else OMP_NUM_THREADS, else 0, which lets onnxruntime choose.
 
     Several processes share the machine's cores: this is the share that torchrun or the user gave this one.
     """

@@ -54,7 +54,7 @@ def test_the_files_are_the_documented_ones(store_path: Path) -> None:
     assert first == augmentation_seed(0, keys[0])
 
 
-def test_only_what_is_missing_is_exported(
+def test_only_what_is_missing_is_embedded(
     make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path
 ) -> None:
     part = embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "2")), one_process)
@@ -68,7 +68,7 @@ def test_only_what_is_missing_is_exported(
     assert (again.embedded, again.present) == (0, 9)
 
 
-def test_a_broken_picture_is_reported_and_skipped_and_exported_once_mended(
+def test_a_broken_image_is_reported_and_skipped_and_embedded_once_it_is_whole(
     make_export: MakeExport, one_process: Process, photographs_path: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
@@ -91,7 +91,7 @@ def test_other_settings_cannot_be_mixed_in(make_export: MakeExport, one_process:
         embed_dataset(plan_embedding(make_export("SEED", "1")), one_process)
 
 
-def test_an_embedding_that_is_not_finite_stops_the_export_with_the_images_name(
+def test_an_embedding_that_is_not_finite_stops_the_run_with_the_images_name(
     make_export: MakeExport, one_process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beyond_float16 = torch.full((64, 16, 16), 7e4)
@@ -206,7 +206,7 @@ def test_more_components_than_channels_are_refused_before_anything_is_written(
     assert not (tmp_path / "teacher").exists()
 
 
-def test_an_export_that_cannot_fit_the_disk_is_refused(
+def test_a_run_that_cannot_fit_the_disk_is_refused(
     make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 4 + 2 * 64 * 16 * 16
@@ -233,7 +233,7 @@ def test_the_teachers_statistics_are_those_of_the_store(
     torch.testing.assert_close(again.variance, gathered.variance)
 
 
-def test_an_export_catches_up_on_statistics_that_a_kill_left_behind(
+def test_a_run_catches_up_on_statistics_that_a_kill_left_behind(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
     directory = tmp_path / "teacher" / "embeddings"
@@ -246,7 +246,7 @@ def test_an_export_catches_up_on_statistics_that_a_kill_left_behind(
     assert store_statistics(directory).cells == 9 * 16 * 16
 
 
-def test_an_export_leaves_an_older_stores_statistics_to_their_command(
+def test_a_run_leaves_an_older_stores_statistics_to_their_command(
     make_export: MakeExport, one_process: Process, tmp_path: Path
 ) -> None:
     directory = tmp_path / "teacher" / "embeddings"

@@ -1,4 +1,4 @@
-"""Damage between two exports: it is named, repaired, and what was lost is exported again, to the same bytes."""
+"""Damage between two runs: it is named, repaired, and what was lost is computed again, to the same bytes."""
 
 import os
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def read_all(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def shard(make_export: MakeExport, one_process: Process, tmp_path: Path) -> Shard:
-    """The only shard of a whole export to tmp_path/teacher."""
+    """The only shard of a whole run to tmp_path/teacher."""
     embed_dataset(plan_embedding(make_export("DATA.BATCH_SIZE", "1")), one_process)
     return Shard(tmp_path / "teacher" / "embeddings", 0)
 
@@ -48,13 +48,13 @@ def test_a_flipped_bit_and_a_truncated_file_are_repaired_to_the_same_bytes(
     assert read_all(shard.directory) == whole
 
 
-def test_a_missing_key_file_stops_the_export(make_export: MakeExport, one_process: Process, shard: Shard) -> None:
+def test_a_missing_key_file_stops_the_run(make_export: MakeExport, one_process: Process, shard: Shard) -> None:
     os.rename(shard.keys_path, shard.directory / "elsewhere.txt")
     with pytest.raises(UserError, match=r"has no rank0-keys\.txt .* export again"):
         embed_dataset(plan_embedding(make_export()), one_process)
 
 
-def test_a_second_export_into_the_same_shard_stops(make_export: MakeExport, one_process: Process, shard: Shard) -> None:
+def test_a_second_run_into_the_same_shard_stops(make_export: MakeExport, one_process: Process, shard: Shard) -> None:
     whole = read_all(shard.directory)
     writer = ShardWriter(shard, shard.values_path.stat().st_size // 9)
     try:

@@ -168,6 +168,14 @@ def test_a_store_in_the_published_format_trains(
         check_training(plan_training(make_training(store=store)))
 
 
+def test_sizes_left_to_the_teacher_are_the_stores_and_recorded_as_numbers(
+    make_training: MakeTraining, one_process: Process
+) -> None:
+    train(make_training("TRAIN.EPOCHS", "1"), one_process)
+    teachers = ["DATA.IMG_SIZE", "teacher", "DISTILL.EMBED_SIZE", "teacher", "DISTILL.EMBED_DIM", "teacher"]
+    check_training(plan_training(make_training("TRAIN.EPOCHS", "1", *teachers)))
+
+
 def _replace(model: object, keys: list[str], value: str) -> TrainConfig:
     """As `--opts` would, beyond what a flag of the fixture sets."""
     import yaml
