@@ -13,6 +13,7 @@ from efficientsam3.data.layouts import DEFAULT_DATASET, DatasetName, describe_da
 from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
 from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.device import DeviceName
+from efficientsam3.store.codecs import DEFAULT_CODEC, CodecName, describe_codecs
 
 Channels = tuple[float, float, float]
 Positive = Annotated[int, Field(gt=0)]
@@ -84,11 +85,9 @@ class EmbeddingConfig(Section):
 class StoreConfig(EmbeddingConfig):
     """What the embedding run writes; recorded in the store's manifest, where training finds it."""
 
-    CODEC: str = Field(
-        "float16",
-        pattern=r"^(float16|int8|int4|pca[1-9][0-9]*-int[48])$",
-        description="how embeddings are stored: float16 (the published format), int8 (half), int4 (a quarter), "
-        "pca{K}-int8 or pca{K}-int4 (K principal components); `efficientsam3 store advise` compares them",
+    CODEC: CodecName = Field(
+        DEFAULT_CODEC,
+        description=f"how embeddings are stored; `efficientsam3 store advise` compares them. {describe_codecs()}",
     )
 
 

@@ -12,7 +12,7 @@ from efficientsam3.embed.plan import EmbedPlan, Indices
 from efficientsam3.models.teacher import Teacher, build_teacher
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.codecs import storable
+from efficientsam3.store.records import storable
 
 
 def load_teacher(plan: EmbedPlan, process: Process) -> Teacher:

@@ -9,7 +9,8 @@ from efficientsam3.embed.plan import EmbedPlan, Indices, free_space, missing_ima
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.memory import peak_of
 from efficientsam3.store.advise import candidates
-from efficientsam3.store.codecs import SEED_BYTES, payload_size
+from efficientsam3.store.codecs import payload_size
+from efficientsam3.store.records import SEED_BYTES
 
 
 @dataclass(frozen=True)

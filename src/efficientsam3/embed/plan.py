@@ -17,9 +17,10 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.models.teacher import KNOWN_TEACHERS, TeacherSpec, inspect_teacher
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
-from efficientsam3.store.codecs import SEED_BYTES, payload_size
+from efficientsam3.store.codecs import payload_size
 from efficientsam3.store.manifest import Manifest, read_manifest
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.records import SEED_BYTES
 from efficientsam3.store.shards import find_shards
 
 logger = logging.getLogger(LOGGER_NAME)

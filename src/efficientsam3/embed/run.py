@@ -15,9 +15,10 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
-from efficientsam3.store.codecs import Codec, pack_records
+from efficientsam3.store.encodings import Codec
 from efficientsam3.store.gather import content_sizes, continue_statistics, measure_batch
 from efficientsam3.store.manifest import Manifest
+from efficientsam3.store.records import pack_records
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ShardStatistics
 from efficientsam3.store.writer import BackgroundWriter

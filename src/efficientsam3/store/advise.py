@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.codecs import SEED_BYTES, build_codec, payload_size, pca_components
+from efficientsam3.store.codecs import CODECS, build_codec, payload_size, pca_components
 from efficientsam3.store.projection import Projection, fit_projection
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.records import SEED_BYTES
 
 LEAST_COSINE = 0.995
 
@@ -32,8 +33,8 @@ class CodecMeasure:
 def candidates(embed_dim: int) -> tuple[str, ...]:
     """Codecs worth trying for that many channels."""
     counts = sorted({max(1, embed_dim * part // 32) for part in (8, 10, 12, 13, 14, 16, 20)})
-    pca = tuple(f"pca{count}-{kind}" for kind in ("int8", "int4") for count in counts)
-    return ("float16", "int8", "int4", *pca)
+    numbers = {name: counts if "{K}" in name else [0] for name in CODECS}
+    return tuple(name.replace("{K}", str(count)) for name, of_name in numbers.items() for count in of_name)
 
 
 def measure_codecs(directory: Path, count: int = 64, codecs: tuple[str, ...] = ()) -> list[CodecMeasure]:

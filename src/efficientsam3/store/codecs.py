@@ -1,112 +1,108 @@
-"""Codecs: how an embedding becomes the payload of a fixed-size record, and back.
+"""Codecs: how an embedding becomes the payload of a fixed-size record, and back. One table, importable without PyTorch.
 
-A record is a little-endian int32 augmentation seed followed by the payload.
-
-| codec | payload |
-|---|---|
-| float16 | the published format: the raw (EMBED_DIM, EMBED_SIZE, EMBED_SIZE) grid in little-endian float16 |
-| int8 | 8 bits a value, a scale per cell (see `quantise`) |
-| int4 | 4 bits a value, a scale per 32 channels of a cell |
-| pca{K}-int8 | K principal components at unit variance (see `projection`), as int8 |
-| pca{K}-int4 | the leading K // 8 components as int8, for they hold most of the variance, then the others as int4 |
+Another codec is a class in `encodings` and an entry here. `{K}` in a name stands for a number of principal components.
 """
 
 import re
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from pydantic import AfterValidator
 
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.projection import Projection, check_components
-from efficientsam3.store.quantise import INT4_BLOCK, Quantiser
 
-SEED_BYTES = 4
-CODECS = ("float16", "int8", "int4", "pca{K}-int8", "pca{K}-int4")
-_PCA = re.compile(r"pca([1-9]\d*)-(int8|int4)")
-_INT8_PART = 8  # one in so many components of pca{K}-int4 takes 8 bits
+if TYPE_CHECKING:
+    from efficientsam3.store.encodings import Codec
+    from efficientsam3.store.projection import Projection
 
-
-class Codec(Protocol):
-    """One way to store embeddings of one shape."""
-
-    name: str
-    payload_size: int  # bytes
-
-    def encode(self, embedding: torch.Tensor) -> torch.Tensor:
-        """(B, D, E, E) finite float, on any device, to (B, payload_size) uint8 on the same device."""
-        ...
-
-    def decode(self, payload: torch.Tensor) -> torch.Tensor:
-        """(B, payload_size) uint8, on any device, to (B, D, E, E) float32 on the same device."""
-        ...
+_NUMBER = "{K}"
 
 
-class Float16Codec:
-    """The published format: the raw (EMBED_DIM, EMBED_SIZE, EMBED_SIZE) grid in little-endian float16."""
+@dataclass(frozen=True)
+class CodecKind:
+    """One kind of codec."""
 
-    name = "float16"
-
-    def __init__(self, embed_dim: int, embed_size: int) -> None:
-        self._shape = (embed_dim, embed_size, embed_size)
-        self.payload_size = 2 * embed_dim * embed_size * embed_size
-
-    def encode(self, embedding: torch.Tensor) -> torch.Tensor:
-        """See `Codec`."""
-        return embedding.to(torch.float16).contiguous().flatten(1).view(torch.uint8)
-
-    def decode(self, payload: torch.Tensor) -> torch.Tensor:
-        """See `Codec`."""
-        # A payload cut out of a record starts 4 bytes in, and MPS cannot view such an offset as float16.
-        return (
-            payload.clone(memory_format=torch.contiguous_format).view(torch.float16).reshape(-1, *self._shape).float()
-        )
+    description: str  # continues its name in help texts
+    # From the codec's name, channels, cells a side, and the projection of a kind that has components.
+    build: "Callable[[str, int, int, Projection | None], Codec]"
+    # Bytes of a payload, from the codec's name, channels, cells a side and components (0 where it has none).
+    payload_size: Callable[[str, int, int, int], int]
 
 
-class QuantisedCodec:
-    """`int8` and `int4`."""
+def _build_float16(_: str, dim: int, size: int, __: "Projection | None") -> "Codec":
+    from efficientsam3.store.encodings import Float16Codec
 
-    def __init__(self, name: str, embed_dim: int, embed_size: int) -> None:
-        self.name, self._embed_size = name, embed_size
-        self._quantiser = _quantiser(name, embed_dim, embed_size**2)
-        self.payload_size = self._quantiser.size
-
-    def encode(self, embedding: torch.Tensor) -> torch.Tensor:
-        """See `Codec`."""
-        return self._quantiser.encode(embedding.flatten(2))
-
-    def decode(self, payload: torch.Tensor) -> torch.Tensor:
-        """See `Codec`."""
-        return _grid(self._quantiser.decode(payload), self._embed_size)
+    return Float16Codec(dim, size)
 
 
-class PcaCodec:
-    """`pca{K}-int8` and `pca{K}-int4`."""
+def _build_quantised(name: str, dim: int, size: int, _: "Projection | None") -> "Codec":
+    from efficientsam3.store.encodings import QuantisedCodec
 
-    def __init__(self, name: str, projection: Projection, embed_size: int) -> None:
-        self.name, self._embed_size = name, embed_size
-        self._projections = {projection.mean.device: projection}
-        self._counts, self._quantisers = _pca_parts(name, len(projection.basis), embed_size**2)
-        self.payload_size = sum(part.size for part in self._quantisers)
+    return QuantisedCodec(name, dim, size)
 
-    def encode(self, embedding: torch.Tensor) -> torch.Tensor:
-        """See `Codec`."""
-        coefficients = self._projection(embedding.device).project(embedding.flatten(2))
-        parts = zip(self._quantisers, torch.split(coefficients, self._counts, dim=1), strict=True)
-        return torch.cat([quantiser.encode(part) for quantiser, part in parts], dim=1)
 
-    def decode(self, payload: torch.Tensor) -> torch.Tensor:
-        """See `Codec`."""
-        sizes = [part.size for part in self._quantisers]
-        parts = zip(self._quantisers, torch.split(payload, sizes, dim=1), strict=True)
-        coefficients = torch.cat([quantiser.decode(part) for quantiser, part in parts], dim=1)
-        return _grid(self._projection(payload.device).restore(coefficients), self._embed_size)
+def _build_pca(name: str, dim: int, size: int, projection: "Projection | None") -> "Codec":
+    from efficientsam3.store.encodings import PcaCodec
 
-    def _projection(self, device: torch.device) -> Projection:
-        if device not in self._projections:
-            self._projections[device] = next(iter(self._projections.values())).to(device)
-        return self._projections[device]
+    assert projection is not None, name
+    assert projection.basis.shape == (pca_components(name), dim), projection.basis.shape
+    return PcaCodec(name, projection, size)
+
+
+def _built_size(name: str, dim: int, size: int, _: int) -> int:
+    return build_codec(name, dim, size).payload_size
+
+
+def _pca_size(name: str, dim: int, size: int, components: int) -> int:
+    from efficientsam3.store.encodings import pca_payload_size
+    from efficientsam3.store.projection import check_components
+
+    check_components(components, dim)
+    return pca_payload_size(name, components, size)
+
+
+CODECS = {
+    "float16": CodecKind(
+        "the published format, the raw (EMBED_DIM, EMBED_SIZE, EMBED_SIZE) grid in little-endian float16",
+        _build_float16,
+        _built_size,
+    ),
+    "int8": CodecKind("half of that: 8 bits a value, a scale per cell", _build_quantised, _built_size),
+    "int4": CodecKind("a quarter: 4 bits a value, a scale per 32 channels of a cell", _build_quantised, _built_size),
+    "pca{K}-int8": CodecKind("K principal components at unit variance, as int8", _build_pca, _pca_size),
+    "pca{K}-int4": CodecKind("the leading K // 8 components as int8, the others as int4", _build_pca, _pca_size),
+}
+DEFAULT_CODEC = "float16"
+
+
+def describe_codecs() -> str:
+    """All kinds of codecs with their descriptions, for help texts."""
+    return "; ".join(f"{name}: {kind.description}" for name, kind in CODECS.items())
+
+
+def parse_codec(name: str) -> tuple[CodecKind, int]:
+    """The kind of the codec called `name`, and how many components it has; 0 where it has none.
+
+    Raises:
+        UserError: there is no such codec.
+    """
+    for written, kind in CODECS.items():
+        match = re.fullmatch(re.escape(written).replace(re.escape(_NUMBER), r"([1-9]\d*)"), name)
+        if match:
+            return kind, int(match[1]) if match.groups() else 0
+    raise UserError(f"Codec {name!r} is not known: this version has {', '.join(CODECS)}, with K components.")
+
+
+def _known(name: str) -> str:
+    try:
+        parse_codec(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+CodecName = Annotated[str, AfterValidator(_known)]  # of a field of a configuration or a request
 
 
 def pca_components(name: str) -> int | None:
@@ -115,10 +111,7 @@ def pca_components(name: str) -> int | None:
     Raises:
         UserError: there is no such codec.
     """
-    match = _PCA.fullmatch(name)
-    if match is None and name not in CODECS[:3]:
-        raise UserError(f"Codec {name!r} is not known: this version has {', '.join(CODECS)}, with K components.")
-    return int(match[1]) if match else None
+    return parse_codec(name)[1] or None
 
 
 def payload_size(name: str, embed_dim: int, embed_size: int) -> int:
@@ -127,63 +120,20 @@ def payload_size(name: str, embed_dim: int, embed_size: int) -> int:
     Raises:
         UserError: there is no such codec, or it wants more components than channels.
     """
-    components, cells = pca_components(name), embed_size**2
-    if components is not None:
-        check_components(components, embed_dim)
-        return sum(part.size for part in _pca_parts(name, components, cells)[1])
-    if name == Float16Codec.name:
-        return Float16Codec(embed_dim, embed_size).payload_size
-    return _quantiser(name, embed_dim, cells).size
+    kind, components = parse_codec(name)
+    return kind.payload_size(name, embed_dim, embed_size, components)
 
 
-def build_codec(name: str, embed_dim: int, embed_size: int, projection: Projection | None = None) -> Codec:
+def build_codec(name: str, embed_dim: int, embed_size: int, projection: "Projection | None" = None) -> "Codec":
     """The codec called `name` for embeddings of shape (embed_dim, embed_size, embed_size).
 
     Args:
         name: one of `CODECS`, with K a number.
         embed_dim: channels.
         embed_size: cells a side.
-        projection: of the codecs that need one.
+        projection: needed by the codecs with components.
 
     Raises:
         UserError: there is no such codec.
     """
-    if pca_components(name) is not None:
-        assert projection is not None, name
-        assert projection.basis.shape == (pca_components(name), embed_dim), projection.basis.shape
-        return PcaCodec(name, projection, embed_size)
-    return Float16Codec(embed_dim, embed_size) if name == "float16" else QuantisedCodec(name, embed_dim, embed_size)
-
-
-def pack_records(seeds: npt.NDArray[np.int32], payloads: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(B,) int32 seeds and (B, payload_size) uint8 payloads to (B, record_size) uint8 records."""
-    header = seeds.astype("<i4").view(np.uint8).reshape(len(seeds), SEED_BYTES)
-    return np.concatenate([header, payloads], axis=1)
-
-
-def unpack_seeds(records: torch.Tensor) -> torch.Tensor:
-    """(B, record_size) uint8 records to their (B,) int32 seeds."""
-    return records[:, :SEED_BYTES].contiguous().view(torch.int32)[:, 0]
-
-
-def storable(embeddings: torch.Tensor) -> torch.Tensor:
-    """(B, D, E, E) float to (B,) bool: whether each embedding is finite, also in float16.
-
-    No codec stores what is not; the quantised ones would spoil a whole block by one value.
-    """
-    return embeddings.to(torch.float16).isfinite().flatten(1).all(dim=1)
-
-
-def _grid(cells: torch.Tensor, size: int) -> torch.Tensor:
-    return cells.reshape(*cells.shape[:2], size, size)
-
-
-def _quantiser(kind: str, channels: int, cells: int) -> Quantiser:
-    return Quantiser(channels, cells, 8, channels) if kind == "int8" else Quantiser(channels, cells, 4, INT4_BLOCK)
-
-
-def _pca_parts(name: str, components: int, cells: int) -> tuple[list[int], list[Quantiser]]:
-    """How many components each of the payload's parts holds, and their quantisers."""
-    head = components if name.endswith("int8") else components // _INT8_PART
-    parts = [(count, kind) for count, kind in ((head, "int8"), (components - head, "int4")) if count]
-    return [count for count, _ in parts], [_quantiser(kind, count, cells) for count, kind in parts]
+    return parse_codec(name)[0].build(name, embed_dim, embed_size, projection)

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.codecs import pack_records, pca_components, storable
+from efficientsam3.store.codecs import pca_components
 from efficientsam3.store.maintenance import open_manifest
 from efficientsam3.store.manifest import Manifest, ProjectionIdentity, read_manifest, write_manifest
 from efficientsam3.store.projection import PROJECTION_IMAGES, fit_projection, save_projection
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.records import pack_records, storable
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ShardStatistics, gathered_statistics
 from efficientsam3.store.writer import BackgroundWriter

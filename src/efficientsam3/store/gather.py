@@ -11,8 +11,9 @@ from efficientsam3.data.images import read_size
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, build_valid_mask
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.codecs import SEED_BYTES, Codec
+from efficientsam3.store.encodings import Codec
 from efficientsam3.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from efficientsam3.store.records import SEED_BYTES
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ChannelStatistics, ShardStatistics, store_statistics
 

@@ -9,8 +9,10 @@ from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
-from efficientsam3.store.codecs import SEED_BYTES, Codec, build_codec, payload_size
+from efficientsam3.store.codecs import build_codec, payload_size
+from efficientsam3.store.encodings import Codec
 from efficientsam3.store.projection import load_projection
+from efficientsam3.store.records import SEED_BYTES
 
 MANIFEST_NAME = "manifest.json"
 

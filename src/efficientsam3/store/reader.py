@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.codecs import SEED_BYTES, unpack_seeds
 from efficientsam3.store.index import StoreIndex
 from efficientsam3.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from efficientsam3.store.records import SEED_BYTES, unpack_seeds
 from efficientsam3.store.shards import CRC_BYTES, find_shards
 
 

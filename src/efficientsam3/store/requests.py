@@ -9,6 +9,7 @@ from efficientsam3.data.layouts import DEFAULT_DATASET
 from efficientsam3.data.requests import Dataset
 from efficientsam3.runtime.device import DeviceName
 from efficientsam3.runtime.request import Argument, Count, Folder, Request
+from efficientsam3.store.codecs import CodecName, describe_codecs
 
 
 class StoreRequest(Request):
@@ -26,7 +27,7 @@ class VerifyRequest(StoreRequest):
 class ConvertRequest(StoreRequest):
     """Which store to re-encode, and how."""
 
-    codec: str = Field(description="float16, int8, int4, pca{K}-int8 or pca{K}-int4")
+    codec: Annotated[CodecName, Argument("CODEC")] = Field(description=describe_codecs())
     output: Folder = Field(description="folder of the new store")
     device: DeviceName = "auto"
 

@@ -15,10 +15,10 @@ from efficientsam3.embed.plan import EmbedPlan, check_space, missing_images
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.models.teacher import Teacher
 from efficientsam3.runtime.distributed import Process, all_gather, barrier
-from efficientsam3.store.codecs import SEED_BYTES, pack_records, storable
 from efficientsam3.store.gather import measure_batch
 from efficientsam3.store.manifest import Manifest, read_manifest
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.records import SEED_BYTES, pack_records, storable
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.statistics import ChannelStatistics
 from efficientsam3.store.writer import BackgroundWriter

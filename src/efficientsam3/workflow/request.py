@@ -11,6 +11,7 @@ from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.cores import usable_cores
 from efficientsam3.runtime.device import DeviceName
 from efficientsam3.runtime.request import Argument, Count, CountOrZero, FileOrFolder, Folder, Request
+from efficientsam3.store.codecs import DEFAULT_CODEC, CodecName, describe_codecs
 
 
 class DistillRequest(Request):
@@ -44,8 +45,8 @@ class DistillRequest(Request):
     )
     seed: CountOrZero = Field(0, description="seed of the whole run")
     device: DeviceName = "auto"
-    codec: Annotated[str, Argument("CODEC")] = Field(
-        "float16", description="how the teacher's embeddings are stored: float16, int8, int4, pca{K}-int8 or -int4"
+    codec: Annotated[CodecName, Argument("CODEC")] = Field(
+        DEFAULT_CODEC, description=f"how the teacher's embeddings are stored. {describe_codecs()}"
     )
     online: bool = Field(
         False, description="store no embeddings: the teacher runs in the training loop, in every epoch again"

@@ -1,21 +1,24 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from efficientsam3.config.schema import StoreConfig
+from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.codecs import (
-    Codec,
-    Float16Codec,
-    build_codec,
-    pack_records,
-    payload_size,
-    pca_components,
-    storable,
-    unpack_seeds,
-)
+from efficientsam3.store.advise import candidates
+from efficientsam3.store.codecs import CODECS, CodecKind, build_codec, describe_codecs, payload_size, pca_components
+from efficientsam3.store.encodings import Codec, Float16Codec
+from efficientsam3.store.manifest import Manifest, write_manifest
 from efficientsam3.store.projection import fit_projection
+from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.records import pack_records, storable, unpack_seeds
+from efficientsam3.store.shards import Shard
+from efficientsam3.store.writer import BackgroundWriter
 
 QUANTISED = ["int8", "int4"]
 COUNT = 3
@@ -164,3 +167,46 @@ def test_an_unknown_codec_is_named(name: str) -> None:
 def test_more_components_than_channels_are_refused() -> None:
     with pytest.raises(UserError, match=r"pca9 .* the 8 channels"):
         payload_size("pca9-int8", 8, 2)
+
+
+class RoundedCodec:
+    """Whole numbers from -128 to 127."""
+
+    name = "rounded"
+
+    def __init__(self, dim: int, size: int) -> None:
+        self._shape = (dim, size, size)
+        self.payload_size = dim * size * size
+
+    def encode(self, embedding: torch.Tensor) -> torch.Tensor:
+        return embedding.round().clamp(-128, 127).to(torch.int8).flatten(1).view(torch.uint8)
+
+    def decode(self, payload: torch.Tensor) -> torch.Tensor:
+        return payload.contiguous().view(torch.int8).reshape(-1, *self._shape).float()
+
+
+def test_another_codec_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kind = CodecKind(
+        "whole numbers", lambda _, dim, size, __: RoundedCodec(dim, size), lambda _, dim, size, __: dim * size**2
+    )
+    monkeypatch.setitem(CODECS, "rounded", kind)
+    assert StoreConfig(CODEC="rounded").CODEC == "rounded"
+    assert "rounded: whole numbers" in describe_codecs()
+    assert "rounded" in candidates(64)
+    manifest = Manifest(codec="rounded", embed_dim=2, embed_size=2, preprocessing=Preprocessing(image_size=28))
+    write_manifest(tmp_path, manifest)
+    grid = torch.arange(8.0).reshape(1, 2, 2, 2)
+    codec = manifest.build_codec(tmp_path)
+    with BackgroundWriter(Shard(tmp_path, 0), manifest.record_size) as writer:
+        writer.append("sa_1", pack_records(np.array([7], np.int32), codec.encode(grid).numpy())[0])
+    store = EmbeddingStore(tmp_path)
+    seeds, found = store.decode(store.read(0)[None])
+    assert (seeds.tolist(), found.tolist()) == ([7], grid.tolist())
+
+
+@pytest.mark.parametrize("name", ["float32", "pca0-int8", "pca-int4", "pca8-int2", "int8 "])
+def test_an_unknown_codec_is_refused_with_the_names(name: str) -> None:
+    with pytest.raises(UserError, match=r"this version has float16, int8, int4, pca\{K\}-int8, pca\{K\}-int4"):
+        payload_size(name, 64, 16)
+    with pytest.raises(ValidationError, match="is not known"):
+        StoreConfig(CODEC=name)

@@ -12,11 +12,11 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store import convert, maintenance
 from efficientsam3.store.advise import CodecMeasure, measure_codecs, recommend
-from efficientsam3.store.codecs import pack_records
 from efficientsam3.store.convert import convert_store
 from efficientsam3.store.maintenance import describe_store, merge_shards, missing_ids, verify_store
 from efficientsam3.store.manifest import Manifest, write_manifest
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.records import pack_records
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter, ShardWriter
 

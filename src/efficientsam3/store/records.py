@@ -1,0 +1,26 @@
+"""Records: a little-endian int32 augmentation seed, followed by the payload that a codec makes of an embedding."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+SEED_BYTES = 4
+
+
+def pack_records(seeds: npt.NDArray[np.int32], payloads: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(B,) int32 seeds and (B, payload_size) uint8 payloads to (B, record_size) uint8 records."""
+    header = seeds.astype("<i4").view(np.uint8).reshape(len(seeds), SEED_BYTES)
+    return np.concatenate([header, payloads], axis=1)
+
+
+def unpack_seeds(records: torch.Tensor) -> torch.Tensor:
+    """(B, record_size) uint8 records to their (B,) int32 seeds."""
+    return records[:, :SEED_BYTES].contiguous().view(torch.int32)[:, 0]
+
+
+def storable(embeddings: torch.Tensor) -> torch.Tensor:
+    """(B, D, E, E) float to (B,) bool: whether each embedding is finite, also in float16.
+
+    No codec stores what is not; the quantised ones would spoil a whole block by one value.
+    """
+    return embeddings.to(torch.float16).isfinite().flatten(1).all(dim=1)
