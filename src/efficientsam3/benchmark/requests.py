@@ -1,4 +1,4 @@
-"""What `compare` and `benchmark student` are asked to do."""
+"""What `compare`, `benchmark student` and `benchmark gpu` are asked to do."""
 
 from typing import Annotated, Literal, get_args
 
@@ -46,3 +46,18 @@ class LatencyRequest(Request):
     rounds: Count = Field(5, description="measurements of each way")
     threads: CountOrZero = Field(0, description="PyTorch's threads; 0, the default: as many as it takes")
     device: DeviceName = "auto"
+
+
+class GpuRequest(Request):
+    """What to measure of a GPU, and how long that may take."""
+
+    student: Students = (ALL,)
+    batch_size: Count = Field(32, description="images of a training's batch, halved where they do not fit")
+    seconds: Count = Field(480, description="no measurement is begun that could end later than this")
+    json_file: Annotated[File | None, Argument(aliases=("--json",))] = Field(
+        None, description="also write the measurements, and the tracebacks of those that failed, to this file"
+    )
+    small: bool = Field(
+        False, description="tiny models and images, which any device can compute: tries the command out"
+    )
+    device: DeviceName = "cuda"

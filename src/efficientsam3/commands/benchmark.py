@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from efficientsam3.benchmark.requests import LatencyRequest
+from efficientsam3.benchmark.requests import GpuRequest, LatencyRequest
 from efficientsam3.commands.arguments import ConfiguredRequest, StepRequest, read_config
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.runtime.request import Count
@@ -113,8 +113,26 @@ def _student(request: LatencyRequest) -> None:
     print(f"{describe_machine()}, {device}, {torch.get_num_threads()} threads")
 
 
+def _gpu(request: GpuRequest) -> None:
+    """Measure SAM3's trunk, embedding and training on one GPU, with random weights and made-up images."""
+    from rich.console import Console
+
+    from efficientsam3.benchmark.gpu import measure_gpu
+    from efficientsam3.benchmark.gpu_device import find_device
+    from efficientsam3.benchmark.gpu_tables import gpu_json, gpu_table
+    from efficientsam3.benchmark.parameters import select_students
+    from efficientsam3.runtime.files import write_text
+
+    device, students = find_device(request.device, request.small), select_students(request.student)
+    report = measure_gpu(device, students, request.batch_size, request.seconds, request.small)
+    Console(width=180).print(gpu_table(report))
+    if request.json_file is not None:
+        write_text(request.json_file, gpu_json(report))
+
+
 ACTIONS = {
     "data": (DataRequest, _data),
     "train": (StepsRequest, _train),
     "student": (LatencyRequest, _student),
+    "gpu": (GpuRequest, _gpu),
 }
