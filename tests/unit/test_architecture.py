@@ -17,6 +17,7 @@ WITHOUT_TORCH = [
     "models.students",
     "predict.onnx_sam3",
     "runtime.device",
+    "store.codecs",
     *(
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for pattern in ("commands/*.py", "**/request.py", "**/requests.py")
