@@ -1,6 +1,8 @@
 """Train and write down what was seen."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,10 +66,22 @@ def record(config: TrainConfig, process: Process, stop_after: int) -> dict[str, 
 
 def record_on_two(rank: int, config: str, output: Path, stop_after: int, port: int) -> None:
     """One of two processes' `record`; the first writes `output`."""
+    with _one_of_two(rank, port) as own_process:
+        found = record(TrainConfig.model_validate_json(config), own_process, stop_after)
+        if own_process.is_main:
+            torch.save(found, output)
+
+
+def train_on_two(rank: int, config: str, port: int) -> None:
+    """One of two processes of a training."""
+    with _one_of_two(rank, port) as own_process:
+        train(TrainConfig.model_validate_json(config), own_process)
+
+
+@contextmanager
+def _one_of_two(rank: int, port: int) -> Iterator[Process]:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     with process_group("cpu") as own_process:
-        found = record(TrainConfig.model_validate_json(config), own_process, stop_after)
-        if own_process.is_main:
-            torch.save(found, output)
+        yield own_process
