@@ -19,11 +19,11 @@ from rich.table import Table
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.device import describe_machine
-from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
 
-MANIFEST = Manifest(embed_dim=1, embed_size=1, preprocessing=Preprocessing(image_size=14))
+MANIFEST = StoreManifest(embed_dim=1, embed_size=1, preprocessing=Preprocessing(image_size=14))
 
 
 def open_store(directory: Path, connection: Connection) -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     for count in args.records:
         directory = Path(tempfile.mkdtemp(dir=args.scratch))
         try:
-            write_manifest(directory, MANIFEST)
+            write_store_manifest(directory, MANIFEST)
             for rank in range(args.shards):
                 numbers, shard = range(rank, count, args.shards), Shard(directory, rank)
                 shard.keys_path.write_text("".join(f"sa_{number}\n" for number in numbers))

@@ -25,12 +25,12 @@ from rich.table import Table
 
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
 from efficientsam3.runtime.device import describe_machine
-from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter
 
-MANIFEST = Manifest(embed_dim=1024, embed_size=72, preprocessing=SAM3_PREPROCESSING)
+MANIFEST = StoreManifest(embed_dim=1024, embed_size=72, preprocessing=SAM3_PREPROCESSING)
 SIZE = MANIFEST.record_size
 ROUNDS, BATCH = 5, 4
 
@@ -46,7 +46,7 @@ def drop_cache(directory: Path) -> None:
 
 def write_store(directory: Path, records: list[np.ndarray], count: int) -> None:
     """As the export writes."""
-    write_manifest(directory, MANIFEST)
+    write_store_manifest(directory, MANIFEST)
     with BackgroundWriter(Shard(directory, 0), SIZE) as writer:
         for number in range(count):
             writer.append(f"sa_{number}", records[number % len(records)])

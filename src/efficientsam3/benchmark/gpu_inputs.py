@@ -27,8 +27,8 @@ from efficientsam3.data.preprocess import sam3_preprocessing
 from efficientsam3.embed.plan import EmbedPlan, free_space, plan_embedding
 from efficientsam3.models.students import backbone_of
 from efficientsam3.models.tracing import trace
-from efficientsam3.runtime.cores import usable_cores
-from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.runtime.device import usable_cores
+from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter
 
@@ -86,7 +86,7 @@ class Inputs:
         with device:  # random numbers are quick there
             Sam3ViTModel(self.trunk_config).save_pretrained(self.trunk)
         config = self.trunk_config
-        self.manifest = Manifest(
+        self.manifest = StoreManifest(
             embed_dim=config.hidden_size,
             embed_size=config.image_size // config.patch_size,
             preprocessing=sam3_preprocessing(config.image_size),
@@ -104,7 +104,7 @@ class Inputs:
         seeds = np.zeros((len(noise), self.manifest.record_size - payloads.shape[1]), np.uint8)
         records = np.concatenate([seeds, payloads], axis=1)
         self._store.mkdir()
-        write_manifest(self._store, self.manifest)
+        write_store_manifest(self._store, self.manifest)
         start = time.monotonic()
         with BackgroundWriter(Shard(self._store, 0), self.manifest.record_size) as writer:
             for number in range(self.images):

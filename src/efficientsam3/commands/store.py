@@ -14,7 +14,7 @@ from efficientsam3.store.requests import (
 )
 
 if TYPE_CHECKING:
-    from efficientsam3.store.manifest import Manifest
+    from efficientsam3.store.manifest import StoreManifest
 
 
 def _info(request: StoreRequest) -> None:
@@ -107,19 +107,19 @@ def _statistics(request: StatisticsRequest) -> None:
     print(f"standard deviations from {deviation.min():.4g} to {deviation.max():.4g}, median {deviation.median():.4g}")
 
 
-def _published(request: StatisticsRequest) -> "Manifest | None":
+def _published(request: StatisticsRequest) -> "StoreManifest | None":
     from pydantic import ValidationError
 
     from efficientsam3.data.preprocess import Preprocessing
     from efficientsam3.runtime.errors import UserError
-    from efficientsam3.store.manifest import Manifest
+    from efficientsam3.store.manifest import StoreManifest
 
     if request.published is None:
         return None
     dim, size, pixels, resize = request.published
     try:
         preprocessing = Preprocessing.model_validate({"image_size": pixels, "resize": resize})
-        return Manifest.model_validate({"embed_dim": dim, "embed_size": size, "preprocessing": preprocessing})
+        return StoreManifest.model_validate({"embed_dim": dim, "embed_size": size, "preprocessing": preprocessing})
     except ValidationError as error:
         given = " ".join(request.published)
         raise UserError(f"--published {given} is not understood: give e.g. 1024 72 1008 pad.") from error

@@ -15,7 +15,6 @@ import torch
 from efficientsam3.data import listing_cache
 from efficientsam3.data.annotations.coco import image_names
 from efficientsam3.data.find import is_image_name
-from efficientsam3.data.ids import ids_from_tensor, ids_to_tensor
 from efficientsam3.data.listing_cache import Names
 from efficientsam3.runtime.errors import UserError
 
@@ -170,3 +169,15 @@ def _collect(names: Iterable[bytes]) -> Names:
         stems.append(np.array([stem for stem, _ in chunk], dtype="S"))
         codes.append(np.array([suffixes.setdefault(suffix, len(suffixes)) for _, suffix in chunk], dtype=np.uint8))
     return Names(np.concatenate(stems), np.concatenate(codes), list(suffixes))
+
+
+def ids_to_tensor(ids: npt.NDArray[np.bytes_]) -> torch.Tensor:
+    """(N,) fixed-width bytes to (N, width) uint8, without a copy where the array is contiguous."""
+    contiguous = np.ascontiguousarray(ids)
+    return torch.from_numpy(contiguous.view(np.uint8).reshape(len(ids), ids.dtype.itemsize))
+
+
+def ids_from_tensor(table: torch.Tensor) -> npt.NDArray[np.bytes_]:
+    """(N, width) uint8 to (N,) fixed-width bytes, a view."""
+    values: npt.NDArray[np.uint8] = table.numpy()
+    return values.view(f"S{table.shape[1]}").reshape(-1)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import torch
 
 Resize = Literal["square", "pad"]
-RGB = tuple[float, float, float]
+PerChannel = tuple[float, float, float]
 
-IMAGENET_MEAN: RGB = (123.675 / 255, 116.28 / 255, 103.53 / 255)
-IMAGENET_STD: RGB = (58.395 / 255, 57.12 / 255, 57.375 / 255)
-HALF: RGB = (0.5, 0.5, 0.5)
+IMAGENET_MEAN: PerChannel = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+IMAGENET_STD: PerChannel = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+HALF: PerChannel = (0.5, 0.5, 0.5)
 
 
 class Preprocessing(BaseModel):
@@ -30,8 +30,8 @@ class Preprocessing(BaseModel):
 
     image_size: int = Field(1008, gt=0, description="side of the square input in pixels")
     resize: Resize = Field("square", description="square: squash; pad: keep the aspect ratio, pad right and bottom")
-    mean: RGB = Field(HALF, description="per channel, of pixels in [0, 1]")
-    std: RGB = Field(HALF, description="per channel, of pixels in [0, 1]")
+    mean: PerChannel = Field(HALF, description="per channel, of pixels in [0, 1]")
+    std: PerChannel = Field(HALF, description="per channel, of pixels in [0, 1]")
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels that a picture of `height` x `width` covers in the input (its top left corner)."""

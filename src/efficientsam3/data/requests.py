@@ -9,7 +9,7 @@ from efficientsam3.data.layouts import DEFAULT_DATASET, DatasetName, describe_da
 from efficientsam3.data.sa1b.links import SOURCE, Subset
 from efficientsam3.data.sa1b.placing import Mode
 from efficientsam3.data.split import DEFAULT_VAL_RATIO
-from efficientsam3.runtime.cores import usable_cores
+from efficientsam3.runtime.device import usable_cores
 from efficientsam3.runtime.request import Argument, Count, File, Folder, Request
 
 Dataset = Annotated[DatasetName, Field(description=f"layout. {describe_datasets()}")]

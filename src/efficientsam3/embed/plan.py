@@ -18,7 +18,7 @@ from efficientsam3.models.teacher import KNOWN_TEACHERS, TeacherSpec, inspect_te
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.store.codecs import payload_size
-from efficientsam3.store.manifest import Manifest, read_manifest
+from efficientsam3.store.manifest import StoreManifest, read_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.records import SEED_BYTES
 from efficientsam3.store.shards import find_shards
@@ -34,7 +34,7 @@ class EmbedPlan:
 
     splits: tuple[ImageListing, ...]  # train, val
     teacher: TeacherSpec
-    manifest: Manifest  # of the store, without the teacher's hash and the projection
+    manifest: StoreManifest  # of the store, without the teacher's hash and the projection
     store_dir: Path
     batch_size: int  # images per process
     num_workers: int
@@ -96,7 +96,7 @@ def build_plan(
         teacher.NAME,
     )
     payload_size(codec, spec.embed_dim, spec.embed_size)  # refuses a codec that does not fit the shape
-    manifest = Manifest(
+    manifest = StoreManifest(
         codec=codec,
         embed_dim=spec.embed_dim,
         embed_size=spec.embed_size,
@@ -134,7 +134,7 @@ def resolve_preprocessing(data: DataConfig, image_size: int, own: Preprocessing 
     return Preprocessing(image_size=image_size, **values)
 
 
-def published_manifest(directory: Path, data: DataConfig, shape: EmbeddingConfig) -> Manifest | None:
+def published_manifest(directory: Path, data: DataConfig, shape: EmbeddingConfig) -> StoreManifest | None:
     """Describe a store in the published format, which has no manifest; None for any other directory.
 
     Sizes that the configuration leaves to the teacher are those of the known teacher whose records have the size of
@@ -143,7 +143,11 @@ def published_manifest(directory: Path, data: DataConfig, shape: EmbeddingConfig
     Raises:
         UserError: a size is left to the teacher, and no known teacher fits.
     """
-    if not directory.is_dir() or read_manifest(directory) is not None or not any(directory.glob("rank*-keys.txt")):
+    if (
+        not directory.is_dir()
+        or read_store_manifest(directory) is not None
+        or not any(directory.glob("rank*-keys.txt"))
+    ):
         return None
     dim, size, image_size = map(given_size, (shape.EMBED_DIM, shape.EMBED_SIZE, data.IMG_SIZE))
     found = (dim, size) if dim and size else _published_shape(directory, dim, size)
@@ -153,7 +157,7 @@ def published_manifest(directory: Path, data: DataConfig, shape: EmbeddingConfig
         raise UserError(f"{directory} has no manifest that says at which size its images were: set DATA.IMG_SIZE.")
     preprocessing = resolve_preprocessing(data, image_size, known)
     logger.warning("%s has no manifest: taken as the published format, %s, %r", directory, found, preprocessing)
-    return Manifest(embed_dim=found[0], embed_size=found[1], preprocessing=preprocessing)
+    return StoreManifest(embed_dim=found[0], embed_size=found[1], preprocessing=preprocessing)
 
 
 def _published_shape(directory: Path, embed_dim: int | None, embed_size: int | None) -> tuple[int, int]:
@@ -174,7 +178,7 @@ def _published_shape(directory: Path, embed_dim: int | None, embed_size: int | N
 
 def missing_images(plan: EmbedPlan) -> list[Indices]:
     """The images of each split that the store has no committed record of: all where there is no store yet."""
-    if read_manifest(plan.store_dir) is None:
+    if read_store_manifest(plan.store_dir) is None:
         return [np.arange(len(split)) for split in plan.splits]
     store = EmbeddingStore(plan.store_dir)
     return [np.flatnonzero(store.rows(split.ids) < 0) for split in plan.splits]

@@ -17,7 +17,7 @@ from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.store.encodings import Codec
 from efficientsam3.store.gather import content_sizes, continue_statistics, measure_batch
-from efficientsam3.store.manifest import Manifest
+from efficientsam3.store.manifest import StoreManifest
 from efficientsam3.store.records import pack_records
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ShardStatistics
@@ -84,7 +84,7 @@ def embed_dataset(plan: EmbedPlan, process: Process) -> EmbedSummary:
     return _summarise(process, plan, embedded, broken, total, time.monotonic() - start)
 
 
-def _catch_up(plan: EmbedPlan, manifest: Manifest, codec: Codec, process: Process) -> ShardStatistics | None:
+def _catch_up(plan: EmbedPlan, manifest: StoreManifest, codec: Codec, process: Process) -> ShardStatistics | None:
     """Statistics of this process's shard so far; those of shards that no process writes are completed, too.
 
     A run that ended between a commit and its statistics leaves few records to read. A shard without any statistics,
@@ -109,7 +109,7 @@ def _catch_up(plan: EmbedPlan, manifest: Manifest, codec: Codec, process: Proces
 
 
 def _write(
-    batch: ImageBatch, embeddings: torch.Tensor, manifest: Manifest, codec: Codec, writer: BackgroundWriter
+    batch: ImageBatch, embeddings: torch.Tensor, manifest: StoreManifest, codec: Codec, writer: BackgroundWriter
 ) -> None:
     if not batch.image_ids:
         return

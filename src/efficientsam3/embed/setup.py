@@ -13,18 +13,18 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.store.codecs import pca_components
 from efficientsam3.store.manifest import (
-    Manifest,
     ProjectionIdentity,
+    StoreManifest,
     TeacherIdentity,
-    read_manifest,
-    write_manifest,
+    read_store_manifest,
+    write_store_manifest,
 )
 from efficientsam3.store.projection import PROJECTION_IMAGES, fit_projection, save_projection
 
 logger = logging.getLogger(LOGGER_NAME)
 
 
-def prepare_store(plan: EmbedPlan, process: Process) -> Manifest:
+def prepare_store(plan: EmbedPlan, process: Process) -> StoreManifest:
     """Write the store's manifest, or compare it with the one that is there.
 
     Rank 0 does it; a refusal reaches every rank.
@@ -33,11 +33,11 @@ def prepare_store(plan: EmbedPlan, process: Process) -> Manifest:
         UserError: the store was begun with other settings, or a projection cannot be fitted.
     """
     problem: str | None = None
-    manifest: Manifest | None = None
+    manifest: StoreManifest | None = None
     if process.is_main:
         try:
             manifest = _with_projection(plan, process, _with_teacher(plan, process))
-            write_manifest(plan.store_dir, manifest)
+            write_store_manifest(plan.store_dir, manifest)
         except UserError as error:
             problem = str(error)
     problem, manifest = broadcast((problem, manifest))
@@ -47,15 +47,15 @@ def prepare_store(plan: EmbedPlan, process: Process) -> Manifest:
     return manifest
 
 
-def _with_teacher(plan: EmbedPlan, process: Process) -> Manifest:
+def _with_teacher(plan: EmbedPlan, process: Process) -> StoreManifest:
     dtype = str(plan.teacher.compute_dtype(process.device, plan.amp)).removeprefix("torch.")
     identity = TeacherIdentity(name=plan.teacher.name, sha256=plan.teacher.sha256(), compute_dtype=dtype)
     return plan.manifest.model_copy(update={"teacher": identity})
 
 
-def _with_projection(plan: EmbedPlan, process: Process, manifest: Manifest) -> Manifest:
+def _with_projection(plan: EmbedPlan, process: Process, manifest: StoreManifest) -> StoreManifest:
     """Name the store's projection; a new store whose codec needs one gets one that is fitted on the first images."""
-    components, present = pca_components(manifest.codec), read_manifest(plan.store_dir)
+    components, present = pca_components(manifest.codec), read_store_manifest(plan.store_dir)
     if components is None or present is not None:
         return manifest.model_copy(update={"projection": present.projection if present else None})
     logger.info("fitting %s on the first %d images", manifest.codec, min(PROJECTION_IMAGES, plan.count))

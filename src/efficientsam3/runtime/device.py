@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision. Importing this module does not import PyTorch."""
+"""Devices, their precision, and CPU cores. Importing this module does not import PyTorch."""
 
 import os
 import platform
@@ -59,6 +59,13 @@ def autocast_dtype(device: "torch.device") -> "torch.dtype | None":
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return None
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, as far as the system tells; at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def describe_machine() -> str:

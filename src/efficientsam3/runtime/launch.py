@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from efficientsam3.runtime.cores import usable_cores
+from efficientsam3.runtime.device import usable_cores
 from efficientsam3.runtime.signals import SAVED_VARIABLE
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

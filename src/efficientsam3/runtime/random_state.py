@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
-State = dict[str, Any]
+RandomState = dict[str, Any]
 
 
-def capture_random_state(device: torch.device) -> State:
+def capture_random_state(device: torch.device) -> RandomState:
     """The generators of Python, NumPy, PyTorch on the CPU and on `device`, as tensors and plain containers."""
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state: State = {
+    state: RandomState = {
         "python": random.getstate(),
         "numpy": [torch.from_numpy(np.array(keys, np.int64)), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
@@ -24,7 +24,7 @@ def capture_random_state(device: torch.device) -> State:
     return state
 
 
-def restore_random_state(state: State, device: torch.device) -> None:
+def restore_random_state(state: RandomState, device: torch.device) -> None:
     """Continue from what `capture_random_state` gave; a device's generator where it was of the same kind."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -82,7 +82,10 @@ def _measure(store: EmbeddingStore, name: str, rows: list[int], widest: Projecti
             widest.mean, widest.basis[:components], widest.deviation[:components], widest.variance_kept
         )
     codec = build_codec(name, dim, size, projection)
-    errors, cosines, encoding, decoding = [], [], 0.0, 0.0
+    errors = []
+    cosines = []
+    encoding = 0.0
+    decoding = 0.0
     for row in rows:
         embedding, start = _embedding(store, row), time.perf_counter()
         payload, middle = codec.encode(embedding), time.perf_counter()

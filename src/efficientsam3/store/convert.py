@@ -12,7 +12,7 @@ import torch
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.codecs import pca_components
 from efficientsam3.store.maintenance import open_manifest
-from efficientsam3.store.manifest import Manifest, ProjectionIdentity, read_manifest, write_manifest
+from efficientsam3.store.manifest import ProjectionIdentity, StoreManifest, read_store_manifest, write_store_manifest
 from efficientsam3.store.projection import PROJECTION_IMAGES, fit_projection, save_projection
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.records import pack_records, storable
@@ -51,7 +51,7 @@ def convert_store(
     open_manifest(source)
     store = EmbeddingStore(source)
     manifest = _manifest(store, output, codec, device)
-    write_manifest(output, manifest)
+    write_store_manifest(output, manifest)
     target, encoder = EmbeddingStore(output), manifest.build_codec(output)
     rows = np.flatnonzero(target.rows(store.ids) < 0)
     rows = rows[store.index.in_file_order(rows)]
@@ -77,10 +77,10 @@ def _hand_on_statistics(source: Path, output: Path, embed_dim: int) -> None:
         statistics.write()
 
 
-def _manifest(store: EmbeddingStore, output: Path, codec: str, device: torch.device) -> Manifest:
+def _manifest(store: EmbeddingStore, output: Path, codec: str, device: torch.device) -> StoreManifest:
     manifest = store.manifest.model_copy(update={"codec": codec, "projection": None})
     assert manifest.record_size > 0  # names an unknown codec before anything is written
-    components, present = pca_components(codec), read_manifest(output)
+    components, present = pca_components(codec), read_store_manifest(output)
     if components is None or present is not None:
         return manifest.model_copy(update={"projection": present.projection if present else None})
     rows = np.arange(len(store))

@@ -12,7 +12,7 @@ from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, build_valid_mask
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.encodings import Codec
-from efficientsam3.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from efficientsam3.store.manifest import MANIFEST_NAME, StoreManifest, read_store_manifest
 from efficientsam3.store.records import SEED_BYTES
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ChannelStatistics, ShardStatistics, store_statistics
@@ -41,7 +41,7 @@ def content_sizes(preprocessing: Preprocessing, listings: Sequence[ImageListing]
     return content_size
 
 
-def measure_batch(embeddings: torch.Tensor, sizes: torch.Tensor, manifest: Manifest) -> list[ChannelStatistics]:
+def measure_batch(embeddings: torch.Tensor, sizes: torch.Tensor, manifest: StoreManifest) -> list[ChannelStatistics]:
     """Statistics of each embedding of a batch.
 
     Args:
@@ -55,7 +55,7 @@ def measure_batch(embeddings: torch.Tensor, sizes: torch.Tensor, manifest: Manif
 
 def continue_statistics(
     shard: Shard,
-    manifest: Manifest,
+    manifest: StoreManifest,
     codec: Codec,
     content_size: ContentSize,
     advance: Callable[[int], object] = lambda count: None,
@@ -90,7 +90,7 @@ def compute_statistics(
     directory: Path,
     listings: Sequence[ImageListing],
     advance: Callable[[int], object] = lambda count: None,
-    published: Manifest | None = None,
+    published: StoreManifest | None = None,
 ) -> ChannelStatistics:
     """Bring the statistics of every shard up to its keys; returns those of the whole store.
 
@@ -103,7 +103,7 @@ def compute_statistics(
     Raises:
         UserError: as for `continue_statistics`; there is no store; or it has no manifest and `published` is not given.
     """
-    manifest = (read_manifest(directory) or published) if directory.is_dir() else None
+    manifest = (read_store_manifest(directory) or published) if directory.is_dir() else None
     if manifest is None:
         raise UserError(
             f"{directory} has no {MANIFEST_NAME}: give the embeddings folder of an export, or for a store in the "

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from efficientsam3.data.ids import ids_from_tensor, ids_to_tensor
+from efficientsam3.data.listing import ids_from_tensor, ids_to_tensor
 from efficientsam3.store.shards import Shard
 
 _NEWLINE = 10

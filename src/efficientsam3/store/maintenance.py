@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import fsync_directory
-from efficientsam3.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from efficientsam3.store.manifest import MANIFEST_NAME, StoreManifest, read_store_manifest
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ShardStatistics
 from efficientsam3.store.writer import ShardWriter, lock_keys
@@ -30,7 +30,7 @@ class ShardInfo:
 class StoreInfo:
     """What a store holds."""
 
-    manifest: Manifest
+    manifest: StoreManifest
     shards: tuple[ShardInfo, ...]
 
     @property
@@ -49,13 +49,13 @@ class Verification:
     repaired: bool
 
 
-def open_manifest(directory: Path) -> Manifest:
+def open_manifest(directory: Path) -> StoreManifest:
     """The manifest of a store that must have one.
 
     Raises:
         UserError: there is none, or no store.
     """
-    manifest = read_manifest(directory) if directory.is_dir() else None
+    manifest = read_store_manifest(directory) if directory.is_dir() else None
     if manifest is None:
         raise UserError(f"{directory} has no {MANIFEST_NAME}: give the embeddings folder of an export.")
     return manifest
@@ -91,9 +91,13 @@ def verify_store(directory: Path, repair: bool = False, advance: Advance = lambd
     Raises:
         UserError: there is no store, a shard has lost its key file, or, to repair, somebody writes to the store.
     """
-    manifest, damaged, records, unchecked = open_manifest(directory), list[tuple[str, str]](), 0, 0
+    manifest = open_manifest(directory)
+    damaged: list[tuple[str, str]] = []
+    records = 0
+    unchecked = 0
     for shard in tuple(find_shards(directory)):
-        count, bad = 0, list[int]()
+        count = 0
+        bad: list[int] = []
         for record in shard.read_records(manifest.record_size):
             if not record.intact:
                 bad.append(count)

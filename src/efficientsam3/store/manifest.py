@@ -37,7 +37,7 @@ class ProjectionIdentity(BaseModel):
     images: int = Field(gt=0, description="how many those were")
 
 
-class Manifest(BaseModel):
+class StoreManifest(BaseModel):
     """Everything that two runs must share to write into one store. Written before the first record."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +69,7 @@ class Manifest(BaseModel):
         return SEED_BYTES + payload_size(self.codec, self.embed_dim, self.embed_size)
 
 
-def read_manifest(directory: Path) -> Manifest | None:
+def read_store_manifest(directory: Path) -> StoreManifest | None:
     """The manifest of the store in `directory`, or None for a store in the published format, which has none.
 
     Raises:
@@ -79,7 +79,7 @@ def read_manifest(directory: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        return StoreManifest.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise UserError(
             f"Store manifest {path} is damaged or of another version ({' '.join(str(error).split())[:200]}); "
@@ -87,13 +87,13 @@ def read_manifest(directory: Path) -> Manifest | None:
         ) from error
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
+def write_store_manifest(directory: Path, manifest: StoreManifest) -> None:
     """Write the manifest, or check that the one that is there says the same.
 
     Raises:
         UserError: the store was begun with other settings, or its records have no manifest to compare with.
     """
-    present = read_manifest(directory)
+    present = read_store_manifest(directory)
     if present is None:
         if any(directory.glob("rank*-keys.txt")):
             raise UserError(
@@ -102,7 +102,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
             )
         write_text(directory / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         return
-    differing = [name for name in Manifest.model_fields if getattr(present, name) != getattr(manifest, name)]
+    differing = [name for name in StoreManifest.model_fields if getattr(present, name) != getattr(manifest, name)]
     if differing:
         changes = ", ".join(f"{name} {getattr(present, name)!r} -> {getattr(manifest, name)!r}" for name in differing)
         raise UserError(

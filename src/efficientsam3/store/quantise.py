@@ -26,7 +26,10 @@ class Quantiser:
             bits: per value.
             block: channels that share a scale; the last block may have fewer.
         """
-        self._channels, self._cells, self._bits, self._block = channels, cells, bits, block
+        self._channels = channels
+        self._cells = cells
+        self._bits = bits
+        self._block = block
         self._blocks = -(-channels // block)
         self._limit = 2 ** (bits - 1) - 1
         code_rows = channels if bits == 8 else (channels + 1) // 2

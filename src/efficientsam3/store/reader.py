@@ -2,7 +2,6 @@
 
 import os
 import zlib
-from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.index import StoreIndex
-from efficientsam3.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from efficientsam3.store.manifest import MANIFEST_NAME, StoreManifest, read_store_manifest
 from efficientsam3.store.records import SEED_BYTES, unpack_seeds
 from efficientsam3.store.shards import CRC_BYTES, find_shards
 
@@ -24,7 +23,7 @@ class EmbeddingStore:
     may read at once.
     """
 
-    def __init__(self, directory: Path, published: Manifest | None = None, checksums: bool = True) -> None:
+    def __init__(self, directory: Path, published: StoreManifest | None = None, checksums: bool = True) -> None:
         """Open the store in `directory`.
 
         Args:
@@ -40,7 +39,7 @@ class EmbeddingStore:
                 f"Embedding store {directory} does not exist: run stage1/scripts/save_stage1_embeddings.sh first, or "
                 "set DISTILL.TEACHER_EMBED_PATH."
             )
-        manifest = read_manifest(directory) or published
+        manifest = read_store_manifest(directory) or published
         if manifest is None:
             raise UserError(f"{directory} has no {MANIFEST_NAME}: it is not an embedding store of this project.")
         self.directory, self.manifest = directory, manifest
@@ -99,10 +98,6 @@ class EmbeddingStore:
         seed = bytearray(SEED_BYTES)
         self._fill(self.shards[number].values_path, memoryview(seed), position * self._record_size)
         return int.from_bytes(seed, "little", signed=True)
-
-    def holds(self, rows: Sequence[int]) -> bool:
-        """Whether there is a record to read for every one of these rows: of a store on the disk, always."""
-        return True
 
     def decode(self, records: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode on the device that holds the records.

@@ -41,7 +41,9 @@ class ShardWriter:
         Raises:
             UserError: another process writes to it, or its files are shorter than its keys promise.
         """
-        self._shard, self._record_size, self._statistics = shard, record_size, statistics
+        self._shard = shard
+        self._record_size = record_size
+        self._statistics = statistics
         self._pending: list[bytes] = []
         self._keys = lock_keys(shard)
         try:

@@ -26,7 +26,7 @@ from efficientsam3.models.student import StudentArchitecture, check_student_grid
 from efficientsam3.runtime.device import select_device
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import require_file
-from efficientsam3.store.manifest import Manifest
+from efficientsam3.store.manifest import StoreManifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import ChannelStatistics, gathered_statistics, store_statistics
 from efficientsam3.train.objective import FeatureObjective
@@ -183,7 +183,7 @@ def _plan_probe(config: TrainConfig) -> ProbePlan | None:
     return ProbePlan(probe.DECODER, config.DATA.DATA_PATH, probe.IMAGES, probe.OBJECTS)
 
 
-def _record(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+def _record(config: TrainConfig, manifest: StoreManifest) -> dict[str, Any]:
     """The configuration as checkpoints record it, with the teacher's own numbers where it says `teacher`."""
     recorded: dict[str, Any] = json.loads(config.model_dump_json())
     recorded["DATA"]["IMG_SIZE"] = manifest.preprocessing.image_size
@@ -212,7 +212,7 @@ def _check_options(config: TrainConfig) -> None:
         require_file(config.MODEL.PRETRAINED, "MODEL.PRETRAINED", "give a checkpoint file, true or false")
 
 
-def _check_targets(config: TrainConfig, manifest: Manifest) -> None:
+def _check_targets(config: TrainConfig, manifest: StoreManifest) -> None:
     found = (manifest.embed_dim, manifest.embed_size)
     given = map(given_size, (config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE))
     shape = tuple(wanted or own for wanted, own in zip(given, found, strict=True))

@@ -16,7 +16,7 @@ from efficientsam3.embed.setup import prepare_store
 from efficientsam3.models.teacher import Teacher
 from efficientsam3.runtime.distributed import Process, all_gather, barrier
 from efficientsam3.store.gather import measure_batch
-from efficientsam3.store.manifest import Manifest, read_manifest
+from efficientsam3.store.manifest import StoreManifest, read_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.records import SEED_BYTES, pack_records, storable
 from efficientsam3.store.shards import Shard
@@ -34,7 +34,7 @@ class Targets(Records, Protocol):
     the targets gives a batch's embeddings from what was read, or computes them.
     """
 
-    manifest: Manifest  # shape, preprocessing and augmentation of the embeddings
+    manifest: StoreManifest  # shape, preprocessing and augmentation of the embeddings
 
     def rows(self, ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
         """(N,) rows of image ids; -1 where there is no embedding."""
@@ -244,7 +244,7 @@ class ComputedTargets:
 
     def _reread(self) -> None:
         """Find out what the cache has by now."""
-        there = self._cached and read_manifest(self.plan.store_dir) is not None
+        there = self._cached and read_store_manifest(self.plan.store_dir) is not None
         self._cache = EmbeddingStore(self.plan.store_dir) if there else None
         self._cache_rows = self._cache.rows(self._ids) if self._cache else np.full(len(self._ids), -1, np.int64)
 

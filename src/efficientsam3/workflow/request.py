@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 from efficientsam3.data.layouts import DatasetName
 from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
 from efficientsam3.models.students import STUDENTS
-from efficientsam3.runtime.cores import usable_cores
-from efficientsam3.runtime.device import DeviceName
+from efficientsam3.runtime.device import DeviceName, usable_cores
 from efficientsam3.runtime.request import Argument, Count, CountOrZero, FileOrFolder, Folder, Request
 from efficientsam3.store.codecs import DEFAULT_CODEC, CodecName, describe_codecs
 

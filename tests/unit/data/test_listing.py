@@ -5,11 +5,14 @@ import pickle
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from efficientsam3.data import listing, listing_cache
 from efficientsam3.data.layouts import list_images
-from efficientsam3.data.listing import ImageListing, check_disjoint
+from efficientsam3.data.listing import ImageListing, check_disjoint, ids_from_tensor, ids_to_tensor
 from efficientsam3.data.split import split_of
 from efficientsam3.runtime.errors import UserError
 
@@ -180,3 +183,16 @@ def test_a_damaged_cache_is_passed_over(cached: Path, tmp_path: Path, content: b
 def test_a_cache_that_cannot_be_written_does_no_harm(cached: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     assert ids(list_images(cached, "train")) == ["a", "b"]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=9).filter(lambda value: value[-1] != 0)), st.integers(1, 2))
+def test_ids_come_back(values: list[bytes], stride: int) -> None:
+    names = np.array(values, dtype="S9")[::stride]  # a strided array is not contiguous
+    table = ids_to_tensor(names)
+    assert table.shape == (len(names), 9)
+    assert ids_from_tensor(table).tolist() == names.tolist()
+
+
+def test_the_way_back_is_a_view() -> None:
+    table = ids_to_tensor(np.array([b"sa_1", b"sa_2"]))
+    assert ids_from_tensor(table).ctypes.data == table.data_ptr()

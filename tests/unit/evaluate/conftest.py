@@ -17,7 +17,7 @@ from box_decoder import CELLS, CHANNELS, SIDE
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.models.student import Student, StudentArchitecture
-from efficientsam3.store.manifest import Manifest
+from efficientsam3.store.manifest import StoreManifest
 
 Mask = npt.NDArray[np.bool_]
 WriteTruth = Callable[[Path, dict[str, list[Mask]]], Path]
@@ -116,7 +116,7 @@ def write_store() -> Callable[..., Path]:
     ) -> Path:
         directory.mkdir(parents=True)
         channels, cells, side = shape
-        manifest = Manifest(
+        manifest = StoreManifest(
             embed_dim=channels,
             embed_size=cells,
             preprocessing=Preprocessing(image_size=side, resize="square"),

@@ -13,7 +13,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.advise import candidates
 from efficientsam3.store.codecs import CODECS, CodecKind, build_codec, describe_codecs, payload_size, pca_components
 from efficientsam3.store.encodings import Codec, Float16Codec
-from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.projection import fit_projection
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.records import pack_records, storable, unpack_seeds
@@ -193,8 +193,8 @@ def test_another_codec_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert StoreConfig(CODEC="rounded").CODEC == "rounded"
     assert "rounded: whole numbers" in describe_codecs()
     assert "rounded" in candidates(64)
-    manifest = Manifest(codec="rounded", embed_dim=2, embed_size=2, preprocessing=Preprocessing(image_size=28))
-    write_manifest(tmp_path, manifest)
+    manifest = StoreManifest(codec="rounded", embed_dim=2, embed_size=2, preprocessing=Preprocessing(image_size=28))
+    write_store_manifest(tmp_path, manifest)
     grid = torch.arange(8.0).reshape(1, 2, 2, 2)
     codec = manifest.build_codec(tmp_path)
     with BackgroundWriter(Shard(tmp_path, 0), manifest.record_size) as writer:

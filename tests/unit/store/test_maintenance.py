@@ -14,13 +14,13 @@ from efficientsam3.store import convert, maintenance
 from efficientsam3.store.advise import CodecMeasure, measure_codecs, recommend
 from efficientsam3.store.convert import convert_store
 from efficientsam3.store.maintenance import describe_store, merge_shards, missing_ids, verify_store
-from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.records import pack_records
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter, ShardWriter
 
-MANIFEST = Manifest(embed_dim=16, embed_size=2, preprocessing=Preprocessing(image_size=28), seed=3)
+MANIFEST = StoreManifest(embed_dim=16, embed_size=2, preprocessing=Preprocessing(image_size=28), seed=3)
 SIZE = MANIFEST.record_size
 CPU = torch.device("cpu")
 
@@ -30,13 +30,12 @@ def embedding(number: int) -> torch.Tensor:
 
 
 def record(number: int) -> np.ndarray:
-    return pack_records(np.array([number], np.int32), Manifest.build_codec(MANIFEST, Path()).encode(embedding(number)))[
-        0
-    ]
+    payload = MANIFEST.build_codec(Path()).encode(embedding(number))
+    return pack_records(np.array([number], np.int32), payload)[0]
 
 
 def fill(directory: Path, rank: int, numbers: range) -> None:
-    write_manifest(directory, MANIFEST)
+    write_store_manifest(directory, MANIFEST)
     with BackgroundWriter(Shard(directory, rank), SIZE) as writer:
         for number in numbers:
             writer.append(f"sa_{number}", record(number))
@@ -197,7 +196,7 @@ def test_conversion_stops_at_a_damaged_record_and_refuses_its_own_folder(store: 
 
 
 def test_conversion_refuses_what_is_not_finite(tmp_path: Path) -> None:
-    write_manifest(tmp_path / "store", MANIFEST)
+    write_store_manifest(tmp_path / "store", MANIFEST)
     bad = record(1)
     bad[4:6] = np.array([np.inf], "<f2").view(np.uint8)
     with BackgroundWriter(Shard(tmp_path / "store", 0), SIZE) as writer:

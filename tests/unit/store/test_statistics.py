@@ -16,7 +16,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.convert import convert_store
 from efficientsam3.store.gather import compute_statistics
 from efficientsam3.store.maintenance import merge_shards, verify_store
-from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.records import pack_records
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.statistics import (
@@ -28,7 +28,7 @@ from efficientsam3.store.statistics import (
 from efficientsam3.store.writer import ShardWriter
 
 DIM, GRID = 3, 4
-MANIFEST = Manifest(embed_dim=DIM, embed_size=GRID, preprocessing=Preprocessing(image_size=56))
+MANIFEST = StoreManifest(embed_dim=DIM, embed_size=GRID, preprocessing=Preprocessing(image_size=56))
 EVERYWHERE = torch.ones(GRID, GRID, dtype=torch.bool)
 
 
@@ -37,7 +37,7 @@ def embedding(number: int) -> torch.Tensor:
 
 
 def fill(directory: Path, rank: int, numbers: range, gather: bool = True) -> None:
-    write_manifest(directory, MANIFEST)
+    write_store_manifest(directory, MANIFEST)
     shard, codec = Shard(directory, rank), MANIFEST.build_codec(directory)
     writer = ShardWriter(shard, MANIFEST.record_size, ShardStatistics(shard, DIM) if gather else None)
     for number in numbers:
@@ -201,8 +201,8 @@ def test_the_published_format_is_described_to_the_command(
 def test_the_command_needs_the_pictures_where_they_are_padded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    padded = Manifest(embed_dim=DIM, embed_size=GRID, preprocessing=Preprocessing(image_size=56, resize="pad"))
-    write_manifest(tmp_path / "store", padded)
+    padded = StoreManifest(embed_dim=DIM, embed_size=GRID, preprocessing=Preprocessing(image_size=56, resize="pad"))
+    write_store_manifest(tmp_path / "store", padded)
     writer = ShardWriter(Shard(tmp_path / "store", 0), padded.record_size)
     codec = padded.build_codec(tmp_path / "store")
     writer.append("sa_1", pack_records(np.array([0], np.int32), codec.encode(embedding(1)).numpy())[0])

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter, ShardWriter
 
-MANIFEST = Manifest(embed_dim=3, embed_size=2, preprocessing=Preprocessing(image_size=28))
+MANIFEST = StoreManifest(embed_dim=3, embed_size=2, preprocessing=Preprocessing(image_size=28))
 SIZE = MANIFEST.record_size
 
 
@@ -31,7 +31,7 @@ def record(number: int) -> np.ndarray:
 
 
 def fill(directory: Path, rank: int, numbers: range) -> None:
-    write_manifest(directory, MANIFEST)
+    write_store_manifest(directory, MANIFEST)
     with BackgroundWriter(Shard(directory, rank), SIZE) as writer:
         for number in numbers:
             writer.append(f"sa_{number}", record(number))
@@ -62,14 +62,14 @@ def test_rows_say_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_an_empty_store_has_nothing(tmp_path: Path) -> None:
-    write_manifest(tmp_path, MANIFEST)
+    write_store_manifest(tmp_path, MANIFEST)
     store = EmbeddingStore(tmp_path)
     assert len(store) == 0
     assert store.rows(np.array([b"sa_1"])).tolist() == [-1]
 
 
 def test_decoding(tmp_path: Path) -> None:
-    write_manifest(tmp_path, MANIFEST)
+    write_store_manifest(tmp_path, MANIFEST)
     grid = torch.randn(1, 3, 2, 2)
     payload = MANIFEST.build_codec(tmp_path).encode(grid).numpy()
     with BackgroundWriter(Shard(tmp_path, 0), SIZE) as writer:
@@ -81,7 +81,7 @@ def test_decoding(tmp_path: Path) -> None:
 
 
 def test_a_seed_is_read_without_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_manifest(tmp_path, MANIFEST)
+    write_store_manifest(tmp_path, MANIFEST)
     seeds = [7, -1, 2**31 - 1]
     with BackgroundWriter(Shard(tmp_path, 0), SIZE) as writer:
         for number, seed in enumerate(seeds):
@@ -129,7 +129,7 @@ def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
         import itertools, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_store
-        test_store.write_manifest(test_store.Path(sys.argv[1]), test_store.MANIFEST)
+        test_store.write_store_manifest(test_store.Path(sys.argv[1]), test_store.MANIFEST)
         shard = test_store.Shard(test_store.Path(sys.argv[1]), 0)
         with test_store.BackgroundWriter(shard, test_store.SIZE, commit_seconds=0.01) as writer:
             for number in itertools.count(int(sys.argv[2])):
@@ -176,7 +176,7 @@ def test_two_writers_on_one_shard_are_refused(tmp_path: Path) -> None:
 
 
 def test_records_are_not_there_before_they_are_committed(tmp_path: Path) -> None:
-    write_manifest(tmp_path, MANIFEST)
+    write_store_manifest(tmp_path, MANIFEST)
     writer = ShardWriter(Shard(tmp_path, 0), SIZE)
     writer.append("sa_1", record(1))
     assert content(tmp_path) == {}

@@ -16,7 +16,7 @@ from efficientsam3.data.layouts import list_images
 from efficientsam3.data.loader import NO_ROW, ImageBatch, ImageSample, collate_images
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.store.codecs import build_codec
-from efficientsam3.store.manifest import Manifest, write_manifest
+from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.projection import Projection
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
@@ -28,14 +28,14 @@ from efficientsam3.train.plan import paired_images
 from efficientsam3.train.targets import StoredTargets
 
 CPU = torch.device("cpu")
-MANIFEST = Manifest(embed_dim=4, embed_size=2, preprocessing=Preprocessing(image_size=28))
+MANIFEST = StoreManifest(embed_dim=4, embed_size=2, preprocessing=Preprocessing(image_size=28))
 SIZE = MANIFEST.record_size
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> EmbeddingStore:
     """Nine random records in two shards."""
-    write_manifest(tmp_path, MANIFEST)
+    write_store_manifest(tmp_path, MANIFEST)
     for rank in range(2):
         with BackgroundWriter(Shard(tmp_path, rank), SIZE) as writer:
             for number in range(rank, 9, 2):

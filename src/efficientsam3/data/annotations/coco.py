@@ -16,10 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from efficientsam3.data.annotations.sa1b import (
     BrokenAnnotationError,
+    CompressedMask,
     ImageAnnotation,
     ImageRecord,
     MaskAnnotation,
-    Segmentation,
 )
 from efficientsam3.data.find import IMAGE_SUFFIXES
 from efficientsam3.runtime.errors import UserError
@@ -192,7 +192,7 @@ def image_names(path: Path) -> list[str]:
     return names
 
 
-def compress(shape: list[Polygon] | RunLengths, size: tuple[int, int]) -> Segmentation:
+def compress(shape: list[Polygon] | RunLengths, size: tuple[int, int]) -> CompressedMask:
     """Any of COCO's three ways to write a mask as compressed run lengths.
 
     Strings are passed on as they are: `MaskAnnotation.rle` parses them.
@@ -209,11 +209,11 @@ def compress(shape: list[Polygon] | RunLengths, size: tuple[int, int]) -> Segmen
         if shape.size != size:
             raise ValueError(f"its size {shape.size} is not the image's {size} (height, width)")
         if isinstance(shape.counts, str):
-            return Segmentation(size=size, counts=shape.counts)
+            return CompressedMask(size=size, counts=shape.counts)
         _check_runs(shape.counts, size)
-        return Segmentation(size=size, counts=_encode([{"size": list(size), "counts": shape.counts}], size))
+        return CompressedMask(size=size, counts=_encode([{"size": list(size), "counts": shape.counts}], size))
     _check_polygons(shape, size)
-    return Segmentation(size=size, counts=_encode([list(polygon) for polygon in shape], size))
+    return CompressedMask(size=size, counts=_encode([list(polygon) for polygon in shape], size))
 
 
 def _encode(shapes: list[object], size: tuple[int, int]) -> str:

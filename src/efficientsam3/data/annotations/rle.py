@@ -18,7 +18,7 @@ _WELL_FORMED = re.compile(rb"(?:[P-o]{0,6}[0-O])*")
 _LARGEST_IMAGE = 1 << 31  # pixels
 
 
-class Box(NamedTuple):
+class PixelBox(NamedTuple):
     """Inclusive pixel bounds."""
 
     xmin: int
@@ -56,7 +56,7 @@ class Rle:
         """Pixels of the mask."""
         return int(self.runs[1::2].sum())
 
-    def box(self) -> Box | None:
+    def box(self) -> PixelBox | None:
         """The tight box; None of an empty mask."""
         ones = self.runs[1::2] > 0
         if not ones.any():
@@ -64,7 +64,7 @@ class Rle:
         first = (self._ends[1::2] - self.runs[1::2])[ones]
         last = self._ends[1::2][ones] - 1
         across = first // self.height != last // self.height  # a run over several columns touches top and bottom
-        return Box(
+        return PixelBox(
             int(first[0] // self.height),
             0 if across.any() else int((first % self.height).min()),
             int(last[-1] // self.height),

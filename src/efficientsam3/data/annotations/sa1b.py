@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from efficientsam3.data.annotations.rle import Box, Rle
+from efficientsam3.data.annotations.rle import PixelBox, Rle
 from efficientsam3.runtime.errors import UserError
 
 MAX_ANNOTATION_BYTES = 64 << 20
@@ -20,7 +20,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Segmentation(_Record):
+class CompressedMask(_Record):
     """A mask in COCO's compressed run lengths."""
 
     size: tuple[int, int] = Field(description="height, width in pixels")
@@ -30,7 +30,7 @@ class Segmentation(_Record):
 class MaskAnnotation(_Record):
     """One mask of an image."""
 
-    segmentation: Segmentation
+    segmentation: CompressedMask
     bbox: tuple[float, float, float, float] = Field(description="x, y, w = xmax - xmin, h = ymax - ymin, in pixels")
     area: float = Field(description="pixels of the mask")
     point_coords: list[tuple[float, float]] = Field(default=[], description="x, y in pixels, fractions allowed")
@@ -113,7 +113,7 @@ def _area_and_box(mask: MaskAnnotation) -> list[str]:
     return problems
 
 
-def _fits(bbox: tuple[float, float, float, float], box: Box, extra: int) -> bool:
+def _fits(bbox: tuple[float, float, float, float], box: PixelBox, extra: int) -> bool:
     expected = (box.xmin, box.ymin, box.xmax - box.xmin + extra, box.ymax - box.ymin + extra)
     return all(abs(given - want) < 0.5 for given, want in zip(bbox, expected, strict=True))
 

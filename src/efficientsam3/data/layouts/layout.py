@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from efficientsam3.data.listing import ImageListing
     from efficientsam3.data.problems import Problem
 
-Annotation = "Path | ImageInstances | None"
-
 
 @dataclass(frozen=True)
 class AnnotatedImage:

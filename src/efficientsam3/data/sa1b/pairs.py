@@ -24,7 +24,7 @@ STAGING = ".staging"
 
 
 @dataclass(frozen=True)
-class Layout:
+class Destination:
     """A dataset's folders, and which image goes where."""
 
     output: Path
@@ -128,7 +128,7 @@ class Half:
 class PairWriter:
     """Publishes halves once their partners have come, and tells of those that have none."""
 
-    layout: Layout
+    destination: Destination
     publish: Callable[[str, str], None]  # (where it waits, its place)
     skip: Callable[[str, str], None]  # (name, reason)
     placed: int = 0
@@ -152,7 +152,7 @@ class PairWriter:
         """Deal with halves whose partners did not come; returns where those wait that are of no use."""
         left_over = []
         for half in self._waiting.values():
-            if os.path.exists(self.layout.place(half.stem, _PARTNER[half.suffix])):
+            if os.path.exists(self.destination.place(half.stem, _PARTNER[half.suffix])):
                 self._finish(half)
             else:
                 self.skip(half.stem + half.suffix, _LACKS[half.suffix])

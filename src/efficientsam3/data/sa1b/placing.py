@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 from efficientsam3.data.parallel import Advance
 from efficientsam3.data.sa1b.pairs import (
     KINDS,
+    Destination,
     Half,
-    Layout,
     PairWriter,
     Refused,
     check_content,
@@ -57,7 +57,7 @@ class ReorgReport:
 class TarUnit:
     """A tar to read into place."""
 
-    layout: Layout
+    destination: Destination
     tar: Path
     delete: bool  # once all of it is in place and on disk
 
@@ -66,7 +66,7 @@ class TarUnit:
 class FolderUnit:
     """Pairs of one folder to bring into place."""
 
-    layout: Layout
+    destination: Destination
     folder: Path
     stems: tuple[str, ...]
     mode: Mode
@@ -81,7 +81,7 @@ def place_tar(unit: TarUnit, advance: Advance) -> ReorgReport:
     """
     report = ReorgReport()
     skip = _skipper(report, unit.tar)
-    pairs = PairWriter(unit.layout, _rename, skip)
+    pairs = PairWriter(unit.destination, _rename, skip)
     done = 0
     try:
         for member in read_members(unit.tar, skip):
@@ -113,7 +113,7 @@ def place_folder(unit: FolderUnit, advance: Advance) -> ReorgReport:
     report = ReorgReport()
     skip = _skipper(report, unit.folder)
     publish = {"link": _link, "move": _move, "copy": _copy}[unit.mode]
-    pairs = PairWriter(unit.layout, publish, skip)
+    pairs = PairWriter(unit.destination, publish, skip)
     for stem in unit.stems:
         for suffix in KINDS:
             try:
@@ -138,7 +138,7 @@ def _take_member(member: Member, pairs: PairWriter) -> None:
         raise Refused("neither .jpg nor .json")
     if pairs.has(stem, suffix):
         raise Refused("twice in this tar")
-    place = pairs.layout.place(stem, suffix)
+    place = pairs.destination.place(stem, suffix)
     staged = None
     if not is_in_place(place, member.size):
         data = member.read()
@@ -153,7 +153,7 @@ def _take_file(path: str, stem: str, suffix: str, mode: Mode, pairs: PairWriter)
     status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode):
         raise Refused("a link, or not a plain file")
-    place = pairs.layout.place(stem, suffix)
+    place = pairs.destination.place(stem, suffix)
     there = is_in_place(place, status.st_size)
     if not there:
         check_file(path)

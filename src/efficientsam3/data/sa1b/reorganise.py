@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficientsam3.data.parallel import map_processes
 from efficientsam3.data.sa1b.lock import locked
-from efficientsam3.data.sa1b.pairs import KINDS, STAGING, Layout
+from efficientsam3.data.sa1b.pairs import KINDS, STAGING, Destination
 from efficientsam3.data.sa1b.placing import (
     MEGABYTE,
     FolderUnit,
@@ -65,16 +65,16 @@ def reorganise(
     sources = _find_sources(source, output)
     if not (sources.tars or sources.folders or (output / STATE_FILE).exists()):
         raise UserError(f"--source {source} has no .tar, .jpg or .json in it: name the folder that has.")
-    layout = Layout(output, val_ratio)
+    destination = Destination(output, val_ratio)
     with locked(output, "reorg"):
-        _claim(layout)
-        layout.prepare()
+        _claim(destination)
+        destination.prepare()
         try:
             report = ReorgReport(skipped=sources.skipped)
-            _place_folders(layout, sources, mode, workers, report)
-            _place_tars(layout, sources, delete_tars, workers, report)
+            _place_folders(destination, sources, mode, workers, report)
+            _place_tars(destination, sources, delete_tars, workers, report)
         finally:
-            layout.remove_staged()
+            destination.remove_staged()
         report.skipped.sort()
         _write_skipped(output / SKIPPED_FILE, report.skipped)
     return report
@@ -118,9 +118,9 @@ def _stems(folder: Path, names: list[str], skipped: list[Skipped]) -> list[str]:
     return sorted({os.path.splitext(name)[0] for name in candidates}.difference(os.path.splitext(n)[0] for n in unsafe))
 
 
-def _place_folders(layout: Layout, sources: _Sources, mode: Mode, workers: int, report: ReorgReport) -> None:
+def _place_folders(destination: Destination, sources: _Sources, mode: Mode, workers: int, report: ReorgReport) -> None:
     units = [
-        FolderUnit(layout, folder, tuple(stems[start : start + _STEMS_PER_UNIT]), mode)
+        FolderUnit(destination, folder, tuple(stems[start : start + _STEMS_PER_UNIT]), mode)
         for folder, stems in sources.folders
         for start in range(0, len(stems), _STEMS_PER_UNIT)
     ]
@@ -129,32 +129,32 @@ def _place_folders(layout: Layout, sources: _Sources, mode: Mode, workers: int, 
             report.add(part)
 
 
-def _place_tars(layout: Layout, sources: _Sources, delete: bool, workers: int, report: ReorgReport) -> None:
-    units = [TarUnit(layout, tar, delete) for tar in sources.tars]
+def _place_tars(destination: Destination, sources: _Sources, delete: bool, workers: int, report: ReorgReport) -> None:
+    units = [TarUnit(destination, tar, delete) for tar in sources.tars]
     megabytes = sum(tar.stat().st_size // MEGABYTE for tar in sources.tars if tar.exists())
     with progress_bar("Tars, MB", megabytes, visible=bool(units)) as advance:
         for part in map_processes(place_tar, units, min(workers, max(len(units), 1)), advance):
             report.add(part)
 
 
-def _claim(layout: Layout) -> None:
+def _claim(destination: Destination) -> None:
     """Note the ratio on the first run; refuse later ones with another, and datasets that were split otherwise."""
-    state = layout.output / STATE_FILE
+    state = destination.output / STATE_FILE
     if state.exists():
         before = _read_ratio(state)
-        if before != layout.val_ratio:
+        if before != destination.val_ratio:
             raise UserError(
-                f"--val-ratio {layout.val_ratio} is not the {before} that {layout.output} was made with: give "
-                f"{before}, or another --output."
+                f"--val-ratio {destination.val_ratio} is not the {before} that {destination.output} was made with: "
+                f"give {before}, or another --output."
             )
         return
-    for folder in layout.folders():
+    for folder in destination.folders():
         if folder.is_dir() and any(entry.name != STAGING for entry in os.scandir(folder)):
             raise UserError(
                 f"{folder} has files that were not put there by this command, whose split it would mix up: choose "
                 "another --output, or use the dataset as it is."
             )
-    write_json(state, {"split": "sha256", "val_ratio": layout.val_ratio})
+    write_json(state, {"split": "sha256", "val_ratio": destination.val_ratio})
 
 
 def _read_ratio(state: Path) -> float:

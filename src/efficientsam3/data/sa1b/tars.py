@@ -35,7 +35,9 @@ class _HeaderFile:
     """What `tarfile` reads headers from: it would load into memory whatever a header claims to need."""
 
     def __init__(self, file: Any) -> None:
-        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+        self.seek = file.seek
+        self.tell = file.tell
+        self._read = file.read
         self.next_member()
 
     def next_member(self) -> None:

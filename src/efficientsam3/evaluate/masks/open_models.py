@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 
 from efficientsam3.checkpoints.training import is_training_checkpoint
-from efficientsam3.data.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
+from efficientsam3.data.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, PerChannel, Preprocessing
 from efficientsam3.evaluate.masks.encoders import Encoder, ModuleEncoder, RandomEncoder, StoreEncoder
 from efficientsam3.evaluate.masks.request import Mean, Resize
 from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Segmenter, WholeModel
@@ -26,7 +26,10 @@ from efficientsam3.store.reader import EmbeddingStore
 RANDOM = "random"
 # About that of SAM's embeddings: 0.099 over ten images of a real SAM-style encoder.
 RANDOM_STD = 0.1
-_STATISTICS: dict[str, tuple[RGB, RGB]] = {"half": (HALF, HALF), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
+_STATISTICS: dict[str, tuple[PerChannel, PerChannel]] = {
+    "half": (HALF, HALF),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+}
 
 
 @dataclass(frozen=True)

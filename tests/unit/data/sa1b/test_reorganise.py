@@ -9,7 +9,7 @@ import pytest
 
 from efficientsam3.data.parallel import map_processes
 from efficientsam3.data.sa1b.lock import locked
-from efficientsam3.data.sa1b.pairs import Layout
+from efficientsam3.data.sa1b.pairs import Destination
 from efficientsam3.data.sa1b.placing import Mode, TarUnit, place_tar
 from efficientsam3.data.sa1b.reorganise import SKIPPED_FILE, reorganise
 from efficientsam3.data.split import split_of
@@ -216,7 +216,7 @@ def test_a_file_that_a_crash_left_short_is_replaced(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", pairs(1))
     output = tmp_path / "out"
     reorganise(tmp_path / "a.tar", output)
-    place = Path(Layout(output, 0.1).place("sa_1", ".jpg"))
+    place = Path(Destination(output, 0.1).place("sa_1", ".jpg"))
     place.write_bytes(b"")
     assert reorganise(tmp_path / "a.tar", output).placed == 1
     assert placed(output) == expected(1)
@@ -303,6 +303,6 @@ def test_the_split_is_a_fixed_function() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_in_a_worker_arrives_as_itself(tmp_path: Path, workers: int) -> None:
     """Nobody made the folders that it writes to."""
-    units = [TarUnit(Layout(tmp_path / "out", 0.1), write_tar(tmp_path / "a.tar", pairs(1)), False)] * 3
+    units = [TarUnit(Destination(tmp_path / "out", 0.1), write_tar(tmp_path / "a.tar", pairs(1)), False)] * 3
     with pytest.raises(UserError, match="Cannot write"):
         list(map_processes(place_tar, units, workers, lambda _: None))

@@ -15,7 +15,7 @@ from efficientsam3.evaluate.report.figures import FeaturePair
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.models.student_files import load_trained_student
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.manifest import Manifest
+from efficientsam3.store.manifest import StoreManifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.train.plan import paired_images
 from efficientsam3.train.targets import StoredTargets
@@ -49,7 +49,7 @@ def write_store(directory: Path, ids: list[str], resize: str, embed_dim: int = 8
     """A store in the documented record format: every cell of image i has the value i, and its row in channel 1."""
     directory.mkdir()
     preprocessing = Preprocessing(image_size=64, resize=resize)  # type: ignore[arg-type]
-    manifest = Manifest(embed_dim=embed_dim, embed_size=4, preprocessing=preprocessing)
+    manifest = StoreManifest(embed_dim=embed_dim, embed_size=4, preprocessing=preprocessing)
     (directory / "manifest.json").write_text(manifest.model_dump_json())
     grids = [np.full((embed_dim, 4, 4), number, "<f2") for number in range(len(ids))]
     for grid in grids:
