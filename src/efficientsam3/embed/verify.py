@@ -14,13 +14,10 @@ from efficientsam3.runtime.distributed import Process, all_gather
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
+from efficientsam3.store.codecs import parse_codec
 from efficientsam3.store.reader import EmbeddingStore
 
 logger = logging.getLogger(LOGGER_NAME)
-# float16 rounds to 5e-4; other hardware, batch sizes and bfloat16 add a few times that.
-TOLERANCE = 2e-2
-# The least difference moves a quantised value at a rounding boundary by a whole step.
-QUANTISED_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def check_saved_embeddings(plan: EmbedPlan, process: Process, samples: int = 0) 
 
     Raises:
         UserError: there is no store, images of the dataset are missing in it, or an embedding differs from what the
-            codec makes of the recomputed one by more than `TOLERANCE` (float16) or `QUANTISED_TOLERANCE`, relatively.
+            codec makes of the recomputed one by more than the codec's `tolerance`, relatively.
     """
     if not plan.store_dir.is_dir():
         raise UserError(
@@ -74,7 +71,7 @@ def check_saved_embeddings(plan: EmbedPlan, process: Process, samples: int = 0) 
         for batch in image_batches(plan, mine, process):
             errors += _compare(batch, embed_batch(teacher, batch, process.device), store)
             advance(len(batch.image_ids) + len(batch.broken))
-    tolerance = TOLERANCE if store.manifest.codec == "float16" else QUANTISED_TOLERANCE
+    tolerance = parse_codec(store.manifest.codec)[0].tolerance
     agreement = _summarise([error for of_rank in all_gather(errors) for error in of_rank], tolerance)
     if process.is_main:
         _report(plan, store, agreement)

@@ -1,19 +1,17 @@
 """The codecs' classes; `codecs` has the table of them."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
 from efficientsam3.store.projection import Projection
-from efficientsam3.store.quantise import INT4_BLOCK, Quantiser
-
-_INT8_PART = 8  # one in so many components of pca{K}-int4 takes 8 bits
+from efficientsam3.store.quantise import INT4_BLOCK, Bits, Quantiser
 
 
 class Codec(Protocol):
     """One way to store embeddings of one shape."""
 
-    name: str
     payload_size: int  # bytes
 
     def encode(self, embedding: torch.Tensor) -> torch.Tensor:
@@ -27,8 +25,6 @@ class Codec(Protocol):
 
 class Float16Codec:
     """The published format: the raw (EMBED_DIM, EMBED_SIZE, EMBED_SIZE) grid in little-endian float16."""
-
-    name = "float16"
 
     def __init__(self, embed_dim: int, embed_size: int) -> None:
         self._shape = (embed_dim, embed_size, embed_size)
@@ -47,43 +43,43 @@ class Float16Codec:
 
 
 class QuantisedCodec:
-    """`int8` and `int4`."""
+    """Consecutive groups of channels, or of principal components, each quantised to 8 or 4 bits."""
 
-    def __init__(self, name: str, embed_dim: int, embed_size: int) -> None:
-        self.name, self._embed_size = name, embed_size
-        self._quantiser = _quantiser(name, embed_dim, embed_size**2)
-        self.payload_size = self._quantiser.size
+    def __init__(
+        self, parts: Sequence[tuple[int, Bits]], embed_size: int, projection: Projection | None = None
+    ) -> None:
+        """Lay out the payload.
 
-    def encode(self, embedding: torch.Tensor) -> torch.Tensor:
-        """See `Codec`."""
-        return self._quantiser.encode(embedding.flatten(2))
-
-    def decode(self, payload: torch.Tensor) -> torch.Tensor:
-        """See `Codec`."""
-        return _grid(self._quantiser.decode(payload), self._embed_size)
-
-
-class PcaCodec:
-    """`pca{K}-int8` and `pca{K}-int4`."""
-
-    def __init__(self, name: str, projection: Projection, embed_size: int) -> None:
-        self.name, self._embed_size = name, embed_size
-        self._projections = {projection.mean.device: projection}
-        self._counts, self._quantisers = _pca_parts(name, len(projection.basis), embed_size**2)
-        self.payload_size = sum(part.size for part in self._quantisers)
+        Args:
+            parts: how many channels or components each group has, possibly none, and the bits of its values.
+            embed_size: cells a side.
+            projection: from channels to components; None to quantise the channels themselves.
+        """
+        parts = [part for part in parts if part[0]]
+        self._embed_size = embed_size
+        self._counts = [count for count, _ in parts]
+        self._quantisers = [
+            Quantiser(count, embed_size**2, bits, count if bits == 8 else INT4_BLOCK) for count, bits in parts
+        ]
+        self._sizes = [quantiser.size for quantiser in self._quantisers]
+        self._projections = {projection.mean.device: projection} if projection else {}
+        self.payload_size = sum(self._sizes)
 
     def encode(self, embedding: torch.Tensor) -> torch.Tensor:
         """See `Codec`."""
-        coefficients = self._projection(embedding.device).project(embedding.flatten(2))
-        parts = zip(self._quantisers, torch.split(coefficients, self._counts, dim=1), strict=True)
-        return torch.cat([quantiser.encode(part) for quantiser, part in parts], dim=1)
+        values = embedding.flatten(2)
+        if self._projections:
+            values = self._projection(embedding.device).project(values)
+        groups = zip(self._quantisers, torch.split(values, self._counts, dim=1), strict=True)
+        return _join([quantiser.encode(group) for quantiser, group in groups])
 
     def decode(self, payload: torch.Tensor) -> torch.Tensor:
         """See `Codec`."""
-        sizes = [part.size for part in self._quantisers]
-        parts = zip(self._quantisers, torch.split(payload, sizes, dim=1), strict=True)
-        coefficients = torch.cat([quantiser.decode(part) for quantiser, part in parts], dim=1)
-        return _grid(self._projection(payload.device).restore(coefficients), self._embed_size)
+        groups = zip(self._quantisers, torch.split(payload, self._sizes, dim=1), strict=True)
+        values = _join([quantiser.decode(group) for quantiser, group in groups])
+        if self._projections:
+            values = self._projection(payload.device).restore(values)
+        return values.reshape(*values.shape[:2], self._embed_size, self._embed_size)
 
     def _projection(self, device: torch.device) -> Projection:
         if device not in self._projections:
@@ -91,21 +87,5 @@ class PcaCodec:
         return self._projections[device]
 
 
-def _grid(cells: torch.Tensor, size: int) -> torch.Tensor:
-    return cells.reshape(*cells.shape[:2], size, size)
-
-
-def _quantiser(kind: str, channels: int, cells: int) -> Quantiser:
-    return Quantiser(channels, cells, 8, channels) if kind == "int8" else Quantiser(channels, cells, 4, INT4_BLOCK)
-
-
-def _pca_parts(name: str, components: int, cells: int) -> tuple[list[int], list[Quantiser]]:
-    """How many components each of the payload's parts holds, and their quantisers."""
-    head = components if name.endswith("int8") else components // _INT8_PART
-    parts = [(count, kind) for count, kind in ((head, "int8"), (components - head, "int4")) if count]
-    return [count for count, _ in parts], [_quantiser(kind, count, cells) for count, kind in parts]
-
-
-def pca_payload_size(name: str, components: int, embed_size: int) -> int:
-    """Bytes of the payload of a codec with that many components."""
-    return sum(part.size for part in _pca_parts(name, components, embed_size**2)[1])
+def _join(groups: list[torch.Tensor]) -> torch.Tensor:
+    return groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)  # which would copy a single one

@@ -172,8 +172,6 @@ def test_more_components_than_channels_are_refused() -> None:
 class RoundedCodec:
     """Whole numbers from -128 to 127."""
 
-    name = "rounded"
-
     def __init__(self, dim: int, size: int) -> None:
         self._shape = (dim, size, size)
         self.payload_size = dim * size * size
@@ -186,10 +184,7 @@ class RoundedCodec:
 
 
 def test_another_codec_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    kind = CodecKind(
-        "whole numbers", lambda _, dim, size, __: RoundedCodec(dim, size), lambda _, dim, size, __: dim * size**2
-    )
-    monkeypatch.setitem(CODECS, "rounded", kind)
+    monkeypatch.setitem(CODECS, "rounded", CodecKind("whole numbers", lambda dim, size, *_: RoundedCodec(dim, size)))
     assert StoreConfig(CODEC="rounded").CODEC == "rounded"
     assert "rounded: whole numbers" in describe_codecs()
     assert "rounded" in candidates(64)
