@@ -13,7 +13,6 @@ import numpy.typing as npt
 from efficientsam3.data.check.files import Checked, CheckUnit, check_files
 from efficientsam3.data.layouts import DATASETS, DEFAULT_DATASET, list_images
 from efficientsam3.data.layouts.layout import Layout
-from efficientsam3.data.layouts.sa1b import annotation_path
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.parallel import map_processes
 from efficientsam3.data.problems import FIXABLE, Kind, Problem
@@ -91,7 +90,7 @@ def check_dataset(
     report.problems += layout.strays(data_path, listings)
     report.problems.sort()
     if fix:
-        report.quarantined = _quarantine(data_path, report.problems)
+        report.quarantined = _quarantine(data_path, layout, report.problems)
     _write_problems(problems_file, report.problems)
     return report
 
@@ -154,13 +153,13 @@ def _in_both(listings: dict[Split, ImageListing]) -> list[Problem]:
     return [Problem(Kind.BOTH_SPLITS, second, f"its id is also that of {first}") for first, second in pairs]
 
 
-def _quarantine(data_path: Path, problems: list[Problem]) -> list[Path]:
+def _quarantine(data_path: Path, layout: Layout, problems: list[Problem]) -> list[Path]:
     moved = []
     for problem in problems:
         if problem.kind in FIXABLE:
             files = [problem.file]
             if problem.kind is Kind.BROKEN_IMAGE:
-                files.append(annotation_path(data_path, problem.file.parent.name, problem.file.stem))
+                files += layout.companions(data_path, problem.file)
             moved += [_set_aside(data_path, file) for file in files if file.exists()]
     return moved
 

@@ -96,3 +96,7 @@ class Layout:
     def strays(self, data_path: Path, listings: "Mapping[Split, ImageListing]") -> "list[Problem]":
         """For checking: annotations without image, and images that the annotations do not name."""
         return []
+
+    def companions(self, data_path: Path, image: Path) -> list[Path]:
+        """For checking: files that are of no use without an image, whether they exist or not."""
+        return []

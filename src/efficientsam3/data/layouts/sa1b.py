@@ -65,6 +65,10 @@ class Sa1b(Layout):
                 problems.append(Problem(Kind.NO_IMAGE, path, f"no image in {data_path / 'images' / split}"))
         return problems
 
+    def companions(self, data_path: Path, image: Path) -> list[Path]:
+        """See `Layout`; the image's annotation."""
+        return [annotation_path(data_path, image.parent.name, image.stem)]
+
 
 def annotation_path(data_path: Path, split: str, image_id: str) -> Path:
     """Where an image's annotation is."""
