@@ -25,6 +25,7 @@ from efficientsam3.data.layouts import list_images
 from efficientsam3.evaluate.report.features import feature_pairs
 from efficientsam3.evaluate.report.figures import feature_figure, loss_figure, write_figure
 from efficientsam3.models.student_files import load_trained_student
+from efficientsam3.runtime.launch import own_path
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.testing.sample_images import write_sample_images
 from efficientsam3.testing.tiny_sam3 import TinySam3, write_tiny_sam3
@@ -67,8 +68,7 @@ class Demo:
 
 def _environment(console: Console) -> dict[str, str]:
     """This interpreter's commands first, log lines as wide as this terminal, and no model hub."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    return {**os.environ, "PATH": path, "COLUMNS": str(console.width), "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "PATH": own_path(), "COLUMNS": str(console.width), "HF_HUB_OFFLINE": "1"}
 
 
 def prepare(demo: Demo) -> None:

@@ -18,9 +18,14 @@ from pathlib import Path
 from types import FrameType
 
 from efficientsam3.runtime.device import usable_cores
-from efficientsam3.runtime.signals import SAVED_VARIABLE
+from efficientsam3.runtime.signals import SAVED_VARIABLE, handled
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def own_path() -> str:
+    """PATH for a command to be run, on which this interpreter's programs come first."""
+    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,9 @@ def run_torchrun(processes: int, arguments: Sequence[str]) -> Outcome:
 
 
 def _run(command: Sequence[str], workers: bool, threads: int | None = None) -> Outcome:
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "saved"
-        environment = {**os.environ, "PATH": path, SAVED_VARIABLE: str(saved)}
+        environment = {**os.environ, "PATH": own_path(), SAVED_VARIABLE: str(saved)}
         if threads is not None:  # torchrun gives each worker one thread unless told otherwise
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         with _forwarding(workers) as (signals, started):
@@ -91,13 +95,8 @@ def _forwarding(workers: bool) -> Iterator[tuple[list[int], list[int]]]:
                     _send(process, signal.SIGTERM)
 
     # Ctrl-C reaches a command in this process group by itself.
-    numbers = (*_STOPS, signal.SIGINT) if workers else _STOPS
-    before = [signal.signal(number, forward) for number in numbers]
-    try:
+    with handled((*_STOPS, signal.SIGINT) if workers else _STOPS, forward):
         yield came, started
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _children(process: int) -> list[int]:
