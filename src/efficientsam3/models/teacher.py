@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from efficientsam3.checkpoints.sam3 import inspect_trunk, load_trunk
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing, sam3_preprocessing
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.device import autocast_dtype
@@ -98,6 +97,9 @@ class Sam3Teacher(Teacher):
         """See `inspect_teacher`; a trunk has one shape, given by its weights."""
         if not path.exists():
             raise UserError(f"Teacher checkpoint {path} does not exist: {_REMEDY}.")
+        # Here, because importing transformers takes seconds, and neither an ONNX teacher nor a store needs it.
+        from efficientsam3.checkpoints.sam3 import inspect_trunk
+
         config = inspect_trunk(path)
         grid = config.image_size // config.patch_size
         if image_size not in (None, config.image_size):
@@ -120,6 +122,8 @@ class Sam3Teacher(Teacher):
     ) -> None:
         """See `Teacher`."""
         super().__init__(spec, preprocessing, device, dtype)
+        from efficientsam3.checkpoints.sam3 import load_trunk  # see above
+
         self._trunk = load_trunk(spec.path).to(device)
         self._dtype = dtype
 

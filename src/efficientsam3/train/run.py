@@ -5,10 +5,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from efficientsam3.config.schema import TrainConfig
@@ -24,6 +23,9 @@ from efficientsam3.train.resume import find_checkpoint
 from efficientsam3.train.saving import Saver
 from efficientsam3.train.tracker import Tracker
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 logger = logging.getLogger(LOGGER_NAME)
 
 
@@ -34,7 +36,7 @@ class Observers:
     # Figures of the student; the first one selects the best checkpoint (higher is better).
     probe: Callable[[nn.Module], dict[str, float]] | None = None
     # Feature images of teacher and student, side by side.
-    features: Callable[[nn.Module], Figure] | None = None
+    features: Callable[[nn.Module], "Figure"] | None = None
 
 
 @dataclass(frozen=True)

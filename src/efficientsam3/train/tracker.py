@@ -3,14 +3,17 @@
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from efficientsam3.checkpoints.training import METRICS_NAME
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.train.objective import Averages
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -44,7 +47,7 @@ class Tracker:
                 self._board.add_scalar(name, value, step)
             self._board.flush()
 
-    def show(self, step: int, figure: Figure) -> None:
+    def show(self, step: int, figure: "Figure") -> None:
         """Show a figure of features in TensorBoard."""
         if self._board is not None:
             self._board.add_figure("features", figure, step)

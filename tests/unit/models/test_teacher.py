@@ -61,7 +61,7 @@ def test_sam3_is_frozen_exact_and_of_the_right_shape(tiny_sam3_path: Path) -> No
 def test_sizes_that_do_not_fit_are_refused_before_loading(
     tiny_sam3_path: Path, shape: tuple[int, int, int], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efficientsam3.models.teacher.load_trunk", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("efficientsam3.checkpoints.sam3.load_trunk", lambda _: pytest.fail("loaded"))
     with pytest.raises(UserError, match=named):
         inspect_teacher(tiny_sam3_path, *shape)
 
