@@ -2,13 +2,12 @@
 
     python benchmarks/listing_scale.py [--files 1100000] [--scratch DIR]
 
-Makes that many empty files first (a minute or more). Memory is of whole processes, PyTorch included; "private" is what
-a worker has to itself after reading every id. Linux only: it reads /proc.
+It first makes that many empty files, which takes a minute or more. Memory is that of whole processes, PyTorch included;
+"private" is what a worker shares with no other process after reading every id. Linux only, because it reads /proc.
 """
 
 import argparse
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -18,12 +17,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing  # (sends tensors through shared memory)
+import torch.multiprocessing  # noqa: F401  (sends tensors through shared memory)
 from rich.console import Console
 from rich.table import Table
 
 from efficientsam3.data.layouts import list_images
 from efficientsam3.data.listing import ImageListing
+from efficientsam3.runtime.device import describe_machine
 
 
 def memory(field: str, file: str = "status") -> float:
@@ -33,7 +33,7 @@ def memory(field: str, file: str = "status") -> float:
 
 
 def measure_listing(data_path: Path, connection: Connection) -> None:
-    """In a process of its own: seconds, peak megabytes before and after, and files."""
+    """Send seconds, peak megabytes before and after, and the number of files; runs in its own process."""
     before = memory("VmHWM")
     start = time.perf_counter()
     listing = list_images(data_path, "train")
@@ -41,19 +41,19 @@ def measure_listing(data_path: Path, connection: Connection) -> None:
 
 
 def measure_worker(listing: ImageListing, connection: Connection) -> None:
-    """In a worker: read every id, then tell the private megabytes."""
+    """Read every id, then send the private megabytes; runs in a worker."""
     total = sum(len(image_id) for image_id in listing.ids)
     connection.send((memory("Private", "smaps_rollup"), total))
 
 
 def idle(_: Any, connection: Connection) -> None:
-    """A worker that has no listing."""
+    """Send the private megabytes of a worker that reads no id."""
     connection.send((memory("Private", "smaps_rollup"), 0))
 
 
 def in_process(method: str, target: Callable[[Any, Connection], None], argument: Any) -> tuple[float, ...]:
-    """What `target` sends from a process of its own."""
-    context = get_context(method)
+    """The numbers that `target` sends from its own process."""
+    context: Any = get_context(method)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(argument, sender))
     process.start()
@@ -63,7 +63,7 @@ def in_process(method: str, target: Callable[[Any, Connection], None], argument:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1_100_000)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def run(scratch: Path, files: int) -> None:
-    """Make the files and fill the table."""
+    """Make the files, measure, and print the table."""
     folder = scratch / "data/images/train"
     folder.mkdir(parents=True)
     for number in range(files):
@@ -95,7 +95,7 @@ def run(scratch: Path, files: int) -> None:
         base, with_listing = (in_process(method, target, listing)[0] for target in (idle, measure_worker))
         table.add_row(f"private to a worker, {method}", "", f"{with_listing:.1f}, without reading it {base:.1f}")
     Console().print(table)
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}, in {scratch.parent}")
+    print(f"{describe_machine()}, in {scratch.parent}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def cells(manifest: OnnxManifest) -> list[str]:
     plain = manifest.graphs["image_encoder"]
     row = [f"{plain.measured['relative_error']:.1e}", megabytes(plain)]
     for variant in ("fp16", "int8"):
-        file = manifest.variants[variant]  # type: ignore[index]
+        file = manifest.variants[variant]
         row += [f"{file.measured['relative_error']:.1e}", f"{file.measured['cosine']:.4f}", megabytes(file)]
         row.append(str(len(file.fp32_nodes)))
     return row

@@ -2,16 +2,14 @@
 
     python benchmarks/reorg_throughput.py TARS [--rounds 5] [--scratch DIR]
 
-The two take turns, so that a busy machine slows both; each starts with empty output and after a sync. The table has
-medians, and the ratio of each round's pair.
+The two take turns, so that a busy machine slows both; each starts with an empty output, after a sync. The table shows
+medians; the ratios below it compare the two of each round.
 """
 
 import argparse
-import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from efficientsam3.data.sa1b.reorganise import reorganise
+from efficientsam3.runtime.device import describe_machine
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes, from a state in which nothing waits to be written."""
+    """Seconds that `work` takes, started when no write is pending."""
     subprocess.run(["sync"], check=True)
     start = time.perf_counter()
     work()
@@ -32,14 +31,14 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def extract(tars: list[Path], output: Path) -> None:
-    """What one would do without this project."""
+    """Unpack the tars with tar, as one would without this project."""
     output.mkdir()
     for tar in tars:
         subprocess.run(["tar", "-xf", tar, "-C", output], check=True)
 
 
 def one_round(source: Path, tars: list[Path], scratch: Path, workers: int) -> tuple[float, float]:
-    """Seconds of both."""
+    """Seconds of tar and of reorganising."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     try:
         plain = timed(lambda: extract(tars, folder / "plain"))
@@ -50,7 +49,7 @@ def one_round(source: Path, tars: list[Path], scratch: Path, workers: int) -> tu
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tars", type=Path, help="folder of tars in SA-1B's shape")
     parser.add_argument("--rounds", type=int, default=5)
@@ -70,7 +69,7 @@ def main() -> None:
     ratios = sorted(a / b for a, b in rounds)
     Console().print(table)
     print(f"throughput ratio: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}")
-    print(f"Python {platform.python_version()}, {platform.platform()}, scratch in {args.scratch}", file=sys.stdout)
+    print(f"{describe_machine()}, scratch in {args.scratch}")
 
 
 if __name__ == "__main__":

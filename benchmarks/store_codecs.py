@@ -2,23 +2,22 @@
 
     python benchmarks/store_codecs.py STORE [--count 64]
 
-Projections are fitted on the first half of the embeddings, everything is measured on the second.
+Projections are fitted on the first half of the embeddings; everything is measured on the second.
 """
 
 import argparse
-import os
-import platform
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from efficientsam3.runtime.device import describe_machine
 from efficientsam3.store.advise import measure_codecs
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path, help="a float16 store")
     parser.add_argument("--count", type=int, default=64)
@@ -30,9 +29,7 @@ def main() -> None:
         figures = (f"{item.ratio:.2f}", f"{item.relative_error:.4f}", f"{item.cosine:.5f}")
         table.add_row(item.codec, str(item.record_size), *figures, f"{item.encode_rate:.1f}", f"{item.decode_rate:.1f}")
     Console(width=100).print(table)
-    print(
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.platform()}"
-    )
+    print(f"{describe_machine()}, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

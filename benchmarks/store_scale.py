@@ -2,7 +2,7 @@
 
     python benchmarks/store_scale.py [--records 1100000 11000000] [--shards 8] [--scratch DIR]
 
-Each is opened in a process of its own; memory is what the opening adds to that process at its peak.
+Each is opened in its own process; memory is what opening adds to that process at its peak.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MANIFEST = StoreManifest(embed_dim=1, embed_size=1, preprocessing=Preprocessing(
 
 
 def open_store(directory: Path, connection: Connection) -> None:
-    """Seconds, CPU seconds, megabytes at the peak, records."""
+    """Send seconds, CPU seconds, peak megabytes and the number of records; runs in its own process."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, cpu = time.perf_counter(), time.process_time()
     store = EmbeddingStore(directory)
@@ -36,12 +36,13 @@ def open_store(directory: Path, connection: Connection) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[1_100_000, 11_000_000])
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
     args = parser.parse_args()
+    context = get_context("spawn")
     table = Table("records", "seconds", "CPU seconds", "MB", title=f"Opening a store of {args.shards} shards")
     for count in args.records:
         directory = Path(tempfile.mkdtemp(dir=args.scratch))
@@ -51,8 +52,8 @@ def main() -> None:
                 numbers, shard = range(rank, count, args.shards), Shard(directory, rank)
                 shard.keys_path.write_text("".join(f"sa_{number}\n" for number in numbers))
                 shard.values_path.write_bytes(bytes(MANIFEST.record_size * len(numbers)))
-            receiver, sender = get_context("spawn").Pipe(duplex=False)
-            process = get_context("spawn").Process(target=open_store, args=(directory, sender))
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=open_store, args=(directory, sender))
             process.start()
             seconds, cpu, megabytes, found = receiver.recv()
             process.join()

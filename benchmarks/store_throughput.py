@@ -2,8 +2,8 @@
 
     python benchmarks/store_throughput.py [--records 128] [--scratch DIR]
 
-Records are of codec float16 at SAM3's size. Before each reading, the files leave the page cache (posix_fadvise), so all
-of them start cold; that is not timed. The rounds alternate, and the medians are printed. Linux only.
+Records have SAM3's size in codec float16. Before each reading, the files are evicted from the page cache
+(posix_fadvise), which is not timed. The ways take turns, and the table shows medians. Linux only.
 """
 
 import argparse
@@ -18,17 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from efficientsam3.train.dataset import PictureBatch
-from efficientsam3.train.records import with_records
 from rich.console import Console
 from rich.table import Table
 
+from efficientsam3.data.loader import ImageBatch
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING
 from efficientsam3.runtime.device import describe_machine
 from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter
+from efficientsam3.train.batches import with_records
+from efficientsam3.train.targets import StoredTargets
 
 MANIFEST = StoreManifest(embed_dim=1024, embed_size=72, preprocessing=SAM3_PREPROCESSING)
 SIZE = MANIFEST.record_size
@@ -45,7 +46,7 @@ def drop_cache(directory: Path) -> None:
 
 
 def write_store(directory: Path, records: list[np.ndarray], count: int) -> None:
-    """As the export writes."""
+    """Write a store as the embedding run does."""
     write_store_manifest(directory, MANIFEST)
     with BackgroundWriter(Shard(directory, 0), SIZE) as writer:
         for number in range(count):
@@ -53,20 +54,20 @@ def write_store(directory: Path, records: list[np.ndarray], count: int) -> None:
 
 
 def write_dd(source: Path, directory: Path, count: int) -> None:
-    """The same bytes by dd."""
+    """Write the same bytes with dd."""
     command = ["dd", f"if={source}", f"of={directory / 'dd.bin'}", f"bs={SIZE}", f"count={count}", "conv=fsync"]
     subprocess.run(command, check=True, capture_output=True)
 
 
 def read_store(directory: Path, order: list[int], checksums: bool) -> None:
-    """In a random order, into one buffer."""
+    """Read a store's records in a random order, into one buffer."""
     store, buffer = EmbeddingStore(directory, checksums=checksums), torch.empty(SIZE, dtype=torch.uint8)
     for row in order:
         store.read_into(row, buffer)
 
 
 def read_plain(directory: Path, order: list[int]) -> None:
-    """The same records by os.pread."""
+    """Read the same records with os.pread."""
     descriptor = os.open(directory / "rank0-values.bin", os.O_RDONLY)
     for row in order:
         os.pread(descriptor, SIZE, row * SIZE)
@@ -74,19 +75,19 @@ def read_plain(directory: Path, order: list[int]) -> None:
 
 
 def read_batches(directory: Path, order: list[int]) -> None:
-    """As training reads: by threads, into batches."""
-    store = EmbeddingStore(directory, checksums=False)
+    """Read batches as training does: by threads."""
+    targets = StoredTargets(EmbeddingStore(directory, checksums=False))
     batches = (order[start : start + BATCH] for start in range(0, len(order), BATCH))
-    pixels = torch.empty(0)
-    pictures = (PictureBatch([""] * len(rows), pixels, pixels, rows, []) for rows in batches)
-    for _ in with_records(pictures, store, torch.device("cpu")):
+    nothing = torch.empty(0)
+    images = (ImageBatch([""] * len(rows), nothing, nothing, nothing, rows, []) for rows in batches)
+    for _ in with_records(images, targets, torch.device("cpu")):
         pass
 
 
 def median_rates(
     ways: dict[str, Callable[[], None]], size: int, prepare: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """MB/s of each way, the rounds taking turns; `prepare` comes before each, and is not timed."""
+    """MB/s of each way, in alternating rounds; `prepare` runs before each and is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
@@ -98,7 +99,7 @@ def median_rates(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=128)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))

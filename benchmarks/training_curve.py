@@ -1,4 +1,4 @@
-"""What more epochs bring: a training's errors on the validation pictures and its masks, epoch by epoch.
+"""What more epochs bring: a training's errors on the validation images and its masks, epoch by epoch.
 
     python benchmarks/training_curve.py RUN --output curve.png
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from efficientsam3.checkpoints.training import METRICS_NAME
-from efficientsam3.evaluate.report.figures import write_picture
+from efficientsam3.evaluate.report.figures import write_figure
 from efficientsam3.train.metrics import read_metrics
 
 PANELS = {
@@ -21,7 +21,7 @@ PANELS = {
 
 
 def main() -> None:
-    """Draw."""
+    """Draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--output", type=Path, required=True, metavar="PNG")
@@ -36,7 +36,7 @@ def main() -> None:
         axes.set(title=title, xlabel="epochs", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
-    write_picture(args.output, figure)
+    write_figure(args.output, figure)
 
 
 if __name__ == "__main__":
