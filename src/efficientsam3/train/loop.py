@@ -22,7 +22,7 @@ from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.train.batches import TrainBatch, on_device, with_records
 from efficientsam3.train.finite import FiniteWatch, StatisticsGuard
 from efficientsam3.train.objective import LOSS, Averages, Losses, Objective
-from efficientsam3.train.optimizer import apply_if_finite
+from efficientsam3.train.optimizer import apply_if_finite, restore_optimizer
 from efficientsam3.train.stages import Label
 from efficientsam3.train.sums import LossSums
 from efficientsam3.train.targets import Targets
@@ -141,7 +141,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
-        self._optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self._optimizer, state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.step, self.epoch, self.position = (int(state[name]) for name in ("step", "epoch", "position"))
         self._watch.skipped, self._watch.in_a_row = state["skipped"], state["skipped_in_a_row"]

@@ -1,7 +1,7 @@
 """AdamW with weight decay on matrices alone, and a warmed-up cosine schedule."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -44,6 +44,20 @@ def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float)
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def restore_optimizer(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
+    """Load what `state_dict` gave, whatever device it was saved on.
+
+    Moments come with the memory layout of that device's parameters, channels_last on CUDA. The fused kernel goes
+    through parameters and moments in memory order: on the CPU it would pair the wrong values without a word, and on
+    CUDA it refuses.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 def apply_if_finite(optimizer: torch.optim.AdamW, bad: torch.Tensor) -> None:

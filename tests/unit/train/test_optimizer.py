@@ -1,4 +1,5 @@
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from efficientsam3.train.optimizer import build_optimizer, learning_rate_factor, scale_learning_rate
+from efficientsam3.train.optimizer import (
+    build_optimizer,
+    learning_rate_factor,
+    restore_optimizer,
+    scale_learning_rate,
+)
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("linear", 7.8125e-6), ("sqrt", 8.8388e-5), ("none", 1e-3)])
@@ -39,3 +45,31 @@ def test_frozen_parameters_are_left_out() -> None:
     model.bias.requires_grad_(False)
     groups = build_optimizer(model, torch.pi, 0.0).param_groups
     assert [len(group["params"]) for group in groups] == [1, 0]
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [LAYOUTS, LAYOUTS[::-1]])
+def test_moments_take_the_layout_of_the_parameters(saved: torch.memory_format, loaded: torch.memory_format) -> None:
+    """Parameters are channels_last on CUDA alone, so what was saved there and is loaded elsewhere, or the other way."""
+
+    def step(layout: torch.memory_format, state: dict[str, Any] | None = None) -> tuple[torch.Tensor, dict[str, Any]]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=layout)  # type: ignore[call-overload]
+        optimizer = build_optimizer(model, 0.1, 0.0)
+        if state is not None:
+            restore_optimizer(optimizer, state)
+            assert {value.stride() for value in _moments(optimizer, model.weight)} == {model.weight.stride()}
+        model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        return model.weight.detach(), optimizer.state_dict()
+
+    _, before = step(saved)
+    expected, _ = step(saved, before)
+    found, _ = step(loaded, before)
+    torch.testing.assert_close(found, expected)
+
+
+def _moments(optimizer: torch.optim.AdamW, parameter: torch.Tensor) -> list[torch.Tensor]:
+    return [optimizer.state[parameter][name] for name in ("exp_avg", "exp_avg_sq")]

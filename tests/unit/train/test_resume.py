@@ -13,6 +13,7 @@ from efficientsam3.checkpoints.training import (
     checkpoint_path,
     latest_checkpoint,
     load_training_checkpoint,
+    save_training_checkpoint,
     step_checkpoint_path,
 )
 from efficientsam3.config.schema import TrainConfig
@@ -180,3 +181,24 @@ def test_the_average_of_the_weights_is_what_is_validated(make_training: MakeTrai
     assert all(torch.equal(average[key], weights[key]) for key in counts)
     means = [key for key in weights if key.endswith("running_mean")]
     assert not any(torch.equal(average[key], weights[key]) for key in means)
+
+
+def test_a_checkpoint_of_a_gpu_continues_on_the_cpu(make_training: MakeTraining, one_process: Process) -> None:
+    """On CUDA, parameters are channels_last, and the optimiser's moments with them."""
+    config = make_training()
+    train(config, one_process)
+    expected = metrics(config.output_dir)[-1]
+    content = load_training_checkpoint(_forget_last_epoch(config))
+    for moments in content["optimizer"]["state"].values():
+        for name, value in moments.items():
+            if value.ndim == 4:
+                moments[name] = value.contiguous(memory_format=torch.channels_last)
+    save_training_checkpoint(checkpoint_path(config.output_dir, 1), content)
+    train(config, one_process)
+    assert metrics(config.output_dir)[-1] == expected
+
+
+def _forget_last_epoch(config: TrainConfig) -> Path:
+    """Remove the last of three epochs' checkpoint; returns the one before."""
+    checkpoint_path(config.output_dir, 2).unlink()
+    return checkpoint_path(config.output_dir, 1)
