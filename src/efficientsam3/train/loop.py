@@ -142,7 +142,8 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         restore_optimizer(self._optimizer, state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the checkpoint was made in another precision
+            self._scaler.load_state_dict(state["scaler"])
         self.step, self.epoch, self.position = (int(state[name]) for name in ("step", "epoch", "position"))
         self._watch.skipped, self._watch.in_a_row = state["skipped"], state["skipped_in_a_row"]
 

@@ -198,6 +198,26 @@ def test_a_checkpoint_of_a_gpu_continues_on_the_cpu(make_training: MakeTraining,
     assert metrics(config.output_dir)[-1] == expected
 
 
+def test_a_checkpoint_of_another_precision_continues(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16 scales its gradients, bfloat16 and float32 do not."""
+    config = make_training()
+    train(config, one_process)
+    path = _forget_last_epoch(config)
+    content = load_training_checkpoint(path)
+    assert content["scaler"] == {}
+    with monkeypatch.context() as patched:
+        patched.setattr("efficientsam3.train.build.autocast_dtype", lambda device: torch.float16)
+        train(config, one_process)
+    scaled = load_training_checkpoint(checkpoint_path(config.output_dir, 2))["scaler"]
+    assert scaled["scale"] > 0
+    _forget_last_epoch(config)
+    save_training_checkpoint(path, content | {"scaler": scaled})
+    train(config, one_process)
+    assert load_training_checkpoint(checkpoint_path(config.output_dir, 2))["scaler"] == {}
+
+
 def _forget_last_epoch(config: TrainConfig) -> Path:
     """Remove the last of three epochs' checkpoint; returns the one before."""
     checkpoint_path(config.output_dir, 2).unlink()
