@@ -124,15 +124,25 @@ def _read(records: Records, row: int, record: torch.Tensor) -> str | None:
     return None
 
 
-def on_device(batches: Iterable[TrainBatch], device: torch.device, stage: Label) -> Iterator[TrainBatch]:
-    """The batches on `device`; on a GPU, the next one is copied while the device computes on the one before."""
-    if device.type != "cuda":
+def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream to copy in while the device computes; None where there is none.
+
+    One serves all passes over the data: memory that was given out in a stream is given out again in that stream alone,
+    so each further one would hold batches of its own.
+    """
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def on_device(
+    batches: Iterable[TrainBatch], device: torch.device, copying: torch.cuda.Stream | None, stage: Label
+) -> Iterator[TrainBatch]:
+    """The batches on `device`; with a `copy_stream`, the next one is copied while it computes on the one before."""
+    if copying is None:
         for batch in batches:
             with stage("transfer"):
                 batch.to(device)
             yield batch
         return
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: TrainBatch | None = None
     for batch in batches:
         with torch.cuda.stream(copying), stage("transfer"):

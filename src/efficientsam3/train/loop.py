@@ -19,7 +19,7 @@ from efficientsam3.data.preprocess import build_valid_mask, normalise
 from efficientsam3.runtime.distributed import Process, broadcast_state
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
-from efficientsam3.train.batches import TrainBatch, on_device, with_records
+from efficientsam3.train.batches import TrainBatch, copy_stream, on_device, with_records
 from efficientsam3.train.finite import FiniteWatch, StatisticsGuard
 from efficientsam3.train.objective import LOSS, Averages, Losses, Objective
 from efficientsam3.train.optimizer import apply_if_finite, restore_optimizer
@@ -93,6 +93,7 @@ class Trainer:
         self._stage = stage
         # float16 needs its gradients scaled; bfloat16 and float32 do not.
         self._scaler = torch.amp.GradScaler(process.device.type, enabled=settings.autocast == torch.float16)
+        self._copying = copy_stream(process.device)
         self._watch = FiniteWatch()
         self._guard = StatisticsGuard(self.student)
 
@@ -211,7 +212,7 @@ class Trainer:
         """The batches with their records, on the device."""
         device = self._process.device
         batches_of_records = self._waiting(with_records(batches, self._targets, device))
-        return on_device(batches_of_records, device, self._stage)
+        return on_device(batches_of_records, device, self._copying, self._stage)
 
     def _waiting(self, batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
         while True:

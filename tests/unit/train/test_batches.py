@@ -5,7 +5,9 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter
 from efficientsam3.train import batches as module
-from efficientsam3.train.batches import TrainBatch, with_records
+from efficientsam3.train.batches import TrainBatch, copy_stream, on_device, with_records
 from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.plan import paired_images
 from efficientsam3.train.targets import StoredTargets
@@ -224,3 +226,20 @@ def test_of_a_record_the_workers_read_the_seed_alone_and_only_where_it_has_an_ef
     monkeypatch.undo()
     expected = [int(store.decode(store.read(row)[None])[0]) for row in batch.rows]
     assert seeds == (expected if hflip else [])
+
+
+def test_all_epochs_are_copied_in_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for CUDA's streams show in which one each copy is made, and that none is made for an epoch."""
+    made, entered, waited = list[Mock](), list[Mock](), list[Mock]()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(Mock()) or made[-1])
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: entered.append(stream) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Mock(wait_stream=waited.append))
+    device = torch.device("cuda")
+    copying = copy_stream(device)
+    for _ in range(2):
+        batches = [Mock(tensors=[Mock()]) for _ in range(3)]
+        assert list(on_device(batches, device, copying, lambda name: nullcontext())) == batches
+        assert all(batch.to.call_count == batch.tensors[0].record_stream.call_count == 1 for batch in batches)
+    assert made == [copying]
+    assert entered == waited == [copying] * 6
+    assert copy_stream(torch.device("cpu")) is None

@@ -143,6 +143,15 @@ def test_a_step_waits_for_no_device(
     assert waits == [0, 0, 0]
 
 
+def test_a_training_has_one_stream_to_copy_in(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.device] = []
+    monkeypatch.setattr("efficientsam3.train.loop.copy_stream", made.append)
+    train(make_training("TRAIN.EPOCHS", "2"), one_process)
+    assert made == [one_process.device]
+
+
 def test_the_average_starts_with_the_weights_of_the_first_step(
     make_training: MakeTraining, one_process: Process
 ) -> None:
