@@ -8,6 +8,7 @@ tensors alone, so that what a model was trained on can be read without it.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -119,12 +120,18 @@ def normalise(pixels: torch.Tensor, content_sizes: torch.Tensor, preprocessing: 
     Returns:
         (B, 3, S, S) float32: `(pixels / 255 - mean) / std`.
     """
-    import torch
-
-    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=pixels.device).view(1, 3, 1, 1)
+    mean, std = _moments(preprocessing.mean, preprocessing.std, pixels.device)
     normalised = (pixels.float() / 255 - mean) / std
     if preprocessing.resize == "pad":
         side = preprocessing.image_size
         normalised = normalised * build_valid_mask(content_sizes, side, side)[:, None]
     return normalised
+
+
+@lru_cache
+def _moments(mean: PerChannel, std: PerChannel, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation as (1, 3, 1, 1) float32, made once: copying them to a GPU waits for all its work."""
+    import torch
+
+    with torch.inference_mode(False):  # what is made in it cannot be used in training
+        return torch.tensor(mean, device=device).view(1, 3, 1, 1), torch.tensor(std, device=device).view(1, 3, 1, 1)

@@ -38,7 +38,7 @@ def embed_batch(teacher: Teacher, batch: ImageBatch, device: torch.device) -> to
     if not batch.image_ids:
         return torch.empty(0, 1, 1, 1, device=device)
     pixels = batch.pixels.to(device, non_blocking=True)
-    return teacher(normalise(pixels, batch.content_sizes.to(device), teacher.preprocessing))
+    return teacher(normalise(pixels, batch.content_sizes.to(device, non_blocking=True), teacher.preprocessing))
 
 
 def check_storable(batch: ImageBatch, embeddings: torch.Tensor) -> None:

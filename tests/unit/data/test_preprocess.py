@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +55,17 @@ def test_a_cell_is_valid_when_its_centre_shows_the_picture(height: int, width: i
 
 def test_square_masks_are_all_ones() -> None:
     assert build_valid_mask(torch.tensor([[1008, 1008]]), 1008, 72).all()
+
+
+def test_mean_and_deviation_are_made_once_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making them copies to the device, and on a GPU the host waits for that in every step."""
+    preprocessing = Preprocessing(image_size=8, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    pixels, sizes = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8), torch.full((2, 2), 8)
+    with torch.inference_mode():
+        first = normalise(pixels, sizes, preprocessing)
+    monkeypatch.setattr(torch, "tensor", None)
+    trained = pixels.float().requires_grad_()
+    again = normalise(trained, sizes, preprocessing)
+    assert torch.equal(again, first)
+    again.sum().backward()
+    assert trained.grad is not None
