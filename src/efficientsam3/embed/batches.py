@@ -37,8 +37,9 @@ def embed_batch(teacher: Teacher, batch: ImageBatch, device: torch.device) -> to
     """(B, D, E, E) float32 on `device`, which is the teacher's; an empty batch gives an empty tensor."""
     if not batch.image_ids:
         return torch.empty(0, 1, 1, 1, device=device)
-    pixels = batch.pixels.to(device, non_blocking=True)
-    return teacher(normalise(pixels, batch.content_sizes.to(device, non_blocking=True), teacher.preprocessing))
+    ahead = device.type == "cuda"  # from pinned memory; MPS may read its source after that was freed
+    pixels, sizes = (each.to(device, non_blocking=ahead) for each in (batch.pixels, batch.content_sizes))
+    return teacher(normalise(pixels, sizes, teacher.preprocessing))
 
 
 def check_storable(batch: ImageBatch, embeddings: torch.Tensor) -> None:

@@ -27,9 +27,12 @@ class TrainBatch(ImageBatch):
     weights: torch.Tensor  # (B,) float32: 0 for a stand-in or an image whose record is damaged, else 1
 
     def to(self, device: torch.device) -> Self:
-        """Move it, without waiting where its memory is pinned."""
+        """Move it, without waiting for a GPU that copies from pinned memory.
+
+        MPS is waited for: what it copies from may be freed, and reused, before it has read it.
+        """
         for name in _TENSORS:
-            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+            setattr(self, name, getattr(self, name).to(device, non_blocking=device.type == "cuda"))
         return self
 
     @property
