@@ -1,4 +1,4 @@
-"""Seeded augmentation: the seed stored beside an embedding makes teacher and student see the same picture."""
+"""Seeded augmentation: the seed stored beside an embedding makes teacher and student see the same image."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as tv
 
 
 class Augmentation(BaseModel):
-    """Which random changes a seed drives. The store's manifest records it."""
+    """The random changes that a seed controls. The store's manifest records them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -19,7 +19,7 @@ class Augmentation(BaseModel):
 
     @property
     def is_off(self) -> bool:
-        """Whether every picture stays as it is, whatever its seed."""
+        """Whether every image stays unchanged, whatever its seed."""
         return self.hflip == self.color_jitter == 0
 
 
@@ -30,7 +30,7 @@ def augmentation_seed(seed: int, image_id: str) -> int:
 
 
 def augment(image: torch.Tensor, seed: int, augmentation: Augmentation) -> torch.Tensor:
-    """Apply the changes that `seed` stands for.
+    """Apply the changes that `seed` selects.
 
     Args:
         image: (3, H, W) uint8 RGB.
@@ -41,7 +41,7 @@ def augment(image: torch.Tensor, seed: int, augmentation: Augmentation) -> torch
         (3, H, W) uint8.
     """
     generator = torch.Generator().manual_seed(seed)
-    # All numbers are drawn whatever is switched on, so that one setting does not shift another's draw.
+    # All numbers are drawn even when switched off, so that one setting does not shift the draws of another.
     flip, brightness, contrast, saturation = torch.rand(4, generator=generator).tolist()
     if flip < augmentation.hflip:
         image = tv.horizontal_flip(image)

@@ -11,15 +11,15 @@ _BYTES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
 
 def is_image_name(name: bytes) -> bool:
-    """Whether a file name, as the file system writes it, is that of an image; hidden files are not."""
+    """Whether a file name, in the file system's bytes, is that of an image; hidden files are not images."""
     return name.lower().endswith(_BYTES) and not name.startswith(b".")
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:
-    """Files, the images in folders, and what globs match, in the order given, each once.
+    """Find images by path, folder or glob pattern, in the order given, each once.
 
     Raises:
-        UserError: a pattern stands for nothing.
+        UserError: a pattern matches nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -29,6 +29,6 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
         else:
             matches = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         if not matches:
-            raise UserError(f"{pattern} is not an image and holds none ({', '.join(IMAGE_SUFFIXES)}): check the path.")
+            raise UserError(f"No image matches {pattern} ({', '.join(IMAGE_SUFFIXES)}): check the path.")
         found |= dict.fromkeys(matches)
     return list(found)

@@ -1,6 +1,6 @@
-"""Reading pictures: every supported file becomes RGB the right way up, or an error that names it.
+"""Reading images: every supported file becomes upright RGB, or an error that names the file.
 
-PyTorch is loaded by what returns tensors alone, so that pictures can be read without it.
+Only the functions that return tensors import PyTorch, so that images can be read without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 Pixels = npt.NDArray[np.uint8]
-# Pillow's other readers (EPS starts Ghostscript) have no place on pictures from anywhere.
+# Pillow's other readers are not safe for untrusted files: EPS starts Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNED = {5, 6, 7, 8}  # its values that swap height and width
@@ -29,14 +29,14 @@ _STRIP_ROWS = 64
 
 
 class BrokenImageError(UserError):
-    """A picture is missing, unreadable, half-written, or of a format that is not supported."""
+    """An image is missing, unreadable, half-written, or in an unsupported format."""
 
 
 def read_pixels(path: Path) -> Pixels:
     """Read a JPEG, PNG or WebP file.
 
     EXIF orientation is applied. Grey, palette and CMYK become RGB, 16 bits become the upper 8, transparency is dropped
-    (as transformers' processors drop it), and of an animation the first frame counts.
+    (as transformers' processors drop it), and an animation gives its first frame.
 
     Args:
         path: the file.
@@ -45,7 +45,7 @@ def read_pixels(path: Path) -> Pixels:
         (H, W, 3) uint8 RGB in [0, 255].
 
     Raises:
-        BrokenImageError: the file cannot be read as a whole picture.
+        BrokenImageError: the file cannot be read as a whole image.
     """
     try:
         return decode_pixels(path.read_bytes(), path)
@@ -62,7 +62,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """Height and width that `read_rgb` would give, from the file's header alone.
 
     Raises:
-        BrokenImageError: the file has no header of a picture.
+        BrokenImageError: the file does not have an image's header.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -73,7 +73,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def decode_rgb(data: bytes, path: Path) -> torch.Tensor:
-    """`read_rgb` of a file's content; `path` is for the error alone."""
+    """`read_rgb` of a file's content; `path` is only for the error message."""
     return _as_tensor(decode_pixels(data, path))
 
 
@@ -84,13 +84,13 @@ def _as_tensor(pixels: Pixels) -> torch.Tensor:
 
 
 def decode_pixels(data: bytes, path: Path) -> Pixels:
-    """`read_pixels` of a file's content; `path` is for the error alone."""
+    """`read_pixels` of a file's content; `path` is only for the error message."""
     try:
         if is_jpeg(data) and is_unfinished(data):
             raise ValueError("half-written JPEG, its end is missing")
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return _upright(_pixels(image, data), image.getexif().get(_ORIENTATION, 1))
-    # Pillow documents no list of what broken files raise: SyntaxError, struct.error and KeyError were all met.
+    # Pillow does not document what broken files raise; SyntaxError, struct.error and KeyError have all occurred.
     except Exception as error:
         raise _broken(path, error) from error
 
@@ -104,13 +104,13 @@ def _broken(path: Path, error: Exception) -> BrokenImageError:
 
 
 def _pixels(image: Image.Image, data: bytes) -> Pixels:
-    """(H, W, 3). Pillow has read the header; what both decode alike, simplejpeg decodes in two thirds of the time."""
+    """Decode to (H, W, 3). Where simplejpeg gives what Pillow gives, it is used: it takes two thirds of the time."""
     if image.format == "JPEG" and image.mode in {"RGB", "L"}:
-        # `strict` would refuse what every other decoder only warns of, such as stray bytes before a marker.
+        # `strict` would refuse what other decoders only warn about, such as stray bytes before a marker.
         decoded: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=False)
         return decoded
     image = _to_rgb(image)
-    # In strips: at once, Pillow makes three copies of the whole, for twice the time in all.
+    # In strips: for a whole image, Pillow makes three copies, which takes twice as long.
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):
         bottom = min(top + _STRIP_ROWS, image.height)
@@ -128,7 +128,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16-bit grey, whose conversion in Pillow cuts everything above 255 off
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would convert by clipping everything above 255
         upper = (np.asarray(image).astype(np.uint32) >> 8).clip(max=255)
         image = Image.fromarray(upper.astype(np.uint8))
     elif image.mode == "P":

@@ -1,4 +1,4 @@
-"""What can be told of a JPEG without decoding it."""
+"""What a JPEG's bytes show without decoding."""
 
 import mmap
 
@@ -11,7 +11,7 @@ def is_jpeg(data: bytes | mmap.mmap) -> bool:
 
 
 def is_unfinished(data: bytes | mmap.mmap) -> bool:
-    """Whether a JPEG has no end after its last scan.
+    """Whether a JPEG lacks the end marker after its last scan.
 
     Decoders paint the missing part grey when the rest of the file is there but zero, as after a crash or a full disk.
     Neither marker can occur within a scan's data.

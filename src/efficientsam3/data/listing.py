@@ -29,7 +29,7 @@ class ImageListing:
     """
 
     def __init__(self, root: Path, names: Iterable[bytes]) -> None:
-        """Sort and check.
+        """Sort and check the names.
 
         Args:
             root: what the names are relative to.
@@ -51,10 +51,10 @@ class ImageListing:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "ImageListing":
-        """The images in one folder, none where there is no such folder; from the cache if that is up to date.
+        """The images in one folder, possibly missing or empty; from the cache if that is up to date.
 
         Raises:
-            UserError: as the constructor.
+            UserError: as for the constructor.
         """
         return cls._cached(folder, folder, names_in) if folder.is_dir() else cls(folder, ())
 
@@ -63,7 +63,7 @@ class ImageListing:
         """The images that COCO's instances file names, whether `folder` has them or not; from the cache as well.
 
         Raises:
-            UserError: as the constructor, or the file cannot be read or is not in COCO's format.
+            UserError: as for the constructor, or the file cannot be read or is not in COCO's format.
         """
         return cls._cached(folder, instances, lambda path: map(os.fsencode, image_names(path)))
 
@@ -110,7 +110,7 @@ class ImageListing:
         return self._sorted(self.root, Names(ids.copy(), codes.copy(), suffixes))
 
     def _check_text(self) -> None:
-        """Ids become lines of key files, so they must be UTF-8 without line breaks."""
+        """Check that ids can be lines of key files: UTF-8 without line breaks."""
         for start in range(0, len(self), _CHUNK):
             table = self._ids[start : start + _CHUNK]
             if bool(((table == 0x0A) | (table == 0x0D) | (table >= 0x80)).any()):
@@ -141,7 +141,7 @@ def check_disjoint(train: ImageListing, val: ImageListing) -> None:
     """Refuse a dataset with an image in both splits, since embeddings are stored by id.
 
     Raises:
-        UserError: naming both files of the first such id.
+        UserError: an id is in both splits; the message names both files of the first.
     """
     common = np.intersect1d(train.ids, val.ids, assume_unique=True)
     if len(common):
@@ -153,7 +153,7 @@ def check_disjoint(train: ImageListing, val: ImageListing) -> None:
 
 
 def names_in(folder: Path) -> Iterator[bytes]:
-    """File names of the images in one folder, in no order."""
+    """File names of the images in one folder, unordered."""
     with os.scandir(os.fsencode(folder)) as entries:
         for entry in entries:
             if is_image_name(entry.name) and entry.is_file():
@@ -161,7 +161,7 @@ def names_in(folder: Path) -> Iterator[bytes]:
 
 
 def _collect(names: Iterable[bytes]) -> Names:
-    """In the order they come, and in chunks: a million bytes objects take ten times the memory."""
+    """Collect names as arrays, in chunks: a million bytes objects would take ten times the memory."""
     suffixes: dict[bytes, int] = {}
     stems, codes = [np.array([], dtype="S1")], [np.array([], dtype=np.uint8)]
     iterator = iter(names)
@@ -172,7 +172,10 @@ def _collect(names: Iterable[bytes]) -> Names:
 
 
 def ids_to_tensor(ids: npt.NDArray[np.bytes_]) -> torch.Tensor:
-    """(N,) fixed-width bytes to (N, width) uint8, without a copy where the array is contiguous."""
+    """(N,) fixed-width bytes to (N, width) uint8, without a copy where the array is contiguous.
+
+    As a tensor, forked workers share its pages, and spawned ones get it through shared memory.
+    """
     contiguous = np.ascontiguousarray(ids)
     return torch.from_numpy(contiguous.view(np.uint8).reshape(len(ids), ids.dtype.itemsize))
 

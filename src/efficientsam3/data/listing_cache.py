@@ -1,7 +1,7 @@
 """Listings of large folders, kept in the user's cache and trusted only while the folder has not changed.
 
 A folder's modification time changes with every file that is added, removed or renamed in it. Reading a million names
-over a network takes minutes, this takes one look at the folder.
+over a network takes minutes, checking the folder takes one call.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class Names(NamedTuple):
 
 
 def load(folder: Path) -> Names | None:
-    """The cached listing of a folder, if there is one and the folder is as it was."""
+    """The cached listing of a folder, if there is one and the folder has not changed."""
     try:
         with np.load(_cache_file(folder), allow_pickle=False) as cache:
             if cache["stamp"].tolist() != _stamp(folder):
@@ -53,7 +53,7 @@ def save(folder: Path, names: Names, stamp: list[int], scanned_ns: int) -> None:
         folder: what was listed.
         names: its listing.
         stamp: `stamp_of(folder)` from before the scan.
-        scanned_ns: the time of that.
+        scanned_ns: when that stamp was taken.
     """
     if len(names.ids) < SMALLEST or scanned_ns - stamp[1] < _SETTLED_NS:
         return
@@ -65,7 +65,7 @@ def save(folder: Path, names: Names, stamp: list[int], scanned_ns: int) -> None:
 
 
 def stamp_of(folder: Path) -> tuple[list[int], int]:
-    """(what identifies a folder's state, the time in ns)."""
+    """What identifies a folder's state, and the present time in ns."""
     return _stamp(folder), time.time_ns()
 
 

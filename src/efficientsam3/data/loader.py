@@ -16,14 +16,14 @@ from efficientsam3.data.preprocess import Preprocessing, resize_image
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.signals import end_by_parent_alone
 
-PADDING = -1  # what a sampler yields where a process has an image fewer than the others: nothing is read for it
+PADDING = -1  # what a sampler yields for a process with one image fewer than the others; nothing is read
 NO_ROW = -1  # the row of an image without a stored embedding
 SeedOf = Callable[[str, int], int]  # the seed of an image's augmentation, by its id and row
 
 
 @dataclass(frozen=True)
 class ImageSample:
-    """One image, ready but for normalisation."""
+    """One image, ready except for normalisation."""
 
     image_id: str
     pixels: torch.Tensor  # (3, S, S) uint8
@@ -69,7 +69,7 @@ def read_sample(
 
 
 class ImageDataset(Dataset[ImageSample | UserError | None]):
-    """Images of a listing. One that cannot be read comes as its error, so that the rest of its batch goes on."""
+    """Images of a listing. An unreadable image becomes its error, so that the rest of its batch can be used."""
 
     def __init__(
         self,
@@ -80,15 +80,15 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
         seed_of: SeedOf,
         rows: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """Take some images of a listing.
+        """Select images of a listing.
 
         Args:
             listing: all images of a split.
-            indices: (N,) which of them.
+            indices: (N,) positions in the listing.
             preprocessing: how they become the encoder's input.
-            augmentation: what changes them before that.
+            augmentation: random changes before that.
             seed_of: gives the seed of an image's augmentation.
-            rows: (N,) where their embeddings are; None where there are none.
+            rows: (N,) rows of their embeddings in the store; None without a store.
         """
         self.listing = listing
         self.preprocessing = preprocessing
@@ -101,14 +101,14 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
         return len(self._indices)
 
     def index(self, item: int) -> int:
-        """The place of an item in the listing."""
+        """Where an item is in the listing."""
         return int(self._indices[item])
 
     def seed(self, item: int) -> int:
         """The seed of an item's augmentation.
 
         Raises:
-            UserError: it is stored, and cannot be read.
+            UserError: the seed is in a store, and cannot be read.
         """
         return self._seed_of(self.listing.id(self.index(item)), int(self.rows[item]))
 
@@ -142,7 +142,7 @@ def collate_images(samples: list[ImageSample | UserError | None]) -> ImageBatch:
 
 
 def collate_never_empty(samples: list[ImageSample | UserError | None], image_size: int) -> ImageBatch:
-    """`collate_images`, with a grey stand-in where none could be read: under DDP every process must take every step."""
+    """`collate_images`, with a grey stand-in if none could be read: under DDP every process must take every step."""
     if not any(isinstance(sample, ImageSample) for sample in samples):
         pixels = torch.full((3, image_size, image_size), 127, dtype=torch.uint8)
         samples = [*samples, ImageSample("", pixels, (image_size, image_size), 0)]

@@ -1,4 +1,4 @@
-"""Work spread over processes, with one progress count and no process outliving its parent."""
+"""Work spread over processes, with one progress count; no worker outlives its parent."""
 
 import os
 import threading
@@ -22,24 +22,24 @@ class Cancelled(Exception):
 def map_processes(
     function: Callable[[Unit, Advance], Result], units: Iterable[Unit], workers: int, advance: Advance
 ) -> Iterator[Result]:
-    """Yield `function(unit, advance)` for each unit, as they get done.
+    """Yield `function(unit, advance)` for each unit, as each is finished.
 
     Args:
         function: at a module's top level; calls `advance` with the number of items just done, often.
-        units: picklable.
-        workers: processes; 1 works in this one.
+        units: what to work on; picklable.
+        workers: number of processes; 1 stays in this process.
         advance: called in this process with what the workers have done.
     """
     if workers == 1:
         yield from (function(unit, advance) for unit in units)
         return
-    # Forking would copy the threads' locks of a progress bar in whatever state they are.
+    # Forking would copy the locks of a progress bar's thread in whatever state they are.
     context = get_context("spawn")
     counts, stop = context.SimpleQueue(), context.Event()
     with ProcessPoolExecutor(workers, context, _start_worker, (counts, stop)) as pool:
         try:
             remaining = iter(units)
-            # A few in waiting keep everyone busy; a million would fill the memory.
+            # A few waiting units keep all workers busy; a million would fill the memory.
             pending = {pool.submit(_call, function, unit) for unit in islice(remaining, 4 * workers)}
             while pending:
                 done, pending = wait(pending, timeout=_REPORT_SECONDS, return_when=FIRST_COMPLETED)
@@ -57,7 +57,7 @@ def map_processes(
 
 
 class _Reporter:
-    """Sends counts to the parent now and then: the pipe between them holds little."""
+    """Sends counts to the parent at intervals, since the pipe between them is small."""
 
     def __init__(self, counts: Any, stop: Any) -> None:
         self.counts, self.stop = counts, stop
@@ -85,7 +85,7 @@ def _start_worker(counts: Any, stop: Any) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A killed parent says no goodbye, and its pool's workers would go on for ever."""
+    """End this worker when its parent is killed; a pool's workers would otherwise run for ever."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

@@ -1,8 +1,8 @@
-"""Preprocessing: from an RGB picture to the encoder's input, and which embedding cells of it show the picture.
+"""Preprocessing: from an RGB image to the encoder's input, and which embedding cells show the image.
 
-Two shapes exist. SAM3 squashes every picture to a square (`square`); SAM keeps the aspect ratio and pads on the right
-and at the bottom (`pad`). Pixels stay uint8 until `normalise` runs on the device. PyTorch is loaded by the functions of
-tensors alone, so that what a model was trained on can be read without it.
+Two shapes exist. SAM3 squashes every image to a square (`square`); SAM keeps the aspect ratio and pads on the right
+and at the bottom (`pad`). Pixels stay uint8 until `normalise` runs on the device. Only the functions on tensors import
+PyTorch, so that a model's preprocessing can be read without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HALF: PerChannel = (0.5, 0.5, 0.5)
 
 
 class Preprocessing(BaseModel):
-    """How a picture becomes an encoder input. Belongs to the teacher; the store and the merged model carry it."""
+    """How an image becomes an encoder input. Belongs to the teacher; the store and the merged model carry it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ class Preprocessing(BaseModel):
     std: PerChannel = Field(HALF, description="per channel, of pixels in [0, 1]")
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels that a picture of `height` x `width` covers in the input (its top left corner)."""
+        """Height and width in pixels that an image of `height` x `width` covers in the input (its top left corner)."""
         if self.resize == "square":
             return self.image_size, self.image_size
         scale = self.image_size / max(height, width)
@@ -66,7 +66,7 @@ def prepare(image: torch.Tensor, preprocessing: Preprocessing, device: torch.dev
 
 
 def resize_image(image: torch.Tensor, preprocessing: Preprocessing) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Resize one picture to the encoder's input, still uint8.
+    """Resize one image to the encoder's input, still uint8.
 
     Antialiased bilinear on uint8, as Meta's and transformers' SAM3 processors do it.
 
@@ -75,7 +75,7 @@ def resize_image(image: torch.Tensor, preprocessing: Preprocessing) -> tuple[tor
         preprocessing: the target.
 
     Returns:
-        (3, S, S) uint8, and the (height, width) of its top left part that shows the picture.
+        (3, S, S) uint8, and the (height, width) of its top left part that shows the image.
     """
     import torch
     from torchvision.transforms.v2 import functional as tv
@@ -89,12 +89,12 @@ def resize_image(image: torch.Tensor, preprocessing: Preprocessing) -> tuple[tor
 
 
 def build_valid_mask(content_sizes: torch.Tensor, image_size: int, grid_size: int) -> torch.Tensor:
-    """Which cells of a `grid_size` x `grid_size` grid over the input show the picture rather than padding.
+    """Which cells of a `grid_size` x `grid_size` grid over the input show the image rather than padding.
 
-    A cell counts when its centre lies in the picture; the first row and column always do, so no picture is without one.
+    A cell counts if its centre lies in the image; the first row and column always count, so every image has a cell.
 
     Args:
-        content_sizes: (B, 2) height and width in pixels that each picture covers, see `resize_image`.
+        content_sizes: (B, 2) height and width in pixels that each image covers, see `resize_image`.
         image_size: side of the input in pixels.
         grid_size: cells per side.
 

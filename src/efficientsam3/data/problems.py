@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Kind(StrEnum):
-    """What can be wrong. Files of the first three kinds are of no use, and can be set aside."""
+    """Kinds of problems. Files with one of the first three are useless, and can be moved away."""
 
     BROKEN_IMAGE = "broken image"
     BROKEN_ANNOTATION = "broken annotation"

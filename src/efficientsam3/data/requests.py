@@ -1,4 +1,4 @@
-"""What `download`, `reorg` and `data` are asked to do."""
+"""Requests of the commands `download`, `reorg` and `data`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,13 +26,13 @@ class DownloadRequest(Request):
         description=f"the tab-separated file that {SOURCE} issues once you accept the licence; its links expire after "
         "weeks"
     )
-    subset: Subset = Field("all", description="all tars with links, or the 100 or 10 of the published subsets")
+    subset: Subset = Field("all", description="all tars with links, or the published 10p (100 tars) or 1p (10)")
     output: Folder = Field(description="folder for the tars, ~11 GB each")
     workers: Count = Field(4, description="downloads at a time")
 
 
 class ReorganiseRequest(Request):
-    """What to make a dataset of, and how."""
+    """What to make a dataset from, and how."""
 
     source: Path | None = Field(
         None,

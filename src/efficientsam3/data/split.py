@@ -1,4 +1,4 @@
-"""Which images are for validation: a function of an image's id, so that neither order nor later additions move any."""
+"""Which images are for validation: a function of the image's id, so that order and later additions change nothing."""
 
 import hashlib
 from typing import Literal

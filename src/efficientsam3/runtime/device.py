@@ -29,7 +29,7 @@ def select_device(name: DeviceName, local_rank: int = 0) -> "torch.device":
     """The device for one process: `auto` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        UserError: a device was named that PyTorch does not see here, or there are more local processes than GPUs.
+        UserError: PyTorch does not see the device that was named, or there are more local processes than GPUs.
     """
     import torch
 
@@ -62,14 +62,14 @@ def autocast_dtype(device: "torch.device") -> "torch.dtype | None":
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, as far as the system tells; at least 1."""
+    """Number of cores that this process may run on, as far as the system says; at least 1."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def describe_machine() -> str:
-    """What a measurement was made on, in a line: cores, load, PyTorch, system."""
+    """One line about the machine that a measurement was made on: cores, load, PyTorch, system."""
     import torch
 
     return f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {platform.platform()}"

@@ -14,7 +14,7 @@ from efficientsam3.runtime.device import DeviceName, select_device
 from efficientsam3.runtime.memory import keep_freed_memory
 
 T = TypeVar("T")
-# Ranks may wait this long for each other: a straggler may have thousands of images more to read.
+# Ranks may wait this long for each other: one may have thousands more images to read.
 _TIMEOUT = timedelta(hours=2)
 
 
@@ -29,11 +29,11 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes what is written once."""
+        """Whether this is rank 0, which writes the files that a run writes once."""
         return self.rank == 0
 
     def is_orphan(self) -> bool:
-        """Whether torchrun died: its workers, in sessions of their own, outlive it and must stop themselves."""
+        """Whether torchrun has died: its workers run in their own sessions, outlive it and must stop themselves."""
         return self.launcher is not None and os.getppid() != self.launcher
 
 
@@ -71,7 +71,7 @@ def barrier() -> None:
 
 
 def all_gather(value: T) -> list[T]:
-    """Every process's `value`, by rank. Values must be picklable; they come from our own processes only."""
+    """Every process's `value`, by rank. Values are pickled, which is safe since only our own processes send them."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -102,12 +102,12 @@ def broadcast_state(module: torch.nn.Module) -> None:
 class StopVote:
     """Lets the processes end after the same step once any of them has been asked to.
 
-    Each call of `agreed` starts a vote and returns the outcome of the one before, so that nobody waits: a process goes
-    on computing while the votes are counted, on the CPU and beside whatever the device does.
+    Each call of `agreed` starts a vote and returns the outcome of the previous one, so that no process waits: votes are
+    counted on the CPU while the device computes.
     """
 
     def __init__(self, requested: Callable[[], bool]) -> None:
-        """Set up, on every process; `requested` says whether this one has been asked to stop."""
+        """Set up the vote on every process; `requested` says whether this one has been asked to stop."""
         self._requested = requested
         self._group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT) if dist.is_initialized() else None
         self._pending: tuple[torch.Tensor, dist.Work] | None = None

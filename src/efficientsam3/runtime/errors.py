@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, as opposed to bugs."""
+"""Errors that the user can fix, as opposed to bugs."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic files and folders, which appear whole or not at all; also hashing and checks."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def fsync_directory(directory: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced to disk and renamed over `path`.
+    """Yield a temporary path in the folder of `path`; on success it is synced to disk and renamed to `path`.
 
     If the body raises, the temporary file is removed and `path` stays as it was. Missing parent folders are made.
 
@@ -59,18 +59,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(output: Path, marker: str, kind: str) -> Iterator[Path]:
-    """Yield an empty folder beside `output` that takes its place on success and vanishes otherwise.
+    """Yield an empty folder next to `output`; it replaces `output` on success and is removed otherwise.
 
     Args:
-        output: where it goes.
-        marker: a file that a folder has that may be replaced.
-        kind: what such a folder is, for the error.
+        output: the final path.
+        marker: name of a file by which an existing folder is known to be replaceable.
+        kind: what such a folder is called in the error.
 
     Raises:
-        UserError: `output` is a file, or a folder with other things in it; or it cannot be written.
+        UserError: `output` is a file or a non-empty folder without `marker`, or it cannot be written.
     """
     if output.exists() and not (output / marker).is_file() and (output.is_file() or any(output.iterdir())):
-        raise UserError(f"The output {output} is no {kind} and would be lost: choose another path.")
+        raise UserError(f"The output {output} is not a {kind} and would be lost: choose another path.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
@@ -96,7 +96,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinities are refused, since JSON has none."""
+    """Write `value` as indented JSON, atomically. NaN and infinities, which JSON does not have, are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -113,7 +113,7 @@ def require_file(path: Path, what: str, remedy: str) -> Path:
     """Return `path` if it is a file.
 
     Raises:
-        UserError: it is not; the sentence names `what` it should have been and the `remedy`.
+        UserError: `path` is not a file; the message names `what` was expected and the `remedy`.
     """
     if not path.is_file():
         raise UserError(f"{what} {path} is not a file: {remedy}.")

@@ -2,8 +2,8 @@
 
     python -m efficientsam3.runtime.launch PROCESSES TORCHRUN_ARGUMENT...
 
-On SIGTERM, torchrun gives its workers 30 s and returns 1 even if they saved and ended well; SIGUSR1 kills it. Here both
-go to the workers themselves, which save and end in their own time.
+On SIGTERM, torchrun gives its workers 30 s and returns 1 even if they saved and ended well; SIGUSR1 kills it. This
+launcher sends both signals to the workers themselves, which save and end in their own time.
 """
 
 import os
@@ -32,21 +32,21 @@ def own_path() -> str:
 class Outcome:
     """How a command ended."""
 
-    code: int  # 0 also where it says that everything is saved
-    signals: tuple[int, ...]  # that were passed on to it
+    code: int  # exit code; also 0 where the command reported that everything is saved
+    signals: tuple[int, ...]  # those that were passed on to it
 
 
 def run_alone(command: Sequence[str]) -> Outcome:
-    """Run a command of this environment; signals that ask for the end are passed on to it as SIGTERM."""
+    """Run a command of this environment; signals that ask it to stop are passed on as SIGTERM."""
     return _run(command, workers=False)
 
 
 def run_torchrun(processes: int, arguments: Sequence[str]) -> Outcome:
-    """Run torchrun; signals that ask for the end are passed on to its workers.
+    """Run torchrun; signals that ask it to stop are passed on to its workers.
 
     Args:
-        processes: on this machine; they share its cores, where OMP_NUM_THREADS does not say otherwise.
-        arguments: of torchrun.
+        processes: number of workers on this machine; they share its cores unless OMP_NUM_THREADS is set.
+        arguments: torchrun's arguments.
     """
     # SIGUSR1 would kill torchrun itself, which ignores it from its start; the workers install their own handlers.
     ignoring = ("sh", "-c", 'trap "" USR1; exec "$0" "$@"', "torchrun", *arguments)
@@ -57,7 +57,7 @@ def _run(command: Sequence[str], workers: bool, threads: int | None = None) -> O
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "saved"
         environment = {**os.environ, "PATH": own_path(), SAVED_VARIABLE: str(saved)}
-        if threads is not None:  # torchrun gives each worker one thread unless told otherwise
+        if threads is not None:  # torchrun gives each worker one thread by default
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         with _forwarding(workers) as (signals, started):
             # Workers get a process group of their own: what a terminal or scheduler sends to this one arrives by way of
@@ -71,9 +71,10 @@ def _run(command: Sequence[str], workers: bool, threads: int | None = None) -> O
 
 @contextmanager
 def _forwarding(workers: bool) -> Iterator[tuple[list[int], list[int]]]:
-    """Pass signals on while the body runs; yields those that came, and where the body puts the process to send them to.
+    """Pass signals on while the body runs.
 
-    The handlers are there before the process is, so that no signal can end this one and leave the other running.
+    Yields a list of the signals that came, and a list to which the body adds the process that they go to. The handlers
+    are installed before that process starts, so that no signal can end this one and leave the other running.
     """
     came: list[int] = []
     started: list[int] = []
@@ -86,7 +87,7 @@ def _forwarding(workers: bool) -> Iterator[tuple[list[int], list[int]]]:
             elif not workers:
                 _send(process, signal.SIGTERM)
             else:
-                # SIGHUP means the end of a terminal or a job; workers know SIGTERM and SIGUSR1.
+                # SIGHUP comes when a terminal or job ends; workers handle SIGTERM and SIGUSR1 only.
                 wanted = signal.SIGUSR1 if number == signal.SIGUSR1 else signal.SIGTERM
                 children = _children(process)
                 for child in children:

@@ -11,7 +11,7 @@ from efficientsam3.runtime.errors import UserError
 LOGGER_NAME = "efficientsam3"
 console = Console(stderr=True)
 if not console.is_terminal:
-    console.width = 200  # a log file has no 80 columns to keep to
+    console.width = 200  # a log file need not keep to 80 columns
 
 
 def start_logging(output_dir: Path, rank: int) -> None:

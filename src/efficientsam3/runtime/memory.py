@@ -1,4 +1,4 @@
-"""How much memory work takes, keeping what was freed, and giving it back while a large mapped file is copied."""
+"""Memory: measuring peaks, reusing what was freed, and releasing pages while a large mapped file is copied."""
 
 import ctypes
 import mmap
@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def release_pages(tensors: Iterable[torch.Tensor]) -> None:
-    """Let the system take back the pages behind CPU tensors; those of a mapped file are read again when looked at.
+    """Let the system reclaim the pages behind CPU tensors; those of a mapped file are read again on access.
 
     Values never change: MADV_PAGEOUT only evicts. Where the system has no such call, nothing happens.
     """
@@ -36,23 +36,23 @@ def release_pages(tensors: Iterable[torch.Tensor]) -> None:
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors for the next ones, in this process and those it forks from now on.
 
-    It gives blocks beyond 32 MB back at once, and the system zeroes them anew, page by page, when the next tensor of
-    that size comes: half the time of a training step on a CPU (docs/training.md). See mallopt(3).
+    By default glibc returns blocks above 32 MB at once, and the system zeroes fresh pages for the next tensor of that
+    size, which took half the time of a training step on a CPU (docs/training.md). See mallopt(3).
 
     Returns:
-        whether it does now; not where there is no glibc, or where MALLOC_* or GLIBC_TUNABLES say what it shall do.
+        Whether the setting took effect; not without glibc, nor where the user has set MALLOC_* or GLIBC_TUNABLES.
     """
-    told = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
-    if told or platform.libc_ver()[0] != "glibc":
+    set_by_user = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
+    if set_by_user or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def peak_of(work: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `work` took at its peak beyond what was taken before; None where the system does not tell.
+    """Bytes by which memory grew at the peak of `work`; None where the system does not say.
 
-    On a GPU, of its memory, as PyTorch's allocator counts; else of this process's resident memory, which Linux tells.
+    On a GPU this is what PyTorch's allocator counts, on the CPU this process's resident memory (Linux only).
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

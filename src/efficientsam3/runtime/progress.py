@@ -10,7 +10,7 @@ from efficientsam3.runtime.logging import console
 
 @contextmanager
 def progress_bar(description: str, total: int, visible: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a bar while the body runs; the body calls what is yielded with the number of items just done.
+    """Show a bar while the body runs; yields a function to call with the number of items just done.
 
     Nothing is drawn where the console is not a terminal.
     """

@@ -25,7 +25,7 @@ def capture_random_state(device: torch.device) -> RandomState:
 
 
 def restore_random_state(state: RandomState, device: torch.device) -> None:
-    """Continue from what `capture_random_state` gave; a device's generator where it was of the same kind."""
+    """Restore what `capture_random_state` returned; a GPU's generator only on the same kind of GPU."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     keys, position, has_gauss, cached = state["numpy"]

@@ -25,21 +25,21 @@ class Request(BaseModel):
 
 @dataclass(frozen=True)
 class Argument:
-    """How a field is written on the command line, where its name and type do not say it; `Annotated` metadata."""
+    """How a field is written on the command line, beyond what its name and type say; `Annotated` metadata."""
 
     metavar: str | tuple[str, ...] | None = None
     positional: bool = False
-    # Of a list: `store` takes several values at once, `append` one for each time the flag is given, `extend` both;
-    # `split` takes one text, which the request splits.
+    # How a list is given: `store`: several values after one flag; `append`: one value for each flag; `extend`: both;
+    # `split`: one text, which the request splits.
     action: Literal["store", "append", "extend", "split"] = "store"
-    const: Any = None  # the value of the flag alone, whose value is then optional
-    aliases: tuple[str, ...] = ()  # former flags, which still work and are not in the help
-    flags: Mapping[str, str] | None = None  # a flag for each choice, with its help, instead of one flag with choices
+    const: Any = None  # the value when the flag is given without one
+    aliases: tuple[str, ...] = ()  # former flags, which still work but are hidden from the help
+    flags: Mapping[str, str] | None = None  # one flag per choice, with its help, instead of one flag with choices
 
 
-@dataclass(frozen=True, eq=False)  # hashed by identity, since a table has no hash
+@dataclass(frozen=True, eq=False)  # hashed by identity, since a table cannot be hashed
 class OneOf:
-    """A text that names an entry of a table; `Annotated` metadata. Entries that are added later are accepted too."""
+    """`Annotated` metadata of a string that names an entry of a table, including entries added later."""
 
     table: Mapping[str, Any]
 
@@ -64,7 +64,7 @@ def make_request(request: type[AnyRequest], values: Mapping[str, Any]) -> AnyReq
     """Make a request from the values of its fields.
 
     Raises:
-        UserError: a value is missing or wrong; all of them are named at once, by their flags.
+        UserError: values are missing or wrong; the message names all of them by their flags.
     """
     try:
         return request.model_validate(values)
@@ -73,7 +73,7 @@ def make_request(request: type[AnyRequest], values: Mapping[str, Any]) -> AnyReq
 
 
 def flag_name(field: str) -> str:
-    """The flag of a field, e.g. `--batch-size` of `batch_size`."""
+    """The flag for a field: `batch_size` becomes `--batch-size`."""
     return f"--{field.replace('_', '-')}"
 
 

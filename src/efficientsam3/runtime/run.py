@@ -12,7 +12,7 @@ from efficientsam3.runtime.logging import start_logging, stop_logging
 
 
 class RunSettings(Protocol):
-    """What of a configuration this module needs."""
+    """The part of a configuration that this module needs."""
 
     @property
     def DEVICE(self) -> DeviceName:

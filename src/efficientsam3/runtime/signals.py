@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and end: SIGTERM, and SIGUSR1, by which schedulers announce a pre-emption."""
+"""Signals that ask a run to save and stop: SIGTERM, and SIGUSR1, which schedulers send before a pre-emption."""
 
 import multiprocessing
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# Named by the launcher: a file whose presence says that everything was saved before the run ended.
+# Environment variable set by the launcher: path of a file to create once everything is saved.
 SAVED_VARIABLE = "EFFICIENTSAM3_SAVED"
 
 
 class StopRequest:
-    """Whether a signal has asked for the end."""
+    """Whether a signal has asked the run to stop."""
 
     def __init__(self) -> None:
         """No signal yet."""
@@ -28,7 +28,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGUSR1 into a flag while the body runs; Python lets the main thread alone do so."""
+    """Turn SIGTERM and SIGUSR1 into a flag while the body runs; in the main thread only, as Python requires."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -49,17 +49,17 @@ def handled(numbers: Sequence[int], handler: Callable[[int, FrameType | None], N
 
 
 def report_saved() -> None:
-    """Tell the launcher, where there is one, that everything was saved."""
+    """Report to the launcher, if there is one, that everything was saved."""
     if path := os.environ.get(SAVED_VARIABLE):
         Path(path).touch()
 
 
 def end_by_parent_alone() -> None:
-    """In a child that reads data: ignore SIGTERM and SIGUSR1 but from the parent process.
+    """In a child that reads data: ignore SIGUSR1, and SIGTERM from any process but the parent.
 
-    Schedulers and torchrun send them to every process of a job, and the parent may need the child's data to finish what
-    it is at. A child whose parent is gone ends by itself. Where the sender of a signal cannot be told (macOS), SIGTERM
-    ends the child.
+    Schedulers and torchrun send them to every process of a job, while the parent may need the child's data to finish
+    its step. A child whose parent is gone ends by itself. Where a signal's sender is unknown (macOS), SIGTERM ends the
+    child.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""Which codec suits a store's own embeddings: bytes, error and cosine of each, measured."""
+"""Measuring which codec suits a store's own embeddings: bytes, error and cosine of each."""
 
 import time
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ LEAST_COSINE = 0.995
 
 @dataclass(frozen=True)
 class CodecMeasure:
-    """One codec on some embeddings."""
+    """Measurements of one codec on some embeddings."""
 
     codec: str
     record_size: int  # bytes
-    ratio: float  # of float16's record to this one
+    ratio: float  # size of float16's record over this one's
     relative_error: float  # mean over images of |decoded - embedding| / |embedding|
     cosine: float  # mean over images and cells
     encode_rate: float  # images/s
@@ -43,7 +43,7 @@ def measure_codecs(directory: Path, count: int = 64, codecs: tuple[str, ...] = (
     Projections are fitted on the first half and everything is measured on the second, which they have not seen.
 
     Args:
-        directory: a store, best of codec float16.
+        directory: a store, preferably of codec float16.
         count: how many embeddings to use.
         codecs: names; by default those of `candidates`.
 
@@ -52,7 +52,7 @@ def measure_codecs(directory: Path, count: int = 64, codecs: tuple[str, ...] = (
     """
     store = EmbeddingStore(directory)
     if len(store) < 2 or count < 2:
-        raise UserError(f"{directory} has {len(store)} records: export at least 2 images to compare.")
+        raise UserError(f"{directory} has {len(store)} records: embed at least 2 images to compare.")
     rows = np.arange(len(store))
     rows = rows[store.index.in_file_order(rows)][:count]
     half = len(rows) // 2
@@ -66,7 +66,7 @@ def recommend(measures: list[CodecMeasure], least_cosine: float = LEAST_COSINE) 
     """The smallest codec whose cosine is at least `least_cosine`.
 
     Raises:
-        UserError: there is none.
+        UserError: no codec keeps that cosine.
     """
     good = [measure for measure in measures if measure.cosine >= least_cosine]
     if not good:

@@ -24,11 +24,11 @@ class CodecKind:
     """One kind of codec."""
 
     description: str  # continues its name in help texts
-    # From channels, cells a side, components (0 for a kind without), and the projection to these; without the
-    # projection, `payload_size` alone is asked for.
+    # Takes channels, cells a side, components (0 for a kind without) and their projection. Without the projection, only
+    # `payload_size` of the result is used.
     build: "Callable[[int, int, int, Projection | None], Codec]"
-    # Largest relative error, beyond the codec's own, of a stored embedding against the same one computed again. The
-    # least difference moves a quantised value at a rounding boundary by a whole step.
+    # Largest relative error, beyond the codec's own, between a stored embedding and the same one computed again. Even a
+    # tiny difference moves a quantised value at a rounding boundary by a whole step.
     tolerance: float = 5e-2
 
 
@@ -100,7 +100,7 @@ def _known(name: str) -> str:
     return name
 
 
-CodecName = Annotated[str, AfterValidator(_known)]  # of a field of a configuration or a request
+CodecName = Annotated[str, AfterValidator(_known)]  # type of a field in a configuration or request
 
 
 def pca_components(name: str) -> int | None:
@@ -116,7 +116,7 @@ def payload_size(name: str, embed_dim: int, embed_size: int) -> int:
     """Bytes of a record's payload.
 
     Raises:
-        UserError: there is no such codec, or it wants more components than channels.
+        UserError: there is no such codec, or it has more components than channels.
     """
     from efficientsam3.store.projection import check_components
 

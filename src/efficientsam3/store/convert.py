@@ -33,17 +33,17 @@ def convert_store(
     """Write the records of `source` that `output` lacks, in the order of the files, with another codec.
 
     Args:
-        source: a store; it is only read.
-        output: a new store, or one that an interrupted conversion left.
-        codec: of `output`. A pca{K} codec's projection is fitted on the first images of `source`.
-        device: decodes and encodes.
+        source: a store, only read.
+        output: a new store, or one left by an interrupted conversion.
+        codec: the codec of `output`. A pca{K} codec's projection is fitted on the first images of `source`.
+        device: where to decode and encode.
         advance: called with the number of records just written.
 
     Returns:
-        how many records were written.
+        How many records were written.
 
     Raises:
-        UserError: the stores are one and the same, `output` is of other settings, a record is damaged, or the disk is
+        UserError: both are the same store, `output` has other settings, a record is damaged, or the disk is
             full.
     """
     if source.resolve() == output.resolve():
@@ -68,7 +68,7 @@ def convert_store(
 
 
 def _hand_on_statistics(source: Path, output: Path, embed_dim: int) -> None:
-    """The source's statistics are the output's too, but for the codecs' rounding, where both hold the same images."""
+    """Copy the statistics if both stores have the same images: they differ only by the codecs' rounding."""
     total, target = gathered_statistics(source), Shard(output, 0)
     keys = target.read_keys()
     if total is not None and len(keys) == sum(len(shard.read_keys()) for shard in find_shards(source)):
@@ -79,7 +79,7 @@ def _hand_on_statistics(source: Path, output: Path, embed_dim: int) -> None:
 
 def _manifest(store: EmbeddingStore, output: Path, codec: str, device: torch.device) -> StoreManifest:
     manifest = store.manifest.model_copy(update={"codec": codec, "projection": None})
-    assert manifest.record_size > 0  # names an unknown codec before anything is written
+    assert manifest.record_size > 0  # refuses an unknown codec before anything is written
     components, present = pca_components(codec), read_store_manifest(output)
     if components is None or present is not None:
         return manifest.model_copy(update={"projection": present.projection if present else None})
@@ -101,7 +101,7 @@ def _read(
         if not whole:
             raise UserError(
                 f"The embedding of image {os.fsdecode(store.ids[row])!r} in {store.directory} is not finite: no codec "
-                "can hold it, export that image again."
+                "can hold it, embed that image again."
             )
     return seeds, embeddings
 

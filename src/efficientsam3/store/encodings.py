@@ -1,4 +1,4 @@
-"""The codecs' classes; `codecs` has the table of them."""
+"""Classes of the codecs that the table in `codecs` names."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -51,7 +51,7 @@ class QuantisedCodec:
         """Lay out the payload.
 
         Args:
-            parts: how many channels or components each group has, possibly none, and the bits of its values.
+            parts: the number of channels or components in each group, possibly 0, and the bits per value.
             embed_size: cells a side.
             projection: from channels to components; None to quantise the channels themselves.
         """
@@ -88,4 +88,4 @@ class QuantisedCodec:
 
 
 def _join(groups: list[torch.Tensor]) -> torch.Tensor:
-    return groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)  # which would copy a single one
+    return groups[0] if len(groups) == 1 else torch.cat(groups, dim=1)  # cat would copy a single one

@@ -1,4 +1,4 @@
-"""Making the statistics of records that are in the store already."""
+"""Computing the statistics of records that are already in the store."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ from efficientsam3.store.records import SEED_BYTES
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ChannelStatistics, ShardStatistics, store_statistics
 
-ContentSize = Callable[[bytes], tuple[int, int]]  # of an image id; see Preprocessing.content_size
+ContentSize = Callable[[bytes], tuple[int, int]]  # from image id to (height, width); see Preprocessing.content_size
 
 
 def content_sizes(preprocessing: Preprocessing, listings: Sequence[ImageListing]) -> ContentSize:
-    """A function from image id to the part of the input that its picture covers, read from the picture's header.
+    """A function from image id to the part of the input that the image covers, read from the image's header.
 
-    Where the preprocessing is `square`, that is all of it, and no picture is looked at.
+    Where the preprocessing is `square`, that is the whole input, and no image is read.
     """
 
     def content_size(key: bytes) -> tuple[int, int]:
@@ -34,8 +34,8 @@ def content_sizes(preprocessing: Preprocessing, listings: Sequence[ImageListing]
             if place < len(listing) and listing.ids[place] == key:
                 return preprocessing.content_size(*read_size(listing.path(place)))
         raise UserError(
-            f"Image {os.fsdecode(key)!r} of the store is not in the dataset, so how far it is padded is not known: "
-            "give the --data-path that was exported."
+            f"Image {os.fsdecode(key)!r} of the store is not in the dataset, so its padding is not known: give the "
+            "--data-path that was embedded."
         )
 
     return content_size
@@ -46,8 +46,8 @@ def measure_batch(embeddings: torch.Tensor, sizes: torch.Tensor, manifest: Store
 
     Args:
         embeddings: (B, D, E, E) float, as the store's codec gives them back.
-        sizes: (B, 2) height and width in pixels that each picture covers.
-        manifest: of the store.
+        sizes: (B, 2) height and width in pixels that each image covers.
+        manifest: the store's manifest.
     """
     valid = build_valid_mask(sizes.to(embeddings.device), manifest.preprocessing.image_size, manifest.embed_size)
     return [ChannelStatistics.measure(*pair) for pair in zip(embeddings, valid, strict=True)]
@@ -60,17 +60,17 @@ def continue_statistics(
     content_size: ContentSize,
     advance: Callable[[int], object] = lambda count: None,
 ) -> ShardStatistics:
-    """A shard's statistics with the records that its file does not tell of yet, read from the shard and written.
+    """Bring a shard's statistics up to date: read the records that they do not cover yet, and write the result.
 
     Args:
-        shard: nobody writes to it meanwhile; its files may be absent.
-        manifest: of the store.
-        codec: of the store.
+        shard: the shard; no process may be writing to it, and its files may be absent.
+        manifest: the store's manifest.
+        codec: the store's codec.
         content_size: see `content_sizes`.
         advance: called with the number of records just read.
 
     Raises:
-        UserError: a record is damaged, or a picture is missing or unreadable.
+        UserError: a record is damaged, or an image is missing or unreadable.
     """
     keys = shard.read_keys() if shard.keys_path.exists() else []
     statistics = ShardStatistics.read(shard, keys) or ShardStatistics(shard, manifest.embed_dim)
@@ -95,8 +95,8 @@ def compute_statistics(
     """Bring the statistics of every shard up to its keys; returns those of the whole store.
 
     Args:
-        directory: the store; nobody writes to it meanwhile.
-        listings: the pictures that were exported; none are needed where the preprocessing is `square`.
+        directory: the store; no process may be writing to it.
+        listings: the images that were embedded; not needed where the preprocessing is `square`.
         advance: called with the number of records just read.
         published: describes a store in the published format, which has no manifest of its own.
 
@@ -106,8 +106,8 @@ def compute_statistics(
     manifest = (read_store_manifest(directory) or published) if directory.is_dir() else None
     if manifest is None:
         raise UserError(
-            f"{directory} has no {MANIFEST_NAME}: give the embeddings folder of an export, or for a store in the "
-            "published format what it holds, e.g. --published 1024 72 1008 pad."
+            f"{directory} has no {MANIFEST_NAME}: give the folder of an embedding store, or describe a store in "
+            "the published format, e.g. --published 1024 72 1008 pad."
         )
     codec, content_size = manifest.build_codec(directory), content_sizes(manifest.preprocessing, listings)
     for shard in find_shards(directory):

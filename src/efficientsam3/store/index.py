@@ -1,4 +1,4 @@
-"""Where each image's record is: arrays rather than Python objects, so that 11 million entries are small and shared."""
+"""Where each image's record is, in arrays instead of Python objects: small and shared even with 11 million entries."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ class StoreIndex:
         position_of = np.concatenate([np.empty(0, np.int64), *map(np.arange, counts)])
         order = _sort_order(ids)
         ids = ids[order]
-        # The first of equal ids stays: two runs on different shards may both have exported an image.
+        # The first of equal ids stays: two runs on different shards may both have embedded an image.
         first = np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)]
         ids, order = ids[first], order[first]
         self._ids = ids_to_tensor(ids)

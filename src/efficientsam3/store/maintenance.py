@@ -1,4 +1,4 @@
-"""Looking after a store: what it holds, whether it is whole, and putting it in order."""
+"""Maintaining a store: describing, verifying, repairing and merging it."""
 
 import os
 from collections.abc import Callable
@@ -17,18 +17,18 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a shard holds."""
+    """What a shard contains."""
 
     rank: int
     records: int
     size: int  # bytes of its files
-    uncommitted: int  # bytes beyond the last commit, which the next export cuts off
+    uncommitted: int  # bytes beyond the last commit, which the next writer cuts off
     checksums: bool
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store holds."""
+    """What a store contains."""
 
     manifest: StoreManifest
     shards: tuple[ShardInfo, ...]
@@ -53,11 +53,11 @@ def open_manifest(directory: Path) -> StoreManifest:
     """The manifest of a store that must have one.
 
     Raises:
-        UserError: there is none, or no store.
+        UserError: the store or its manifest does not exist.
     """
     manifest = read_store_manifest(directory) if directory.is_dir() else None
     if manifest is None:
-        raise UserError(f"{directory} has no {MANIFEST_NAME}: give the embeddings folder of an export.")
+        raise UserError(f"{directory} has no {MANIFEST_NAME}: give the folder of an embedding store.")
     return manifest
 
 
@@ -79,17 +79,17 @@ def _describe(shard: Shard, record_size: int) -> ShardInfo:
 
 
 def verify_store(directory: Path, repair: bool = False, advance: Advance = lambda count: None) -> Verification:
-    """Read every record.
+    """Read every record and check its checksum.
 
     Args:
         directory: the store.
-        repair: drop damaged records, so that the next export computes them again. The intact records behind the first
-            damaged one of a shard move to a new shard, and the shard ends before it; whatever interrupts that, every
+        repair: drop damaged records, so that the next run computes them again. The intact records behind the first
+            damaged one of a shard move to a new shard, and the shard ends before it; if that is interrupted, every
             intact record stays in the store.
         advance: called with the number of records just read.
 
     Raises:
-        UserError: there is no store, a shard has lost its key file, or, to repair, somebody writes to the store.
+        UserError: there is no store, a shard has lost its key file, or, when repairing, another process writes to it.
     """
     manifest = open_manifest(directory)
     damaged: list[tuple[str, str]] = []
@@ -128,17 +128,17 @@ def _cut_off(shard: Shard, record_size: int, first_bad: int) -> None:
 
 
 def merge_shards(directory: Path, advance: Advance = lambda count: None) -> int:
-    """Move every record into the shard of the lowest rank, one shard after another. Interrupted, run it again.
+    """Move every record into the shard of the lowest rank, one shard after another. If interrupted, run it again.
 
     Args:
         directory: the store.
         advance: called with the number of records just moved.
 
     Returns:
-        how many shards were merged into the first.
+        How many shards were merged into the first.
 
     Raises:
-        UserError: somebody writes to the store, a record is damaged, or the disk cannot hold one shard more.
+        UserError: another process writes to the store, a record is damaged, or the disk cannot hold one shard more.
     """
     manifest = open_manifest(directory)
     target, *others = tuple(find_shards(directory)) or (None,)
@@ -175,9 +175,9 @@ def merge_shards(directory: Path, advance: Advance = lambda count: None) -> int:
 
 
 def _joint_statistics(target: Shard, shard: Shard, present: set[bytes]) -> ShardStatistics | None:
-    """Those of `target` once `shard` is appended to it; None where they are not known without reading the records.
+    """The statistics of `target` once `shard` is appended; None if the records would have to be read.
 
-    That is so after an interruption, too, which left some of its records in both.
+    That is also so after an interruption that left some records in both.
     """
     target_keys, keys = target.read_keys(), shard.read_keys()
     first, second = ShardStatistics.read(target, target_keys), ShardStatistics.read(shard, keys)
@@ -191,7 +191,7 @@ def _joint_statistics(target: Shard, shard: Shard, present: set[bytes]) -> Shard
 
 
 def missing_ids(directory: Path, wanted: list[str]) -> list[str]:
-    """Those of the `wanted` image ids that the store has no record of, in their order.
+    """The `wanted` image ids of which the store has no record, in their order.
 
     Raises:
         UserError: there is no store.

@@ -1,4 +1,4 @@
-"""`manifest.json`: what an embedding store holds and how it came about."""
+"""`manifest.json`: what an embedding store contains and how it was computed."""
 
 from pathlib import Path
 from typing import Literal
@@ -23,18 +23,18 @@ class TeacherIdentity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    sha256: str = Field(description="of the checkpoint file, or of a directory's safetensors files in order")
-    compute_dtype: str = Field("float32", description="of the teacher's matrix products")
+    sha256: str = Field(description="hash of the checkpoint file, or of a directory's safetensors files in order")
+    compute_dtype: str = Field("float32", description="dtype of the teacher's matrix products")
 
 
 class ProjectionIdentity(BaseModel):
-    """The projection that the records of a pca{K} codec are coefficients of; its numbers are in a file beside."""
+    """The projection whose coefficients the records of a pca{K} codec are; a file next to the manifest has it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sha256: str = Field(description="of projection.safetensors")
-    variance_kept: float = Field(description="part of the variance of the images it was fitted on")
-    images: int = Field(gt=0, description="how many those were")
+    sha256: str = Field(description="hash of projection.safetensors")
+    variance_kept: float = Field(description="share of the variance of the images that it was fitted on")
+    images: int = Field(gt=0, description="number of images that it was fitted on")
 
 
 class StoreManifest(BaseModel):
@@ -49,14 +49,14 @@ class StoreManifest(BaseModel):
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
     seed: int = 0
-    projection: ProjectionIdentity | None = Field(None, description="of codec pca{K}-int8 or pca{K}-int4")
+    projection: ProjectionIdentity | None = Field(None, description="projection of codec pca{K}-int8 or pca{K}-int4")
     teacher: TeacherIdentity | None = Field(None, description="None for a store in the published format")
 
     def build_codec(self, directory: Path) -> Codec:
         """The codec of the payloads of the store in `directory`.
 
         Raises:
-            UserError: it is not known, or its projection is missing there.
+            UserError: the codec is not known, or its projection is missing.
         """
         projection = None
         if self.projection is not None:
@@ -73,7 +73,7 @@ def read_store_manifest(directory: Path) -> StoreManifest | None:
     """The manifest of the store in `directory`, or None for a store in the published format, which has none.
 
     Raises:
-        UserError: the manifest is damaged or of a newer format.
+        UserError: the manifest is damaged or has a newer format.
     """
     path = directory / MANIFEST_NAME
     if not path.exists():
@@ -83,12 +83,12 @@ def read_store_manifest(directory: Path) -> StoreManifest | None:
     except (ValidationError, UnicodeDecodeError) as error:
         raise UserError(
             f"Store manifest {path} is damaged or of another version ({' '.join(str(error).split())[:200]}); "
-            "restore it, or export with the version that wrote it."
+            "restore it, or use the version that wrote it."
         ) from error
 
 
 def write_store_manifest(directory: Path, manifest: StoreManifest) -> None:
-    """Write the manifest, or check that the one that is there says the same.
+    """Write the manifest, or check that an existing one is equal.
 
     Raises:
         UserError: the store was begun with other settings, or its records have no manifest to compare with.
@@ -97,8 +97,8 @@ def write_store_manifest(directory: Path, manifest: StoreManifest) -> None:
     if present is None:
         if any(directory.glob("rank*-keys.txt")):
             raise UserError(
-                f"Store {directory} has records but no {MANIFEST_NAME}, so what wrote them is not known: "
-                "export into another OUTPUT."
+                f"Store {directory} has records but no {MANIFEST_NAME}, so their settings are not known: "
+                "embed into another OUTPUT."
             )
         write_text(directory / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         return

@@ -1,4 +1,4 @@
-"""A PCA projection of an embedding's channels, fitted on a few images and kept beside the store's manifest."""
+"""A PCA projection of an embedding's channels, fitted on a few images and kept next to the store's manifest."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_path, sha256_file
 
 PROJECTION_NAME = "projection.safetensors"
-PROJECTION_IMAGES = 32  # a store's projection is fitted on so many
-# Components whose deviation is below this part of the largest one's are noise, and are not blown up to unit variance.
+PROJECTION_IMAGES = 32  # a store's projection is fitted on this many images
+# Components whose deviation is below this share of the largest one are noise, and are not scaled to unit variance.
 _SMALLEST_DEVIATION = 1e-4
 
 
@@ -24,10 +24,10 @@ class Projection:
     mean: torch.Tensor  # (D,) float32
     basis: torch.Tensor  # (K, D) float32, orthonormal rows
     deviation: torch.Tensor  # (K,) float32, standard deviation along each component, falling
-    variance_kept: float  # of the images it was fitted on, in [0, 1]
+    variance_kept: float  # share of the variance of the images that it was fitted on, in [0, 1]
 
     def to(self, device: torch.device) -> "Projection":
-        """The same on `device`."""
+        """This projection on `device`."""
         tensors = (self.mean.to(device), self.basis.to(device), self.deviation.to(device))
         return Projection(*tensors, self.variance_kept)
 
@@ -41,7 +41,7 @@ class Projection:
 
 
 def fit_projection(embeddings: Iterable[torch.Tensor], components: int) -> Projection:
-    """The projection of the most variance over every cell of some (B, D, E, E) embeddings.
+    """The projection that keeps the most variance over all cells of some (B, D, E, E) embeddings.
 
     Raises:
         UserError: there are no embeddings, or they have fewer channels than `components`.
@@ -52,7 +52,9 @@ def fit_projection(embeddings: Iterable[torch.Tensor], components: int) -> Proje
         cells = batch.detach().cpu().double().flatten(2).transpose(1, 2).flatten(0, 1)  # [B * E * E, D]
         count, total, squares = count + len(cells), total + cells.sum(0), squares + cells.T @ cells
     if count == 0:
-        raise UserError("There is no embedding to fit a projection on: give a dataset with at least one whole picture.")
+        raise UserError(
+            "There is no embedding to fit a projection on: give a dataset with at least one readable image."
+        )
     check_components(components, len(total))
     mean = total / count
     variances, vectors = torch.linalg.eigh(squares / count - mean.outer(mean))
@@ -66,11 +68,11 @@ def check_components(components: int, embed_dim: int) -> None:
     """Refuse more components than channels.
 
     Raises:
-        UserError: there are.
+        UserError: there are more components than channels.
     """
     if components > embed_dim:
         raise UserError(
-            f"Codec pca{components} wants more components than the {embed_dim} channels of the embedding: give fewer."
+            f"Codec pca{components} has more components than the {embed_dim} channels of the embedding: give fewer."
         )
 
 
@@ -86,7 +88,7 @@ def load_projection(directory: Path, sha256: str, variance_kept: float) -> Proje
     """Read what `save_projection` wrote.
 
     Raises:
-        UserError: the file is missing, or not the one that the manifest names.
+        UserError: the file is missing, damaged, or not the one that the manifest names.
     """
     path = directory / PROJECTION_NAME
     remedy = "restore it from a copy, since no record of this store can be decoded without it"

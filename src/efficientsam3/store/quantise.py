@@ -22,9 +22,9 @@ class Quantiser:
         """Lay out the bytes.
 
         Args:
-            channels: of the grid.
-            cells: of the grid.
-            bits: per value.
+            channels: channels of the grid.
+            cells: cells of the grid.
+            bits: bits per value.
             block: channels that share a scale; the last block may have fewer.
         """
         self._channels = channels
@@ -56,7 +56,7 @@ class Quantiser:
 
 
 def _round_up(scales: torch.Tensor) -> torch.Tensor:
-    """To bfloat16, never downwards, so that no code is beyond its limit; and never to 0, which cannot divide."""
+    """Round to bfloat16, never downwards, so that no code exceeds its limit, and never to 0, which cannot divide."""
     return (scales * (1 + 2**-8)).clamp(min=1e-30).to(torch.bfloat16)
 
 

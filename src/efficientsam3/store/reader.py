@@ -29,7 +29,7 @@ class EmbeddingStore:
         Args:
             directory: the store.
             published: describes a store in the published format, which has no manifest of its own.
-            checksums: verify each record that is read, where the store has checksums.
+            checksums: verify each record on reading, if the store has checksums.
 
         Raises:
             UserError: there is no store, its files disagree, or it has no manifest and `published` is not given.
@@ -70,7 +70,7 @@ class EmbeddingStore:
         return record
 
     def read_into(self, row: int, record: torch.Tensor) -> None:
-        """Read one undecoded record into (record_size,) uint8, contiguous, on the CPU: the only copy that is made.
+        """Read one undecoded record into (record_size,) uint8, contiguous, on the CPU, without another copy.
 
         Raises:
             UserError: the record is damaged (its checksum says so), or its file has become shorter.
@@ -85,11 +85,11 @@ class EmbeddingStore:
                 raise UserError(
                     f"The record of image {self.ids[row].decode()!r} in {shard.values_path} is damaged (checksum): "
                     f"restore that file from a copy, or run `efficientsam3 store verify --repair {self.directory}` and "
-                    "export again."
+                    "embed again."
                 )
 
     def read_seed(self, row: int) -> int:
-        """The augmentation seed of a record, which is all that is read of it; its checksum is left to `read_into`.
+        """The augmentation seed of a record, without reading the rest; `read_into` checks the checksum.
 
         Raises:
             UserError: the record's file has become shorter.
@@ -115,12 +115,10 @@ class EmbeddingStore:
 
     def _fill(self, path: Path, buffer: memoryview, offset: int) -> None:
         key = (os.getpid(), path)
-        # Two threads may open it at once; both then read by the first one's.
+        # Two threads may open the file at once; both then use the first one's.
         file = self._files.get(key) or self._files.setdefault(key, path.open("rb", buffering=0))
         while buffer:
             count = os.preadv(file.fileno(), [buffer], offset)
             if not count:
-                raise UserError(
-                    f"{path} has become shorter while it was read: restore it from a copy, or export again."
-                )
+                raise UserError(f"{path} has become shorter while being read: restore it from a copy, or embed again.")
             buffer, offset = buffer[count:], offset + count

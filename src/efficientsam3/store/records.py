@@ -21,6 +21,6 @@ def unpack_seeds(records: torch.Tensor) -> torch.Tensor:
 def storable(embeddings: torch.Tensor) -> torch.Tensor:
     """(B, D, E, E) float to (B,) bool: whether each embedding is finite, also in float16.
 
-    No codec stores what is not; the quantised ones would spoil a whole block by one value.
+    No codec stores other values: in a quantised codec, one of them would spoil a whole block.
     """
     return embeddings.to(torch.float16).isfinite().flatten(1).all(dim=1)

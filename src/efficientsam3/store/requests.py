@@ -1,4 +1,4 @@
-"""What `store` is asked to do."""
+"""Requests of the command `store`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,14 +40,14 @@ class MissingRequest(StoreRequest):
 
 
 class StatisticsRequest(StoreRequest):
-    """The store whose statistics to gather, and what it does not know itself."""
+    """The store whose statistics to gather, and what its manifest does not say."""
 
     data_path: Folder | None = Field(
         None, description="folder of the dataset that was embedded; needed where its images are padded"
     )
     published: Annotated[tuple[str, str, str, str] | None, Argument(("DIM", "SIZE", "PIXELS", "RESIZE"))] = Field(
         None,
-        description="what a store without a manifest holds: channels, cells a side, pixels a side of the input, square "
+        description="shape of a store without a manifest: channels, cells a side, pixels a side of the input, square "
         "or pad",
     )
     dataset: Dataset = DEFAULT_DATASET

@@ -2,7 +2,7 @@
 
 `rankN-keys.txt`: one image id a line. `rankN-values.bin`: fixed-size records in the same order. `rankN-crc32.bin`: a
 little-endian uint32 CRC-32 per record (stores in the published format have none). A key line is the commit of its
-record: values and checksums beyond the last whole line are leftovers of an interrupted run.
+record: values and checksums beyond the last whole line were left by an interrupted run.
 """
 
 import os
@@ -28,7 +28,7 @@ class Record:
 
     key: bytes
     content: npt.NDArray[np.uint8]  # (record_size,)
-    intact: bool  # whole, and as its checksum says where there is one
+    intact: bool  # whole, and equal to its checksum if there is one
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Shard:
 
     @property
     def statistics_path(self) -> Path:
-        """What `statistics` keeps of the first records."""
+        """The file of `statistics`."""
         return self.directory / f"rank{self.rank}-statistics.safetensors"
 
     @property
@@ -64,11 +64,11 @@ class Shard:
         return self.values_path, self.crc_path, self.statistics_path, self.keys_path
 
     def read_keys(self) -> list[bytes]:
-        """Ids of the committed records, in record order; a torn last line is not one."""
+        """Ids of the committed records, in record order; a torn last line does not count."""
         return self.keys_path.read_bytes().split(b"\n")[:-1]
 
     def read_records(self, record_size: int, start: int = 0) -> Iterator["Record"]:
-        """The committed records front to back from record `start`; what cannot be read whole is damaged."""
+        """The committed records front to back from record `start`; a record that cannot be read whole is not intact."""
         with ExitStack() as files:
             values = files.enter_context(self.values_path.open("rb")) if self.values_path.exists() else None
             crcs = files.enter_context(self.crc_path.open("rb")) if self.crc_path.exists() else None
@@ -86,7 +86,7 @@ class Shard:
         """Refuse a damaged record.
 
         Raises:
-            UserError: it is one.
+            UserError: the record is not intact.
         """
         if not record.intact:
             raise UserError(
@@ -95,21 +95,21 @@ class Shard:
             )
 
     def check_sizes(self, count: int, record_size: int) -> None:
-        """Verify that the other files hold at least the `count` committed records.
+        """Verify that the other files have at least the `count` committed records.
 
         Raises:
-            UserError: they are shorter than the keys promise.
+            UserError: a file is shorter than the keys promise.
         """
         found = self.values_path.stat().st_size // record_size if self.values_path.exists() else 0
         if found < count:
             raise UserError(
-                f"{self.values_path} holds {found} records of {record_size} bytes where {self.keys_path.name} promises "
-                f"{count}: restore it from a copy, or delete this shard's files and export again."
+                f"{self.values_path} has {found} records of {record_size} bytes where {self.keys_path.name} promises "
+                f"{count}: restore it from a copy, or delete this shard's files and embed again."
             )
         if self.crc_path.exists() and self.crc_path.stat().st_size < count * CRC_BYTES:
             raise UserError(
                 f"{self.crc_path} is shorter than the {count} checksums that {self.keys_path.name} promises: restore "
-                "it from a copy, or delete this shard's files and export again."
+                "it from a copy, or delete this shard's files and embed again."
             )
 
 
@@ -117,14 +117,14 @@ def find_shards(directory: Path) -> Iterator[Shard]:
     """The shards of a store, by rank.
 
     Raises:
-        UserError: a record file has lost its key file.
+        UserError: a record file lacks its key file.
     """
     ranks = sorted(int(match[1]) for path in directory.iterdir() if (match := _KEYS_NAME.fullmatch(path.name)))
     for path in directory.glob("rank*-values.bin"):
         keys_path = path.with_name(path.name.replace("-values.bin", "-keys.txt"))
         if not keys_path.exists():
             raise UserError(
-                f"{path} has no {keys_path.name} beside it, so its records have no names: restore that file from a "
-                "copy, or delete this shard's files and export again."
+                f"{path} has no {keys_path.name} next to it, so its records have no names: restore that file from a "
+                "copy, or delete this shard's files and embed again."
             )
     return (Shard(directory, rank) for rank in ranks)

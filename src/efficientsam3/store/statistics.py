@@ -1,8 +1,8 @@
-"""Per-channel mean and variance of the teacher's embeddings, kept beside each shard.
+"""Per-channel mean and variance of the teacher's embeddings, kept next to each shard.
 
-`rankN-statistics.safetensors` says what a shard's first records amount to: float64 `mean` (D) and `m2` (D), int64
+`rankN-statistics.safetensors` covers a shard's first records: float64 `mean` (D) and `m2` (D), int64
 `cells`, and as metadata how many records those are and the CRC-32 of their key lines. It is a function of the shard's
-content, so it is no part of the store's identity (the manifest), may lag behind the keys, and may be made again.
+content, so it is not part of the store's identity (the manifest), may lag behind the keys, and can be recomputed.
 """
 
 import zlib
@@ -30,12 +30,12 @@ class ChannelStatistics:
 
     @classmethod
     def nothing(cls, embed_dim: int) -> Self:
-        """Of no cell."""
+        """Statistics of no cells."""
         return cls(0, torch.zeros(embed_dim, dtype=torch.float64), torch.zeros(embed_dim, dtype=torch.float64))
 
     @classmethod
     def measure(cls, embedding: torch.Tensor, valid: torch.Tensor) -> Self:
-        """Of one embedding's valid cells, in two passes.
+        """Statistics of one embedding's valid cells, in two passes.
 
         Args:
             embedding: (D, E, E) float, on any device.
@@ -48,7 +48,7 @@ class ChannelStatistics:
         return cls(cells.shape[1], mean.cpu(), (cells - mean[:, None]).square().sum(dim=1).cpu())
 
     def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
-        """Of the cells of both, after Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"."""
+        """Statistics of both's cells (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance")."""
         cells = self.cells + other.cells
         if cells == 0:
             return self
@@ -58,7 +58,7 @@ class ChannelStatistics:
 
     @property
     def variance(self) -> torch.Tensor:
-        """(D,) float64; of all cells there are, not an estimate for others."""
+        """(D,) float64; the variance of these cells, not an estimate for a larger population."""
         return self.m2 / max(self.cells, 1)
 
 
@@ -66,22 +66,22 @@ class ShardStatistics:
     """Statistics of a shard's first records, growing with the shard."""
 
     def __init__(self, shard: Shard, embed_dim: int) -> None:
-        """Of no record yet."""
+        """Start with no records."""
         self._shard = shard
         self.records, self._keys_crc = 0, 0
         self.total = ChannelStatistics.nothing(embed_dim)
 
     def add(self, keys: Sequence[bytes], statistics: ChannelStatistics) -> None:
-        """Add the shard's next records: their keys, and what they amount to together."""
+        """Add the shard's next records: their keys, and their joint statistics."""
         self.records += len(keys)
         self._keys_crc = _crc_of_lines(keys, self._keys_crc)
         self.total = self.total.merge(statistics)
 
     def write(self) -> None:
-        """Write the file, atomically, after the keys that it tells of.
+        """Write the file atomically; the keys that it covers must have been written.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the file cannot be written.
         """
         tensors = {"cells": torch.tensor(self.total.cells), "mean": self.total.mean, "m2": self.total.m2}
         metadata = {"records": str(self.records), "keys_crc32": str(self._keys_crc)}
@@ -90,7 +90,7 @@ class ShardStatistics:
 
     @classmethod
     def read(cls, shard: Shard, keys: list[bytes]) -> "ShardStatistics | None":
-        """What is in a shard's file; None where there is none, or it tells of other records than the first of `keys`.
+        """Read a shard's file; None if there is no file, or its records are not the first of `keys`.
 
         Raises:
             UserError: the file is damaged.
@@ -106,9 +106,9 @@ class ShardStatistics:
             read.records, read._keys_crc = int(metadata["records"]), int(metadata["keys_crc32"])
             read.total = ChannelStatistics(int(cells), mean, m2)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): delete it, it can be made again.") from error
-        told = _crc_of_lines(keys[: read.records])
-        return read if len(keys) >= read.records and told == read._keys_crc else None
+            raise UserError(f"{path} is damaged ({error}): delete it, it can be computed again.") from error
+        expected = _crc_of_lines(keys[: read.records])
+        return read if len(keys) >= read.records and expected == read._keys_crc else None
 
 
 def _crc_of_lines(keys: Sequence[bytes], before: int = 0) -> int:
@@ -116,7 +116,7 @@ def _crc_of_lines(keys: Sequence[bytes], before: int = 0) -> int:
 
 
 def gathered_statistics(directory: Path) -> ChannelStatistics | None:
-    """Statistics over every committed record of a store; None where not all of them were gathered, or there is none.
+    """Statistics over every committed record of a store; None if some are missing, or the store is empty.
 
     An image in two shards counts twice.
 
@@ -138,12 +138,12 @@ def store_statistics(directory: Path) -> ChannelStatistics:
     """`gathered_statistics` of a store that must have them.
 
     Raises:
-        UserError: it has not.
+        UserError: the statistics of some records are missing.
     """
     total = gathered_statistics(directory)
     if total is None:
         raise UserError(
             f"The store {directory} lacks the teacher's statistics of some of its records: run `efficientsam3 store "
-            f"statistics {directory} --data-path DIR` once, with the dataset that was exported."
+            f"statistics {directory} --data-path DIR` once, with the dataset that was embedded."
         )
     return total

@@ -1,4 +1,4 @@
-"""Writing a shard durably: what is committed survives a kill, a power cut and a full disk."""
+"""Writing a shard durably: committed records survive a kill, a power cut and a full disk."""
 
 import fcntl
 import os
@@ -24,22 +24,22 @@ _Item = tuple[str, npt.NDArray[np.uint8], ChannelStatistics | None]
 
 
 class ShardWriter:
-    """Append records to one shard: values and checksums first, then, after they are on disk, the keys.
+    """Appends records to one shard: values and checksums first, then, once these are on disk, the keys.
 
-    Opening cuts off what an interrupted run left beyond its last commit.
+    Opening a shard cuts off what an interrupted run left beyond its last commit.
     """
 
     def __init__(self, shard: Shard, record_size: int, statistics: ShardStatistics | None = None) -> None:
         """Open or continue a shard.
 
         Args:
-            shard: its place.
-            record_size: bytes.
-            statistics: of all its committed records, to be continued and written after each commit; None to gather
-                none.
+            shard: where to write.
+            record_size: bytes per record.
+            statistics: the statistics of all committed records, which are continued and written after each commit;
+                None for no statistics.
 
         Raises:
-            UserError: another process writes to it, or its files are shorter than its keys promise.
+            UserError: another process writes to the shard, or its files are shorter than its keys promise.
         """
         self._shard = shard
         self._record_size = record_size
@@ -53,7 +53,7 @@ class ShardWriter:
             self._values = self._open(shard.values_path, len(committed) * record_size)
             self._crcs = self._open(shard.crc_path, len(committed) * CRC_BYTES)
             if statistics is not None:
-                # So that a kill before the first commit's statistics leaves a shard that is known to have some.
+                # Written now, so that after a kill before the first commit the shard still has the file.
                 assert statistics.records == len(committed)
                 statistics.write()
         except BaseException:
@@ -65,7 +65,7 @@ class ShardWriter:
         """Add one record: (record_size,) uint8, and its statistics where they are gathered; committed by `commit`.
 
         Raises:
-            OSError: the disk is full or broken; nothing that was committed is touched.
+            OSError: the disk is full or broken; committed records are untouched.
         """
         assert record.nbytes == self._record_size, (record.nbytes, self._record_size)
         assert "\n" not in key
@@ -102,10 +102,10 @@ class ShardWriter:
 
 
 def lock_keys(shard: Shard) -> BinaryIO:
-    """Open a shard's key file for appending, for one process at a time; closing it gives the lock back.
+    """Open a shard's key file for appending, for one process at a time; closing it releases the lock.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has the lock.
     """
     file: BinaryIO = shard.keys_path.open("ab", buffering=0)
     try:
@@ -113,13 +113,13 @@ def lock_keys(shard: Shard) -> BinaryIO:
     except BlockingIOError as error:
         file.close()
         raise UserError(
-            f"Another process writes to {shard.keys_path}: wait for that export to end, or stop it."
+            f"Another process writes to {shard.keys_path}: wait for that run to end, or stop it."
         ) from error
     return file
 
 
 def _write_all(file: BinaryIO, content: bytes | memoryview) -> None:
-    """An unbuffered write may be cut short where the disk fills up; the next one then says why."""
+    """Write all of `content`; a full disk may cut an unbuffered write short, and the next one then raises the error."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
@@ -128,8 +128,8 @@ def _write_all(file: BinaryIO, content: bytes | memoryview) -> None:
 class BackgroundWriter:
     """A `ShardWriter` on a thread of its own, behind a bounded queue, committing every few seconds and at the end.
 
-    Use as a context manager: leaving it normally writes and commits everything; leaving it by an exception commits what
-    is in the queue too, since those records are whole.
+    Use as a context manager: leaving it normally writes and commits everything; leaving it by an exception also
+    commits what is in the queue, since those records are whole.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class BackgroundWriter:
     def _run(self) -> None:
         try:
             self._drain()
-        except Exception as error:  # handed over to the producer's thread, which raises it
+        except Exception as error:  # raised in the producer's thread
             self._error = error
             # Keep emptying the queue, or the producer would wait for ever on a full one.
             while self._queue.get() is not None:

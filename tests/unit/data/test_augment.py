@@ -35,7 +35,7 @@ def test_jitter_is_reproducible_and_differs_between_seeds() -> None:
     assert first.dtype == torch.uint8
 
 
-def test_switching_jitter_on_does_not_change_who_is_flipped() -> None:
+def test_jitter_does_not_change_which_images_are_flipped() -> None:
     for seed in range(20):
         plain = torch.equal(augment(IMAGE, seed, Augmentation(hflip=0.5)), IMAGE.flip(-1))
         tiny = augment(IMAGE, seed, Augmentation(hflip=0.5, color_jitter=1e-6)).int()

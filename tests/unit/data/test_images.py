@@ -1,4 +1,4 @@
-"""Reading pictures: every mode becomes RGB the right way up; every broken file is our own error."""
+"""Reading images: every mode becomes upright RGB, and every broken file raises BrokenImageError."""
 
 import io
 from pathlib import Path
@@ -28,7 +28,7 @@ WEBP = encoded(Image.fromarray(RAMP), "WEBP", lossless=True)
 
 
 def read(tmp_path: Path, data: bytes) -> torch.Tensor:
-    path = tmp_path / "picture"
+    path = tmp_path / "some-image"
     path.write_bytes(data)
     return read_rgb(path)
 
@@ -53,8 +53,8 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = read(tmp_path, encoded(Image.fromarray(RAMP), "PNG", exif=exif)).permute(1, 2, 0).numpy()
-    photograph = read(tmp_path, encoded(Image.fromarray(RAMP), "JPEG", quality=95, exif=exif))
-    assert (photograph.permute(1, 2, 0).int() - torch.from_numpy(image.copy()).int()).abs().max() < 30
+    as_jpeg = read(tmp_path, encoded(Image.fromarray(RAMP), "JPEG", quality=95, exif=exif))
+    assert (as_jpeg.permute(1, 2, 0).int() - torch.from_numpy(image.copy()).int()).abs().max() < 30
     turned = {
         1: RAMP,
         2: RAMP[:, ::-1],
@@ -66,7 +66,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
         8: RAMP[:, ::-1].swapaxes(0, 1),
     }
     assert np.array_equal(image, turned[orientation])
-    assert read_size(tmp_path / "picture") == turned[orientation].shape[:2]
+    assert read_size(tmp_path / "some-image") == turned[orientation].shape[:2]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "RGBA", "P", "PA"])
@@ -96,13 +96,13 @@ def test_16_bit_grey_keeps_the_upper_8_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [JPEG, PNG, WEBP], ids=["jpeg", "png", "webp"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
 def test_a_half_written_file_is_refused(tmp_path: Path, data: bytes, share: float) -> None:
-    with pytest.raises(BrokenImageError, match="picture"):
+    with pytest.raises(BrokenImageError, match="some-image"):
         read(tmp_path, data[: int(len(data) * share)])
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_whose_rest_is_zeros_is_refused(tmp_path: Path, progressive: bool) -> None:
-    """As a crash leaves it where the file system had extended the file already."""
+    """A crash leaves such a file where the file system had already extended it."""
     data = encoded(Image.fromarray(NOISE), "JPEG", quality=95, progressive=progressive)
     with pytest.raises(BrokenImageError, match="half-written"):
         read(tmp_path, data[: len(data) * 3 // 4] + bytes(len(data) // 4))
@@ -127,7 +127,7 @@ def test_formats_that_run_other_programs_are_refused(tmp_path: Path) -> None:
         read(tmp_path, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
-def test_a_picture_that_would_not_fit_in_memory_is_refused(tmp_path: Path) -> None:
+def test_an_image_that_would_not_fit_in_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BrokenImageError, match="pixels"):
         read(tmp_path, encoded(Image.new("1", (20_000, 20_000)), "PNG"))
 
@@ -138,7 +138,7 @@ def test_a_picture_that_would_not_fit_in_memory_is_refused(tmp_path: Path) -> No
     edits=st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=6)), min_size=1, max_size=8),
     end=st.integers(1, 10_000),
 )
-def test_damaged_files_give_a_picture_or_our_own_error(
+def test_damaged_files_give_an_image_or_the_documented_error(
     tmp_path: Path, data: bytes, edits: list[tuple[int, bytes]], end: int
 ) -> None:
     damaged = bytearray(data)

@@ -28,7 +28,7 @@ def ids(listing: ImageListing) -> list[str]:
     return [listing.id(index) for index in range(len(listing))]
 
 
-def test_sa1b_lists_pictures_sorted_with_stems_as_ids(tmp_path: Path) -> None:
+def test_sa1b_lists_images_sorted_with_stems_as_ids(tmp_path: Path) -> None:
     touch(tmp_path / "images/train", "sa_2.jpg", "sa_10.JPG", "sa_1.v2.png", ".hidden.jpg", "notes.txt")
     (tmp_path / "images/train/folder.jpg").mkdir()
     listing = list_images(tmp_path, "train")
@@ -180,19 +180,19 @@ def test_a_damaged_cache_is_passed_over(cached: Path, tmp_path: Path, content: b
     assert ids(list_images(cached, "train")) == ["a", "b"]
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(cached: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_ignored(cached: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     assert ids(list_images(cached, "train")) == ["a", "b"]
 
 
 @given(st.lists(st.binary(min_size=1, max_size=9).filter(lambda value: value[-1] != 0)), st.integers(1, 2))
-def test_ids_come_back(values: list[bytes], stride: int) -> None:
+def test_ids_survive_the_tensor(values: list[bytes], stride: int) -> None:
     names = np.array(values, dtype="S9")[::stride]  # a strided array is not contiguous
     table = ids_to_tensor(names)
     assert table.shape == (len(names), 9)
     assert ids_from_tensor(table).tolist() == names.tolist()
 
 
-def test_the_way_back_is_a_view() -> None:
+def test_ids_from_a_tensor_are_a_view() -> None:
     table = ids_to_tensor(np.array([b"sa_1", b"sa_2"]))
     assert ids_from_tensor(table).ctypes.data == table.data_ptr()

@@ -45,7 +45,7 @@ def test_sam3_maps_black_and_white_to_minus_one_and_one() -> None:
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
-def test_a_cell_is_valid_when_its_centre_shows_the_picture(height: int, width: int) -> None:
+def test_a_cell_is_valid_when_its_centre_shows_the_image(height: int, width: int) -> None:
     mask = build_valid_mask(torch.tensor([[height, width]]), image_size=64, grid_size=16)[0]
     for row in range(16):
         for column in range(16):

@@ -39,7 +39,7 @@ def test_a_flipped_bit_and_a_truncated_file_are_repaired_to_the_same_bytes(
     size = len(values) // 9
     values[2 * size + 99] ^= 16
     shard.values_path.write_bytes(values[: 7 * size - 1])
-    with pytest.raises(UserError, match=r"rank0-values\.bin holds 6 records .* promises 9"):
+    with pytest.raises(UserError, match=r"rank0-values\.bin has 6 records .* promises 9"):
         embed_dataset(plan_embedding(config), one_process)
     keys = [key.decode() for key in shard.read_keys()]
     assert [key for _, key in verify_store(shard.directory, repair=True).damaged] == [keys[2], *keys[6:]]
@@ -50,7 +50,7 @@ def test_a_flipped_bit_and_a_truncated_file_are_repaired_to_the_same_bytes(
 
 def test_a_missing_key_file_stops_the_run(make_export: MakeExport, one_process: Process, shard: Shard) -> None:
     os.rename(shard.keys_path, shard.directory / "elsewhere.txt")
-    with pytest.raises(UserError, match=r"has no rank0-keys\.txt .* export again"):
+    with pytest.raises(UserError, match=r"has no rank0-keys\.txt .* embed again"):
         embed_dataset(plan_embedding(make_export()), one_process)
 
 

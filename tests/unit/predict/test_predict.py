@@ -315,5 +315,5 @@ def test_images_are_found_in_folders_and_by_globs(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in find_images([str(tmp_path)])] == ["a.PNG", "b.jpg"]
     assert [path.name for path in find_images([str(tmp_path / "*.jpg"), str(tmp_path / "b.jpg")])] == ["b.jpg"]
-    with pytest.raises(UserError, match="is not an image and holds none"):
+    with pytest.raises(UserError, match="No image matches"):
         find_images([str(tmp_path / "*.gif")])

@@ -1,4 +1,4 @@
-"""Signals reach the processes that can act on them; torchrun is played by a shell with two children."""
+"""Signals reach the processes that can act on them; a shell with two children stands in for torchrun."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def worker(folder: Path, count: int, number: int) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_workers_are_asked_themselves_and_what_they_saved_counts(
+def test_workers_get_the_signals_and_what_they_saved_counts(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = tmp_path / "bin" / "torchrun"

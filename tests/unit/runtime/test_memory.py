@@ -1,4 +1,4 @@
-"""What work takes at its peak; freed memory is kept for the next tensor, unless the user said what glibc shall do."""
+"""Peak memory, and freed memory that is kept for the next tensor unless the user has configured glibc."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ print(kept, faults())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is of glibc")
 def test_a_tensor_takes_the_pages_of_the_one_before() -> None:
-    """A page fault for each 4 kB, or each 2 MB, of 64 MB is what a system's fresh memory costs."""
+    """Fresh memory costs a page fault for each 4 kB or 2 MB of the 64 MB."""
 
     def count(**variables: str) -> tuple[str, int]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
@@ -42,7 +42,7 @@ def test_a_tensor_takes_the_pages_of_the_one_before() -> None:
     assert faults >= 32
 
 
-def test_memory_is_that_of_the_work() -> None:
+def test_peak_memory_is_that_of_the_work() -> None:
     size = 1 << 26
 
     def work() -> None:
@@ -54,7 +54,7 @@ def test_memory_is_that_of_the_work() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is of glibc")
-def test_what_was_kept_from_before_counts() -> None:
+def test_memory_kept_from_before_counts() -> None:
     """20 MB in blocks that are small enough for glibc to keep."""
 
     def work() -> None:

@@ -25,7 +25,7 @@ COUNT = 3
 
 
 def embeddings(dim: int, size: int, seed: int = 0) -> torch.Tensor:
-    """Channels of falling variance, mixed, as a teacher's are: (3, dim, size, size)."""
+    """Channels of falling variance, mixed, like a teacher's: (3, dim, size, size)."""
     generator = torch.Generator().manual_seed(seed)
     sources = torch.randn(COUNT, dim, size * size, generator=generator) * (0.7 ** torch.arange(dim))[:, None]
     mixing = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
@@ -101,7 +101,7 @@ values = st.floats(-65504, 65504, width=32)
 @given(name=st.sampled_from(QUANTISED), numbers=st.lists(values, min_size=1, max_size=80), cells=st.integers(1, 3))
 @settings(deadline=None, max_examples=200)
 def test_the_error_is_at_most_half_a_step_of_the_blocks_scale(name: str, numbers: list[float], cells: int) -> None:
-    """Constant, zero, tiny and huge tokens among them."""
+    """Examples include constant, zero, tiny and huge cells."""
     grid = torch.tensor(numbers)[None, :, None, None] * torch.arange(1, cells**2 + 1).reshape(cells, cells) / cells**2
     decoded = build_codec(name, len(numbers), cells).decode(build_codec(name, len(numbers), cells).encode(grid))
     limit, block = (127, len(numbers)) if name == "int8" else (7, 32)
@@ -152,7 +152,7 @@ def test_int4_packs_two_channels_a_byte_the_even_one_low() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 7e4])
-def test_what_no_codec_can_hold_is_told(bad: float) -> None:
+def test_embeddings_that_no_codec_can_hold_are_found(bad: float) -> None:
     grid = torch.zeros(3, 2, 2, 2)
     grid[1, 1, 0, 1] = bad
     assert storable(grid).tolist() == [True, False, True]

@@ -1,4 +1,4 @@
-"""Verify, repair, merge and convert: whatever is damaged or interrupted, every intact record stays."""
+"""Verify, repair, merge and convert: every intact record stays, whatever is damaged or interrupted."""
 
 import os
 from pathlib import Path
@@ -240,10 +240,10 @@ def test_the_commands(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "damaged: sa_0 (rank0-keys.txt)" in capsys.readouterr().out
     assert main(["store", "verify", "--repair", str(store)]) == 0
     assert main(["store", "merge-shards", str(store)]) == 0
-    photographs = tmp_path / "data" / "images"
+    images = tmp_path / "data" / "images"
     for split, name in (("train", "sa_0"), ("train", "sa_5"), ("val", "sa_77")):
-        (photographs / split).mkdir(parents=True, exist_ok=True)
-        (photographs / split / f"{name}.jpg").touch()
+        (images / split).mkdir(parents=True, exist_ok=True)
+        (images / split / f"{name}.jpg").touch()
     capsys.readouterr()
     assert main(["store", "export-missing-list", str(store), "--data-path", str(tmp_path / "data")]) == 0
     assert capsys.readouterr().out.split() == ["sa_0", "sa_77"]

@@ -1,4 +1,4 @@
-"""The teacher's statistics: exact whatever the order and the shards, and never ahead of what is committed."""
+"""The teacher's statistics: exact in any order and any shards, and never ahead of the committed records."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def store(tmp_path: Path) -> Path:
     offset=st.sampled_from([0.0, 1e4, -3e6]),
     split=st.integers(0, 12),
 )
-def test_merged_in_any_way_they_are_those_of_all(sizes: list[int], offset: float, split: int) -> None:
+def test_merging_in_any_way_gives_the_statistics_of_all(sizes: list[int], offset: float, split: int) -> None:
     generator = np.random.default_rng(len(sizes))
     parts = [torch.from_numpy(offset + 0.01 * generator.standard_normal((DIM, size, 1))) for size in sizes]
     measured = [ChannelStatistics.measure(part, torch.ones(part.shape[1:], dtype=torch.bool)) for part in parts]
@@ -92,7 +92,7 @@ def test_padding_does_not_count() -> None:
     assert same(ChannelStatistics.measure(embedding(0)[0], valid), range(1), valid)
 
 
-def test_a_store_has_those_of_all_its_shards(store: Path) -> None:
+def test_a_store_has_the_statistics_of_all_its_shards(store: Path) -> None:
     assert same(store_statistics(store), range(6))
 
 
@@ -128,12 +128,12 @@ def test_after_a_kill_only_the_records_since_are_read(store: Path) -> None:
 
 
 def test_a_new_shard_has_statistics_before_its_first_record(tmp_path: Path) -> None:
-    """Or a kill between the first commit and its statistics would leave what looks like an older store."""
+    """Otherwise a kill between the first commit and its statistics would leave what looks like an older store."""
     fill(tmp_path, 0, range(0))
     assert ShardStatistics.read(Shard(tmp_path, 0), []) is not None
 
 
-def test_what_tells_of_other_records_is_not_believed(store: Path) -> None:
+def test_statistics_of_other_records_are_not_used(store: Path) -> None:
     values = Shard(store, 0).values_path
     content = bytearray(values.read_bytes())
     content[MANIFEST.record_size + 9] ^= 1  # record 1
@@ -143,7 +143,7 @@ def test_what_tells_of_other_records_is_not_believed(store: Path) -> None:
     assert compute_statistics(store, []).cells == 5 * GRID * GRID
 
 
-def test_as_many_other_records_are_not_taken_for_the_same(store: Path) -> None:
+def test_the_same_number_of_other_records_is_noticed(store: Path) -> None:
     path = Shard(store, 0).keys_path
     path.write_bytes(path.read_bytes().replace(b"sa_2\n", b"sa_9\n"))
     assert gathered_statistics(store) is None
@@ -165,7 +165,7 @@ def test_shards_with_images_in_common_are_not_counted_twice_when_merged(store: P
     assert sum(seen) == 2  # what was gathered before is still good
 
 
-def test_a_converted_store_gets_its_sources(store: Path, tmp_path: Path) -> None:
+def test_a_converted_store_has_its_source_s_statistics(store: Path, tmp_path: Path) -> None:
     convert_store(store, tmp_path / "new", "int8", torch.device("cpu"))
     assert torch.equal(store_statistics(tmp_path / "new").m2, store_statistics(store).m2)
 
@@ -198,9 +198,7 @@ def test_the_published_format_is_described_to_the_command(
     assert same(store_statistics(store), range(6))
 
 
-def test_the_command_needs_the_pictures_where_they_are_padded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_needs_the_images_where_they_are_padded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     padded = StoreManifest(embed_dim=DIM, embed_size=GRID, preprocessing=Preprocessing(image_size=56, resize="pad"))
     write_store_manifest(tmp_path / "store", padded)
     writer = ShardWriter(Shard(tmp_path / "store", 0), padded.record_size)

@@ -1,4 +1,4 @@
-"""Writer and reader together: what is committed is there, what is not is not, and damage is named."""
+"""Writer and reader together: exactly the committed records are there, and damage is named."""
 
 import os
 import resource
@@ -104,10 +104,10 @@ def test_threads_may_read_at_once(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_torn_tail_is_cut_off_and_the_next_run_goes_on(
+def test_any_torn_tail_is_cut_off_and_the_next_run_continues(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Whatever a power cut leaves beyond the last whole key line: earlier records stay, the rest is written again."""
+    """Whatever a power cut leaves after the last whole key line, earlier records stay and the rest is written again."""
     directory = tmp_path_factory.mktemp("store")
     fill(directory, 0, range(4))
     shard = Shard(directory, 0)

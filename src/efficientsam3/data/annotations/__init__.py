@@ -1,1 +1,5 @@
-"""Annotation formats: SA-1B's, COCO's, and the run-length encoding that both use."""
+"""Annotation formats, all read as untrusted input.
+
+`sa1b` reads SA-1B's files, one per image, and defines the records that evaluation uses. `coco` turns COCO's instances
+files into the same records. `rle` decodes the run lengths in which both store masks.
+"""

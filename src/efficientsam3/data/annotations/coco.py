@@ -1,8 +1,8 @@
-"""COCO's instances files, read without trust: https://cocodataset.org/#format-data, "object detection".
+"""COCO's instances files, read as untrusted input: https://cocodataset.org/#format-data, "object detection".
 
 One JSON file has all masks of a split: as polygons, as run lengths in a list, or as compressed run lengths
-(see `rle`). They become the records that SA-1B's reader gives. pycocotools turns polygons into pixels, and is kept
-from numbers that would make it allocate without bound.
+(see `rle`). They become the records that SA-1B's reader gives. pycocotools turns polygons into pixels; numbers
+that would make it allocate without bound are refused first.
 """
 
 from array import array
@@ -89,16 +89,16 @@ class InstanceMask(MaskAnnotation):
     """A mask whose `bbox` and `area` are as the file says: w and h from edge to edge, xmax - xmin + 1 of pixels."""
 
     category_id: int
-    iscrowd: bool = Field(description="a region of many objects rather than one")
+    iscrowd: bool = Field(description="a region of many objects")
 
 
 @dataclass(frozen=True)
 class ImageInstances:
-    """What an instances file says of one image."""
+    """What an instances file says about one image."""
 
-    path: Path  # of the JSON file
+    path: Path  # the JSON file
     image: CocoImage
-    masks: tuple[tuple[int, CocoAnnotation], ...]  # each with its place in the file's `annotations`
+    masks: tuple[tuple[int, CocoAnnotation], ...]  # each with its index in the file's `annotations`
 
     def annotation(self) -> ImageAnnotation:
         """The image with its masks, in the file's order.
@@ -129,7 +129,7 @@ class ImageInstances:
 
 @dataclass(frozen=True)
 class Instances:
-    """A file whose structure is right. `id_problems`, in words: ids that are twice or that do not exist."""
+    """A file whose structure is right. `id_problems`: sentences about ids that are repeated or do not exist."""
 
     images: list[ImageInstances]  # in the file's order
     categories: dict[int, str]  # id to name
@@ -140,13 +140,13 @@ def read_instances(path: Path) -> Iterator[ImageAnnotation]:
     """Read a file, image by image; masks become compressed run lengths when their image's turn comes.
 
     Args:
-        path: as `annotations/instances_val2017.json`.
+        path: such as `annotations/instances_val2017.json`.
 
     Returns:
-        images in the file's order; their masks are `InstanceMask`.
+        Images in the file's order; their masks are `InstanceMask`.
 
     Raises:
-        BrokenAnnotationError: the file cannot be read or is not in COCO's format, or an id is twice or missing; or,
+        BrokenAnnotationError: the file cannot be read or is not in COCO's format, or an id is repeated or missing; or,
             when an image's turn comes, one of its masks is malformed.
     """
     return (image.annotation() for image in load_consistent_instances(path).images)
@@ -156,7 +156,7 @@ def load_consistent_instances(path: Path) -> Instances:
     """`load_instances`, refusing a file whose ids do not fit together.
 
     Raises:
-        BrokenAnnotationError: see `load_instances`; or an id is twice or missing.
+        BrokenAnnotationError: see `load_instances`; or an id is repeated or missing.
     """
     instances = load_instances(path)
     if instances.id_problems:
@@ -165,7 +165,7 @@ def load_consistent_instances(path: Path) -> Instances:
 
 
 def load_instances(path: Path) -> Instances:
-    """Read a file's structure, masks as they stand there.
+    """Read a file's structure; masks stay as written.
 
     Raises:
         BrokenAnnotationError: the file cannot be read, or is not in COCO's format.
@@ -193,9 +193,9 @@ def image_names(path: Path) -> list[str]:
 
 
 def compress(shape: list[Polygon] | RunLengths, size: tuple[int, int]) -> CompressedMask:
-    """Any of COCO's three ways to write a mask as compressed run lengths.
+    """Turn any of COCO's three kinds of masks into compressed run lengths.
 
-    Strings are passed on as they are: `MaskAnnotation.rle` parses them.
+    Strings are passed on unchanged: `MaskAnnotation.rle` parses them.
 
     Args:
         shape: a `segmentation`.
@@ -237,7 +237,7 @@ def _check_polygons(polygons: list[Polygon], size: tuple[int, int]) -> None:
     for number, polygon in enumerate(polygons):
         if len(polygon) % 2 or len(polygon) < 6:
             raise ValueError(f"polygon {number} has {len(polygon)} numbers, not three or more pairs of x and y")
-        # Some tools write points a little outside. Filling one far away would take memory for the whole way there.
+        # Some tools write points slightly outside. Filling up to one far away would take memory for all of that area.
         for axis, side in (("x", width), ("y", height)):
             numbers = polygon[axis == "y" :: 2]
             if not -side <= min(numbers) <= max(numbers) <= 2 * side:

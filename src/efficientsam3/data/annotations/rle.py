@@ -1,10 +1,9 @@
-"""COCO's compressed run lengths, read without trust.
+"""COCO's compressed run lengths, read as untrusted input.
 
 A mask of (H, W) is written column by column as lengths of alternating runs, zeros first; from the fourth on as
 differences to the length two before; each as groups of 5 bits, lowest first, in characters from `0` on, whose sixth bit
 says that more follow. The format is that of `rleToString` in
-https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c, whose own reader runs over the end of malformed
-strings.
+https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c, whose own reader overruns malformed strings.
 """
 
 import re
@@ -31,11 +30,11 @@ class Rle:
     """One mask as runs."""
 
     def __init__(self, height: int, width: int, counts: str | bytes) -> None:
-        """Parse.
+        """Parse the runs.
 
         Args:
             height: rows of the mask.
-            width: its columns.
+            width: columns of the mask.
             counts: the compressed string.
 
         Raises:
@@ -53,11 +52,11 @@ class Rle:
 
     @property
     def area(self) -> int:
-        """Pixels of the mask."""
+        """Number of pixels in the mask."""
         return int(self.runs[1::2].sum())
 
     def box(self) -> PixelBox | None:
-        """The tight box; None of an empty mask."""
+        """The tight box; None for an empty mask."""
         ones = self.runs[1::2] > 0
         if not ones.any():
             return None

@@ -16,7 +16,7 @@ class BrokenAnnotationError(UserError):
 
 
 class _Record(BaseModel):
-    # Only what is used is checked; SA-1B has more keys, and others' files more still.
+    # Only the keys in use are checked; SA-1B has more, and files from elsewhere have others.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -37,7 +37,7 @@ class MaskAnnotation(_Record):
 
     @cached_property
     def rle(self) -> Rle:
-        """The mask.
+        """The mask as runs.
 
         Raises:
             ValueError: its run lengths are malformed.
@@ -62,10 +62,10 @@ class ImageAnnotation(_Record):
 
 
 def read_annotation(path: Path) -> ImageAnnotation:
-    """Read one file. Masks are parsed when they are asked for.
+    """Read one file. Masks are parsed on access.
 
     Raises:
-        BrokenAnnotationError: it cannot be read, or is not in SA-1B's format.
+        BrokenAnnotationError: the file cannot be read, or is not in SA-1B's format.
     """
     try:
         if path.stat().st_size > MAX_ANNOTATION_BYTES:
@@ -82,7 +82,7 @@ def read_annotation(path: Path) -> ImageAnnotation:
 
 
 def mask_problems(annotation: ImageAnnotation) -> list[str]:
-    """What is wrong with the masks of one image, in words; empty when all is well."""
+    """Sentences about what is wrong with the masks of one image; empty if nothing is."""
     problems = []
     for number, mask in enumerate(annotation.annotations):
         size = annotation.image.height, annotation.image.width

@@ -12,14 +12,14 @@ from efficientsam3.data.annotations.rle import Rle
 
 Edges = tuple[float, float, float, float]  # left, top, right, bottom
 _BOX_TOLERANCE = 1.0  # pixels, for each edge of a polygon's box
-_AREA_TOLERANCE = 0.5  # pixels for each pixel of outline; filling random simple polygons took up to 0.21
+_AREA_TOLERANCE = 0.5  # pixels for each pixel of perimeter; filling random simple polygons took up to 0.21
 
 
 def instance_problems(instances: ImageInstances) -> list[str]:
-    """What is wrong with the masks of one image, in words; empty when all is well.
+    """Sentences about what is wrong with the masks of one image; empty if nothing is.
 
-    Masks from run lengths must have the stated area to the pixel, and the box to half a pixel. Of polygons, the area
-    may differ by one pixel and half a pixel for each pixel of outline, and an edge of the box by one pixel.
+    Masks from run lengths must have the stated area to the pixel, and the box to half a pixel. For polygons, the area
+    may differ by one pixel and half a pixel for each pixel of perimeter, and an edge of the box by one pixel.
     """
     problems = []
     for number, entry in instances.masks:
@@ -39,7 +39,7 @@ def _area_and_box(entry: CocoAnnotation, size: tuple[int, int]) -> list[str]:
     if box is None:
         return ["empty mask"]
     problems = []
-    area_tolerance = 0 if isinstance(shape, RunLengths) else 1 + _AREA_TOLERANCE * sum(map(_outline, shape))
+    area_tolerance = 0 if isinstance(shape, RunLengths) else 1 + _AREA_TOLERANCE * sum(map(_perimeter, shape))
     if abs(entry.area - rle.area) > area_tolerance:
         problems.append(f"area {entry.area:g} where the mask has {rle.area} pixels")
     x, y, width, height = entry.bbox
@@ -51,7 +51,7 @@ def _area_and_box(entry: CocoAnnotation, size: tuple[int, int]) -> list[str]:
     return problems if fits else [*problems, "box is not the mask's"]
 
 
-def _outline(polygon: Polygon) -> float:
+def _perimeter(polygon: Polygon) -> float:
     corners = list(zip(polygon[::2], polygon[1::2], strict=True))
     return sum(hypot(x1 - x0, y1 - y0) for (x0, y0), (x1, y1) in pairwise([*corners, corners[0]]))
 

@@ -17,7 +17,7 @@ from efficientsam3.data.problems import Kind, Problem
 
 @dataclass(frozen=True)
 class CheckUnit:
-    """Images to check, each with the annotation that it would have, or COCO's, or None in a dataset without."""
+    """Images to check, each with its annotation: SA-1B's file, which may be absent, COCO's instances, or None."""
 
     images: tuple[Path, ...]
     annotations: tuple[Path | ImageInstances | None, ...]
@@ -26,10 +26,10 @@ class CheckUnit:
 
 @dataclass
 class Checked:
-    """What was found. Rows of broken images are zero."""
+    """Results of a unit. Rows of broken images are zero."""
 
     first: int
-    digests: npt.NDArray[np.uint64]  # (N,), of the files' content
+    digests: npt.NDArray[np.uint64]  # (N,) of the files' contents
     sizes: npt.NDArray[np.int32]  # (N, 2) height, width in pixels
     bytes: int = 0
     annotated: int = 0
@@ -41,8 +41,8 @@ def check_files(unit: CheckUnit, advance: Advance) -> Checked:
     """Read every image and annotation of a unit.
 
     Args:
-        unit: which.
-        advance: called with the number of images that are done.
+        unit: the images and annotations.
+        advance: called with the number of images just done.
     """
     count = len(unit.images)
     checked = Checked(unit.first, np.zeros(count, dtype=np.uint64), np.zeros((count, 2), dtype=np.int32))

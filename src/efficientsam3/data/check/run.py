@@ -1,4 +1,4 @@
-"""Checking a dataset: what is there, what is broken, what is twice."""
+"""Checking a dataset: what it has, what is broken, and what is duplicated."""
 
 import filecmp
 import os
@@ -21,7 +21,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.progress import progress_bar
 
-QUARANTINE = ".quarantine"  # hidden, so that no listing and no reorganising takes its files in again
+QUARANTINE = ".quarantine"  # hidden, so that listing and reorganising ignore it
 PROBLEMS_FILE = "check_problems.tsv"
 _IMAGES_PER_UNIT = 100
 
@@ -51,24 +51,24 @@ def check_dataset(
     fix: bool = False,
     problems_file: Path | None = None,
 ) -> CheckReport:
-    """Read every image and every annotation, and say what is wrong.
+    """Read every image and every annotation, and report what is wrong.
 
     Args:
         data_path: the dataset.
         dataset: its layout, a name in `DATASETS`.
         workers: processes.
-        fix: move files that are of no use to `data_path/.quarantine`, under the path that they had: broken images with
+        fix: move useless files to `data_path/.quarantine`, under the same relative path: broken images with
             their annotations, broken annotations, annotations without image. Nothing is deleted, and questionable
-            masks and duplicates stay for you to judge.
-        problems_file: where all problems are written (columns kind, file, detail), by default
+            masks and duplicates stay.
+        problems_file: where to write all problems (columns kind, file, detail), by default
             `data_path/check_problems.tsv`.
 
     Raises:
-        UserError: `data_path` is no such dataset, or is empty, or its instances file is not in COCO's format, or a file
-            cannot be moved or written.
+        UserError: `data_path` does not have this layout, or is empty, or its instances file is not in COCO's format, or
+            a file cannot be moved or written.
     """
     if workers < 1:
-        raise UserError(f"--workers {workers} cannot work: give 1 or more.")
+        raise UserError(f"--workers {workers} is too few: give 1 or more.")
     problems_file = problems_file or data_path / PROBLEMS_FILE
     layout = DATASETS[dataset]
     listings = {split: list_images(data_path, split, dataset) for split in SPLITS}
@@ -100,7 +100,7 @@ def _units(
 ) -> Iterator[CheckUnit]:
     first = 0
     for split, listing in listings.items():
-        # Asked for when their split's turn comes: some layouts then read gigabytes.
+        # Only when the split's turn comes, since some layouts read gigabytes here.
         annotation = layout.find_annotations(data_path, split, listing, report.problems)
         for start in range(0, len(listing), _IMAGES_PER_UNIT):
             rows = range(start, min(start + _IMAGES_PER_UNIT, len(listing)))

@@ -1,6 +1,7 @@
 """Dataset layouts: how the folders of a dataset are arranged. One table, importable without PyTorch.
 
-Another layout is a file here with a class after `layout.Layout`, and an entry in `DATASETS`.
+Read `layout` first: it says what a layout must answer; `sa1b`, `coco` and `images` are the layouts there are. To add
+one, write a subclass of `layout.Layout` in a file here, and enter it in `DATASETS`.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # In the order in which `guess_dataset` asks them; the last one takes any folder.
 DATASETS: dict[str, Layout] = {layout.name: layout for layout in (Sa1b(), Coco(), Images())}
 DEFAULT_DATASET = "sa1b"
-DatasetName = Annotated[str, OneOf(DATASETS)]  # of a field of a configuration or a request
+DatasetName = Annotated[str, OneOf(DATASETS)]  # type of a field in a configuration or request
 
 
 def describe_datasets() -> str:
@@ -32,7 +33,7 @@ def guess_dataset(folder: Path) -> str:
     """The name of the layout that a folder has.
 
     Raises:
-        UserError: it is not a folder.
+        UserError: `folder` is not a folder.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder that your images are in.")
@@ -42,16 +43,16 @@ def guess_dataset(folder: Path) -> str:
 def list_images(data_path: Path, split: Split, dataset: str = DEFAULT_DATASET, limit: int = 0) -> "ImageListing":
     """List one split of a dataset, sorted by id.
 
-    A split whose folder is empty or missing gives an empty listing: what that means is for the caller to say.
+    A split whose folder is empty or missing gives an empty listing, which the caller may refuse.
 
     Args:
         data_path: the dataset's folder.
-        split: which part.
+        split: which split.
         dataset: the layout, a name in `DATASETS`.
         limit: take the first so many after sorting, 0 for all (DATA.NUM_SAMPLES).
 
     Raises:
-        UserError: `data_path` does not hold such a dataset, or two files have the same id, or a name is not text, or an
+        UserError: `data_path` does not have this layout, two files have the same id, a name is not text, or an
             instances file is not in COCO's format.
     """
     layout = DATASETS[dataset]

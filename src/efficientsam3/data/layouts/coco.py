@@ -1,7 +1,7 @@
 """`coco`: `{train,val}2017/`, or 2014, or without a year, at the top or below `images/`.
 
 An image's id is its file's stem. An instances file `annotations/instances_{train,val}2017.json`, if there is one,
-says which images there are.
+lists the images.
 """
 
 import os
@@ -25,13 +25,13 @@ _YEARS = ("2017", "2014")
 
 
 class Coco(Layout):
-    """See the module."""
+    """COCO's folders, with instances files."""
 
     name = "coco"
     description = "train2017/ and val2017/ (or 2014), with annotations/instances_*.json"
 
     def recognises(self, folder: Path) -> bool:
-        """See `Layout`; folders without a year may be of any tree."""
+        """See `Layout`; folders without a year are too common to count."""
         return any(found.name.endswith(_YEARS) for _, found in self._found(folder))
 
     def list_split(self, data_path: Path, split: Split) -> "ImageListing":
@@ -58,7 +58,7 @@ class Coco(Layout):
     def find_annotations(
         self, data_path: Path, split: Split, listing: "ImageListing", problems: "list[Problem]"
     ) -> "Callable[[int], ImageInstances | None]":
-        """See `Layout`; the instances are read at once, which takes gigabytes for COCO's training images."""
+        """See `Layout`; all instances are read, which takes gigabytes for COCO's training images."""
         from efficientsam3.data.annotations.coco import load_instances
         from efficientsam3.data.problems import Kind, Problem
 
@@ -87,12 +87,12 @@ class Coco(Layout):
     def _folder(self, data_path: Path, split: Split) -> Path:
         found = dict(self._found(data_path))
         if not found:
-            raise UserError(f"DATA_PATH {data_path} has neither train2017/ nor val2017/, as COCO has: {self.remedy}.")
+            raise UserError(f"DATA_PATH {data_path} has neither train2017/ nor val2017/: {self.remedy}.")
         return found.get(split, data_path / f"{split}{_YEARS[0]}")
 
     @staticmethod
     def _found(data_path: Path) -> Iterator[tuple[Split, Path]]:
-        """Each split's folders, the one to take last."""
+        """Each split's folders; the last one is the one to use."""
         for split in SPLITS:
             for place in (data_path, data_path / "images"):
                 for year in (*_YEARS, ""):
@@ -101,7 +101,7 @@ class Coco(Layout):
 
 
 def instances_path(data_path: Path, folder: Path) -> Path:
-    """Where COCO has the instances of the images in `folder`, as `val2017/`."""
+    """Where COCO keeps the instances of the images in a folder such as `val2017/`."""
     return data_path / "annotations" / f"instances_{folder.name}.json"
 
 
@@ -113,8 +113,8 @@ class CocoImages:
 
         Args:
             path: the instances file.
-            images: folder of its images; by default where COCO has them, as `val2017/` next to the folder of
-                `instances_val2017.json`.
+            images: folder of its images; by default where COCO has them, such as `val2017/` next to the folder
+                of `instances_val2017.json`.
 
         Raises:
             BrokenAnnotationError: the file is not in COCO's format, or its ids do not fit together.
@@ -144,4 +144,4 @@ def _images_of(path: Path) -> Path:
     for folder in (root / name, root / "images" / name):
         if folder.is_dir():
             return folder
-    raise UserError(f"The images of {path} are not in {root / name}: say where with --images.")
+    raise UserError(f"The images of {path} are not in {root / name}: name their folder with --images.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Images(Layout):
-    """See the module."""
+    """Any tree of folders with images."""
 
     name = "images"
     description = "any tree of folders; train/ and val/ at its top, or 10 % for validation"

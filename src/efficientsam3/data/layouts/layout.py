@@ -1,4 +1,4 @@
-"""What a dataset layout answers."""
+"""The interface of a dataset layout."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One image with its annotation, and where that was read."""
+    """One image with its annotation, and the file that the annotation comes from."""
 
     image_id: str
     path: Path
@@ -47,25 +47,25 @@ class AnnotatedImages(Protocol):
 
 
 class Layout:
-    """How the folders of a dataset are arranged. This base has images alone; a layout with annotations says more."""
+    """How the folders of a dataset are arranged. This base class has no annotations."""
 
     name: str
     description: str  # continues its name in help texts
 
     @property
     def remedy(self) -> str:
-        """What to do where DATA_PATH is not such a dataset."""
+        """What the user can do if DATA_PATH does not have this layout."""
         return f"name the folder of the {self.name} dataset with DATA.DATA_PATH"
 
     def recognises(self, folder: Path) -> bool:
-        """Whether a folder is arranged in this way."""
+        """Whether a folder has this layout."""
         raise NotImplementedError
 
     def list_split(self, data_path: Path, split: Split) -> "ImageListing":
         """The images of one split, possibly none; see `list_images`.
 
         Raises:
-            UserError: the folder is not arranged in this way.
+            UserError: the folder does not have this layout.
         """
         raise NotImplementedError
 
@@ -78,18 +78,18 @@ class Layout:
         return None
 
     def has_annotations(self, data_path: Path, split: Split) -> bool:
-        """Whether `annotated` would find any; nothing is read."""
+        """Whether `annotated` would find any; no file is read."""
         return False
 
     def find_annotations(
         self, data_path: Path, split: Split, listing: "ImageListing", problems: "list[Problem]"
     ) -> "Callable[[int], Path | ImageInstances | None]":
-        """For checking: a function from an image's place in the listing to its annotation, read or not.
+        """For checking: a function from an image's index in the listing to its annotation, or to that file's path.
 
-        Problems with what holds the annotations of all images are added to `problems`.
+        Problems with a file of all annotations are added to `problems`.
 
         Raises:
-            UserError: that cannot be read at all.
+            UserError: a file of all annotations cannot be read.
         """
         return lambda index: None
 

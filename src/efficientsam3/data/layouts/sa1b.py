@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Sa1b(Layout):
-    """See the module."""
+    """SA-1B, as `efficientsam3 reorg` arranges it."""
 
     name = "sa1b"
     description = "images/{train,val} and annotations/{train,val}, as data/reorg_sa1b.py makes them"
@@ -52,7 +52,7 @@ class Sa1b(Layout):
         return lambda index: annotation_path(data_path, split, listing.id(index))
 
     def strays(self, data_path: Path, listings: "Mapping[Split, ImageListing]") -> "list[Problem]":
-        """See `Layout`; annotations whose image is not there."""
+        """See `Layout`; annotations without an image."""
         from efficientsam3.data.problems import Kind, Problem
 
         problems = []

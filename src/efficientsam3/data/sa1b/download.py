@@ -17,24 +17,24 @@ _PERCENT = 100
 def download(
     links: Path, output: Path, subset: Subset = "all", workers: int = 4, retries: Retries | None = None
 ) -> int:
-    """Download what is not there yet. An interrupted run is continued by the same call.
+    """Download the missing tars. The same call continues an interrupted run.
 
     Args:
         links: Meta's file.
         output: folder for the tars.
-        subset: which of them.
-        workers: downloads at a time.
+        subset: which tars.
+        workers: simultaneous downloads.
         retries: patience with servers.
 
     Returns:
         How many tars were downloaded.
 
     Raises:
-        UserError: the links are not usable, the disk is full, or, once all others are through, some downloads failed.
+        UserError: the links are not usable, the disk is full, or some downloads failed (after all others are done).
     """
     wanted = select_links(read_links(links), subset)
     if workers < 1:
-        raise UserError(f"--workers {workers} cannot work: give 1 or more.")
+        raise UserError(f"--workers {workers} is too few: give 1 or more.")
     with locked(output, "download"):
         missing = {name: link for name, link in wanted.items() if not (output / name).exists()}
         with progress_bar("Tars, %", _PERCENT * len(missing), visible=bool(missing)) as advance:
@@ -47,7 +47,7 @@ def download(
 def _fetch_all(
     missing: dict[str, str], output: Path, workers: int, retries: Retries, advance: Callable[[int], None]
 ) -> dict[str, str]:
-    """Fetch all; returns what went wrong, by name. Errors of our own disk end it at once."""
+    """Fetch all; returns the failures by name. An error of the local disk ends it at once."""
     failed: dict[str, str] = {}
     stop = Event()
     with ThreadPoolExecutor(workers) as pool:
@@ -69,7 +69,7 @@ def _fetch_all(
 
 
 class _Percent:
-    """Turns shares of one file into whole percents; ends its thread when the others are to stop."""
+    """Turns shares of one file into whole percents; raises in its thread once all downloads are to stop."""
 
     _lock = Lock()
 

@@ -1,4 +1,4 @@
-"""Downloading one file: resumed by range, retried, and whole before it has its name."""
+"""Downloading one file: resumed by range, retried, and renamed only once whole."""
 
 import http.client
 import os
@@ -25,11 +25,11 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
 
 class DownloadError(UserError):
-    """A file could not be downloaded, and trying again as things are would not help."""
+    """A file could not be downloaded, and another attempt now would not help."""
 
 
 class _Interrupted(Exception):
-    """An attempt failed in a way that the next may not."""
+    """An attempt failed, and another one may succeed."""
 
 
 _WORTH_ANOTHER_ATTEMPT = (
@@ -46,21 +46,21 @@ _WORTH_ANOTHER_ATTEMPT = (
 class Retries:
     """How patient to be with a server."""
 
-    attempts: int = 8  # in a row without a byte more
+    attempts: int = 8  # in a row without any new byte
     first_wait: float = 1.0  # seconds, doubled each time
 
 
 def fetch_tar(name: str, link: str, folder: Path, retries: Retries, advance: Callable[[float], None]) -> None:
-    """Download a tar to `folder/name`; until it is whole it is `folder/name.part`, and a later call goes on with it.
+    """Download a tar to `folder/name`; until whole it is `folder/name.part`, which a later call continues.
 
-    Whole means: of the length that the server told, and a tar from its first header to its end.
+    Whole means that it has the length that the server announced, and is a tar from its first header to its end.
 
     Args:
         name: the file's name.
         link: http(s).
-        folder: where to; must exist.
+        folder: where the tar goes; must exist.
         retries: attempts and waits.
-        advance: called with the share of the file that came in, in [0, 1].
+        advance: called with the share of the file just received, in [0, 1].
 
     Raises:
         DownloadError: the link has expired or does not exist, or the server keeps failing.
@@ -81,7 +81,7 @@ def fetch_tar(name: str, link: str, folder: Path, retries: Retries, advance: Cal
             time.sleep(min(retries.first_wait * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS))
         except OSError as error:
             raise UserError(
-                f"Cannot write {part}: {error.strerror}; mend that and run the same command again."
+                f"Cannot write {part}: {error.strerror}; fix that and run the same command again."
             ) from error
     with part.open("rb+") as file:
         os.fsync(file.fileno())
@@ -121,8 +121,8 @@ def _attempt(link: str, part: Path, advance: Callable[[float], None]) -> None:
 def _handle_status(error: urllib.error.HTTPError, part: Path, start: int) -> None:
     if error.code in _EXPIRED:
         raise DownloadError(
-            f"{part.stem}: the link has expired ({error.code}): Meta's links live for weeks only, get a new file from "
-            f"{SOURCE} and run the same command with it, which goes on from here."
+            f"{part.stem}: the link has expired ({error.code}): Meta's links expire after weeks, get a new file from "
+            f"{SOURCE} and run the same command with it to continue."
         ) from error
     if error.code == 416:  # nothing there from `start` on
         match = _CONTENT_RANGE.fullmatch(error.headers.get("Content-Range", ""))
@@ -136,18 +136,18 @@ def _handle_status(error: urllib.error.HTTPError, part: Path, start: int) -> Non
 
 
 def _extent(status: int, headers: Message) -> tuple[int, int | None]:
-    """(first byte that is sent, size of the whole file if told)."""
+    """(first byte that is sent, size of the whole file if known)."""
     if status == 206:
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
         if not match or match[1] is None:
-            raise _Interrupted("the server sent a part without telling which")
+            raise _Interrupted("the server sent a part without its range")
         return int(match[1]), int(match[2])
     length = headers.get("Content-Length", "")
     return 0, int(length) if length.isdecimal() else None
 
 
 def _check_tar(part: Path) -> None:
-    """A length can be a lie, and an error page has one too."""
+    """Check the content: a length may be wrong, and an error page has one too."""
     problems: list[str] = []
     for _ in read_members(part, lambda name, reason: problems.append(reason) if not name else None):
         pass

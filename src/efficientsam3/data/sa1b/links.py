@@ -20,7 +20,7 @@ def read_links(path: Path) -> dict[str, str]:
         Link by file name, in the file's order.
 
     Raises:
-        UserError: it is missing or not such a file, a name is no safe file name, or a link is not http(s).
+        UserError: the file is missing or has another format, a name is unsafe, or a link is not http(s).
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -36,17 +36,17 @@ def read_links(path: Path) -> dict[str, str]:
             continue
         name, _, link = line.partition("\t")
         if not SAFE_NAME.fullmatch(name) or name in links:
-            raise UserError(f"Line {number} of --links {path} has {name!r}, no file name or one seen before: mend it.")
+            raise UserError(f"Line {number} of --links {path} has {name!r}, which is unsafe or repeated: correct it.")
         if urlsplit(link).scheme not in {"http", "https"}:
             raise UserError(
-                f"Line {number} of --links {path} has no http(s) link for {name}: get it anew from {SOURCE}."
+                f"Line {number} of --links {path} has no http(s) link for {name}: download it again from {SOURCE}."
             )
         links[name] = link
     return links
 
 
 def subset_names(subset: Subset) -> list[str] | None:
-    """The tars of a published subset: 100 for `10p`, 10 for `1p`; None for `all`, which is whatever has links."""
+    """The tars of a published subset: 100 for `10p`, 10 for `1p`; None for `all`, which means every tar with a link."""
     if subset == "all":
         return None
     return resources.files(__package__).joinpath(f"sa-1b-{subset}.txt").read_text(encoding="utf-8").split()
@@ -64,7 +64,7 @@ def select_links(links: dict[str, str], subset: Subset) -> dict[str, str]:
     missing = [name for name in names if name not in links]
     if missing:
         raise UserError(
-            f"--links has none for {missing[0]} ({len(missing)} of the {len(names)} tars of {subset} are missing): get "
-            f"the whole file from {SOURCE}."
+            f"--links has no link for {missing[0]} ({len(missing)} of the {len(names)} tars of {subset} are missing): "
+            f"get the whole file from {SOURCE}."
         )
     return {name: links[name] for name in names}

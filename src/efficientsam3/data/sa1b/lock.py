@@ -11,7 +11,7 @@ from efficientsam3.runtime.errors import UserError
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Make `folder` and keep others out of it; the system lets go of the lock whatever way a process ends.
+    """Create `folder` and lock it for this process; the system releases the lock however the process ends.
 
     Args:
         folder: what to lock, by a hidden file `.<what>.lock` in it.

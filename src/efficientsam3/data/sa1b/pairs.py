@@ -1,10 +1,10 @@
-"""Putting pictures and their annotations into place: whole, in pairs, in the split that the id says.
+"""Putting images and their annotations into place: whole, in pairs, in the split that follows from the id.
 
     OUTPUT/images/{train,val}/ID.jpg
     OUTPUT/annotations/{train,val}/ID.json
 
-Files are staged in a hidden folder beside their place and renamed when both halves of a pair are there, the annotation
-first: whoever sees a picture finds its annotation.
+Files are staged in a hidden folder next to their destination and renamed once both halves of a pair are there, the
+annotation first, so that an image never appears without its annotation.
 """
 
 import mmap
@@ -51,24 +51,24 @@ class Destination:
 
 
 def staged_path(place: str) -> str:
-    """A path for a file under way to `place`, this process's own."""
+    """Where this process stages a file for `place`."""
     folder, name = os.path.split(place)
     return f"{folder}/{STAGING}/{os.getpid()}-{name}"
 
 
 class Refused(Exception):
-    """A file is not taken; the message is the reason."""
+    """A file is not used; the message is the reason."""
 
 
 def check_content(suffix: str, data: bytes | mmap.mmap) -> None:
-    """See at a glance whether content can be what its suffix says; `efficientsam3 data check` looks closely.
+    """Check quickly whether content can be what its suffix says; `efficientsam3 data check` checks in full.
 
     Args:
         suffix: `.jpg` or `.json`.
-        data: the content; of a mapped file little more than the ends is read.
+        data: the content; little more than both ends is read, for mapped files.
 
     Raises:
-        Refused: it is not.
+        Refused: the content does not fit the suffix.
     """
     if suffix == ".jpg":
         if not is_jpeg(data) or is_unfinished(data):
@@ -83,7 +83,7 @@ def check_file(path: str) -> None:
     """`check_content` of a file.
 
     Raises:
-        Refused: it is empty, unreadable, or not what its suffix says.
+        Refused: the file is empty, unreadable, or not what its suffix says.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -95,7 +95,7 @@ def check_file(path: str) -> None:
 
 
 def is_in_place(place: str, size: int) -> bool:
-    """Whether a file of this size is in its place: as files only ever appear whole, it need not be done again.
+    """Whether a file of this size is in its place: since files only appear whole, it need not be placed again.
 
     Raises:
         Refused: a whole file of another size is there. (One that is not whole, as a crash of the machine can leave it,
@@ -116,7 +116,7 @@ def is_in_place(place: str, size: int) -> bool:
 
 @dataclass(frozen=True)
 class Half:
-    """A picture or an annotation on its way."""
+    """An image or an annotation to be placed."""
 
     stem: str
     suffix: str
@@ -126,7 +126,7 @@ class Half:
 
 @dataclass
 class PairWriter:
-    """Publishes halves once their partners have come, and tells of those that have none."""
+    """Publishes halves once their partners have come, and reports those without a partner."""
 
     destination: Destination
     publish: Callable[[str, str], None]  # (where it waits, its place)
@@ -144,12 +144,12 @@ class PairWriter:
             self._finish(half, partner)
 
     def has(self, stem: str, suffix: str) -> bool:
-        """Whether this very half waits for its partner."""
+        """Whether this half is waiting for its partner."""
         half = self._waiting.get(stem)
         return half is not None and half.suffix == suffix
 
     def close(self) -> list[str]:
-        """Deal with halves whose partners did not come; returns where those wait that are of no use."""
+        """Publish or skip the halves whose partners did not come; returns the staged files of those skipped."""
         left_over = []
         for half in self._waiting.values():
             if os.path.exists(self.destination.place(half.stem, _PARTNER[half.suffix])):

@@ -1,4 +1,4 @@
-"""One process's share of reorganising: a tar, or some pairs of a folder, into place."""
+"""One process's share of reorganising: putting a tar, or some pairs of a folder, into place."""
 
 import errno
 import filecmp
@@ -31,10 +31,10 @@ MEGABYTE = 1_000_000
 
 
 class Skipped(NamedTuple):
-    """One file that was left out."""
+    """One file that was skipped."""
 
     source: str  # the tar or folder
-    name: str  # of the file in it; "" for the source as a whole
+    name: str  # the file's name in it; "" for the whole source
     reason: str
 
 
@@ -47,7 +47,7 @@ class ReorgReport:
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, other: "ReorgReport") -> None:
-        """Take in what another process did."""
+        """Add what another process did."""
         self.placed += other.placed
         self.kept += other.kept
         self.skipped += other.skipped
@@ -77,7 +77,7 @@ def place_tar(unit: TarUnit, advance: Advance) -> ReorgReport:
 
     Args:
         unit: the tar.
-        advance: called with megabytes of it that are done.
+        advance: called with the number of megabytes just read.
     """
     report = ReorgReport()
     skip = _skipper(report, unit.tar)
@@ -92,7 +92,7 @@ def place_tar(unit: TarUnit, advance: Advance) -> ReorgReport:
             if member.offset >= (done + 1) * MEGABYTE:
                 advance(member.offset // MEGABYTE - done)
                 done = member.offset // MEGABYTE
-    except OSError as error:  # of reading: those of writing are UserErrors
+    except OSError as error:  # from reading: errors in writing are UserErrors
         skip("", f"cannot be read ({error.strerror})")
     for staged in pairs.close():
         os.unlink(staged)
@@ -108,7 +108,7 @@ def place_folder(unit: FolderUnit, advance: Advance) -> ReorgReport:
 
     Args:
         unit: the pairs.
-        advance: called with the number of stems that are done.
+        advance: called with the number of stems just done.
     """
     report = ReorgReport()
     skip = _skipper(report, unit.folder)
@@ -119,7 +119,7 @@ def place_folder(unit: FolderUnit, advance: Advance) -> ReorgReport:
             try:
                 _take_file(os.path.join(unit.folder, stem + suffix), stem, suffix, unit.mode, pairs)
             except FileNotFoundError:
-                continue  # what becomes of the other half shows at the end
+                continue  # the other half is reported when `pairs` is closed
             except Refused as reason:
                 skip(stem + suffix, str(reason))
         advance(1)
@@ -179,7 +179,7 @@ def _writing(place: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"Cannot write {place}: {error.strerror}; mend that and run the same command again, it goes on from there."
+            f"Cannot write {place}: {error.strerror}; fix that and run the same command again to continue."
         ) from error
 
 

@@ -32,7 +32,7 @@ _STEMS_PER_UNIT = 500
 @dataclass
 class _Sources:
     tars: list[Path] = field(default_factory=list)
-    folders: list[tuple[Path, list[str]]] = field(default_factory=list)  # with the stems of what lies in each
+    folders: list[tuple[Path, list[str]]] = field(default_factory=list)  # each with the stems of its files
     skipped: list[Skipped] = field(default_factory=list)
 
 
@@ -44,10 +44,10 @@ def reorganise(
     mode: Mode = "copy",
     delete_tars: bool = False,
 ) -> ReorgReport:
-    """Put every pair of `ID.jpg` and `ID.json` below `source` where a dataset has it.
+    """Put every pair of `ID.jpg` and `ID.json` below `source` into a dataset.
 
-    Tars are read once, straight into place. What is in place already stays, so an interrupted run is continued by the
-    same call. Halves without a partner, broken files and unsafe members stay where they are, and are listed in
+    Tars are read once, straight into place. Files already in place stay, so the same call continues an interrupted run.
+    Halves without a partner, broken files and unsafe members stay where they are, and are listed in
     `output/reorg_skipped.tsv` (columns source, name, reason).
 
     Args:
@@ -56,15 +56,15 @@ def reorganise(
         val_ratio: share of images that go to val, by a hash of their id; the same in every call for one `output`.
         workers: processes.
         mode: what to do with the files of folders; hard links need one file system.
-        delete_tars: remove each tar of which all is in place and on disk, and nothing was skipped.
+        delete_tars: remove each tar once all of it is in place and on disk, unless anything was skipped.
 
     Raises:
-        UserError: `source` has nothing to reorganise, `output` was made otherwise or is in use, or the disk is full.
+        UserError: `source` has nothing to reorganise, `output` has another origin or is in use, or the disk is full.
     """
     _check_arguments(source, val_ratio, workers)
     sources = _find_sources(source, output)
     if not (sources.tars or sources.folders or (output / STATE_FILE).exists()):
-        raise UserError(f"--source {source} has no .tar, .jpg or .json in it: name the folder that has.")
+        raise UserError(f"--source {source} has no .tar, .jpg or .json in it: name the folder that has them.")
     destination = Destination(output, val_ratio)
     with locked(output, "reorg"):
         _claim(destination)
@@ -83,12 +83,12 @@ def reorganise(
 def _check_arguments(source: Path, val_ratio: float, workers: int) -> None:
     if not source.exists():
         raise UserError(
-            f"--source {source} does not exist: name the folder with Meta's tars, or with what was in them."
+            f"--source {source} does not exist: name the folder with Meta's tars, or with their extracted files."
         )
     if not 0 <= val_ratio <= 1:
-        raise UserError(f"--val-ratio {val_ratio} is not a share: give a number from 0 to 1.")
+        raise UserError(f"--val-ratio {val_ratio} is out of range: give a number from 0 to 1.")
     if workers < 1:
-        raise UserError(f"--workers {workers} cannot work: give 1 or more.")
+        raise UserError(f"--workers {workers} is too few: give 1 or more.")
 
 
 def _find_sources(source: Path, output: Path) -> _Sources:
@@ -138,7 +138,7 @@ def _place_tars(destination: Destination, sources: _Sources, delete: bool, worke
 
 
 def _claim(destination: Destination) -> None:
-    """Note the ratio on the first run; refuse later ones with another, and datasets that were split otherwise."""
+    """Record the ratio on the first run; later, refuse another ratio, and datasets that were split in another way."""
     state = destination.output / STATE_FILE
     if state.exists():
         before = _read_ratio(state)
@@ -151,8 +151,8 @@ def _claim(destination: Destination) -> None:
     for folder in destination.folders():
         if folder.is_dir() and any(entry.name != STAGING for entry in os.scandir(folder)):
             raise UserError(
-                f"{folder} has files that were not put there by this command, whose split it would mix up: choose "
-                "another --output, or use the dataset as it is."
+                f"{folder} has files that were not put there by this command, which could mix up their splits: "
+                "choose another --output, or use the dataset as it is."
             )
     write_json(state, {"split": "sha256", "val_ratio": destination.val_ratio})
 
@@ -165,6 +165,6 @@ def _read_ratio(state: Path) -> float:
 
 
 def _write_skipped(path: Path, skipped: list[Skipped]) -> None:
-    """Names come from hostile tars: control characters and what is not text are escaped."""
+    """Write the list; names come from untrusted tars, so control and non-ASCII characters are escaped."""
     lines = ["\t".join(str(part).encode("unicode_escape").decode() for part in row) + "\n" for row in skipped]
     write_text(path, "source\tname\treason\n" + "".join(lines))

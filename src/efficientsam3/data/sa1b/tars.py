@@ -1,4 +1,4 @@
-"""Reading tars from anywhere: only plain files come out, and nothing in a header is believed."""
+"""Reading untrusted tars: only plain files come out, and headers are checked."""
 
 import os
 import re
@@ -12,7 +12,7 @@ MAX_MEMBER_BYTES = 64 << 20
 MAX_MEMBERS = 10_000_000
 _MAX_HEADER_BYTES = 1 << 20
 _BLOCK = 512
-# What file names of a dataset may look like; SA-1B's are sa_<number>.
+# The file names that a dataset may have; SA-1B's are sa_<number>.
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -32,7 +32,7 @@ class Member:
 
 
 class _HeaderFile:
-    """What `tarfile` reads headers from: it would load into memory whatever a header claims to need."""
+    """A file for `tarfile` to read headers from, with a limit: `tarfile` loads as much as a header claims."""
 
     def __init__(self, file: Any) -> None:
         self.seek = file.seek
@@ -52,13 +52,13 @@ class _HeaderFile:
 
 
 def read_members(path: Path, skip: Callable[[str, str], None]) -> Iterator[Member]:
-    """Yield the plain files of a tar in their order, reading headers alone.
+    """Yield the plain files of a tar in their order, reading only headers.
 
     Args:
         path: an uncompressed tar.
-        skip: called with the name and the reason for everything that is left out: links, devices, sparse files, paths
-            that are absolute or climb, sizes beyond MAX_MEMBER_BYTES, and the rest of a tar from a damaged header on.
-            Folders and hidden files (macOS adds many) are left out silently.
+        skip: called with name and reason for everything skipped: links, devices, sparse files, paths
+            that are absolute or contain `..`, sizes beyond MAX_MEMBER_BYTES, and everything from a damaged header
+            on. Folders and hidden files (macOS adds many) are skipped silently.
 
     Raises:
         OSError: the file cannot be opened or read.
@@ -103,7 +103,7 @@ def _objection(info: tarfile.TarInfo) -> str | None:
     if not info.isreg() or info.issparse():
         return "a link" if info.issym() or info.islnk() else "not a plain file"
     if info.size > MAX_MEMBER_BYTES:
-        return f"{info.size} bytes, more than the {MAX_MEMBER_BYTES} that a picture may have"
+        return f"{info.size} bytes, more than the {MAX_MEMBER_BYTES} that an image may have"
     name = _base_name(info.name)
     return None if SAFE_NAME.fullmatch(name) or name.startswith(".") else "its name has unexpected characters"
 
@@ -113,7 +113,7 @@ def _base_name(name: str) -> str:
 
 
 def _bad_end(descriptor: int, offset: int) -> str | None:
-    """`tarfile` takes a bad header for the end; a whole tar ends with a block of zeros."""
+    """What is wrong with the end: `tarfile` also stops at a bad header, but a whole tar ends with a block of zeros."""
     if os.pread(descriptor, _BLOCK, offset) == bytes(_BLOCK):
         return None
     return f"damaged or cut short at byte {offset}: the rest was not read"

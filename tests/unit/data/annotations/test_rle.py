@@ -1,4 +1,4 @@
-"""Run lengths against pycocotools, the format's reference, and against malformed strings, on which that one crashes."""
+"""Run lengths against pycocotools, the reference, and against malformed strings, on which pycocotools crashes."""
 
 import numpy as np
 import numpy.typing as npt

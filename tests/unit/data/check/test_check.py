@@ -1,4 +1,4 @@
-"""Checking a dataset: each kind of problem is found and named, and `fix` sets aside what is of no use, nothing else."""
+"""Checking a dataset: each kind of problem is found and named, and `fix` moves only useless files."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from efficientsam3.runtime.errors import UserError
 
 @pytest.fixture
 def dataset(tmp_path: Path, photographs_path: Path) -> Path:
-    """Six training and three validation photographs, to be damaged."""
+    """Six training and three validation images, to be damaged."""
     return Path(shutil.copytree(photographs_path, tmp_path / "data"))
 
 
@@ -61,7 +61,7 @@ def test_every_kind_of_problem_is_found(dataset: Path) -> None:
     assert len((dataset / PROBLEMS_FILE).read_text().splitlines()) == 1 + len(report.problems)
 
 
-def test_fix_sets_aside_what_is_of_no_use_and_only_that(dataset: Path) -> None:
+def test_fix_moves_only_useless_files(dataset: Path) -> None:
     truncate(dataset / "images/train/sa_1.jpg")
     truncate(dataset / "annotations/train/sa_2.json")
     change(dataset / "annotations/train/sa_3.json", lambda record: record["annotations"][0].update(area=1))

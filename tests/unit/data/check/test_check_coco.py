@@ -1,4 +1,4 @@
-"""Listing and checking COCO's layout: the instances file says which images there are, and is checked against them."""
+"""Listing and checking COCO's layout: the instances file lists the images, and is checked against them."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from efficientsam3.runtime.errors import UserError
 
 @pytest.fixture
 def dataset(tmp_path: Path, photographs_path: Path) -> Path:
-    """Six training and three validation photographs in COCO's layout, with their masks as COCO writes them."""
+    """Six training and three validation images in COCO's layout, with their masks as COCO writes them."""
     root = tmp_path / "coco"
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
@@ -84,7 +84,7 @@ def test_every_kind_of_problem_is_found(dataset: Path) -> None:
     assert report.quarantined == []
 
 
-def test_the_instances_file_says_which_images_there_are(dataset: Path) -> None:
+def test_the_instances_file_lists_the_images(dataset: Path) -> None:
     change(instances_file(dataset, "train"), lambda record: record["images"].pop(0))
     (dataset / "train2017/sa_2.jpg").unlink()
     listing = list_images(dataset, "train", "coco")
@@ -100,7 +100,7 @@ def test_a_folder_without_instances_file_lists_what_it_has(dataset: Path) -> Non
     assert (report.problems, report.images, report.annotated) == ([], {"train": 5, "val": 3}, 3)
 
 
-def test_instances_of_a_split_without_folder_are_no_images(dataset: Path) -> None:
+def test_instances_of_a_split_without_folder_are_not_listed(dataset: Path) -> None:
     shutil.rmtree(dataset / "train2017")
     assert len(list_images(dataset, "train", "coco")) == 0
     assert check_dataset(dataset, "coco").problems == []

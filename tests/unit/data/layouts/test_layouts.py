@@ -1,4 +1,4 @@
-"""The table of layouts: what each answers, and that another one is an entry in it."""
+"""The table of layouts: what each of them answers, and that adding one takes one entry."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Numbered(Layout):
 
 @pytest.fixture
 def numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A dataset of six images in a layout that is one entry of the table."""
+    """A dataset of six images, in a layout added to the table."""
     others = {name: DATASETS.pop(name) for name in ["images"]}
     monkeypatch.setitem(DATASETS, "numbered", Numbered())
     DATASETS.update(others)  # the one that takes any folder stays last

@@ -31,7 +31,7 @@ TAR = make_tar()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves TAR under any name, misbehaving as `faults` say, one for each request; then well."""
+    """Serves TAR under any name, with one of `faults` for each request, then correctly."""
 
     daemon_threads = True
 
@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         if partial and fault != "hides the range":
             first, total = start + shift, start + shift + promised
             self.send_header("Content-Range", f"bytes {first}-{total - 1}/{total}")
-        if fault != "tells no length":
+        if fault != "hides its length":
             self.send_header("Content-Length", str(promised))
         self.end_headers()
         if fault == "sends a page":
@@ -120,7 +120,7 @@ def write_links(path: Path, server: Server, *names: str) -> Path:
         ["429", "408"],
         ["promises more"],
         ["promises less"],
-        ["tells no length"],
+        ["hides its length"],
         ["sends a page"],
         ["drops", "500", "drops", "sends a page"],
     ],
@@ -135,13 +135,13 @@ def test_a_whole_tar_arrives_whatever_the_server_does(tmp_path: Path, server: Se
     assert server.faults == []
 
 
-def test_a_dropped_download_goes_on_where_it_stopped(tmp_path: Path, server: Server) -> None:
+def test_a_dropped_download_resumes_where_it_stopped(tmp_path: Path, server: Server) -> None:
     server.faults = ["drops"]
     download(write_links(tmp_path / "links.txt", server, "sa_0.tar"), tmp_path, retries=QUICK)
     assert server.ranges == [None, f"bytes={len(TAR) // 2}-"]
 
 
-def test_a_later_run_goes_on_with_the_part(tmp_path: Path, server: Server) -> None:
+def test_a_later_run_continues_the_part(tmp_path: Path, server: Server) -> None:
     (tmp_path / "sa_0.tar.part").write_bytes(TAR[:1000])
     (tmp_path / "sa_1.tar.part").write_bytes(TAR)
     (tmp_path / "sa_2.tar.part").write_bytes(TAR + b"too much")
@@ -151,7 +151,7 @@ def test_a_later_run_goes_on_with_the_part(tmp_path: Path, server: Server) -> No
     assert all((tmp_path / name).read_bytes() == TAR for name in names)
 
 
-def test_what_is_there_is_not_asked_for_again(tmp_path: Path, server: Server) -> None:
+def test_a_finished_tar_is_not_requested_again(tmp_path: Path, server: Server) -> None:
     links = write_links(tmp_path / "links.txt", server, "sa_0.tar", "sa_1.tar")
     assert download(links, tmp_path, retries=QUICK) == 2
     server.ranges.clear()
@@ -160,7 +160,7 @@ def test_what_is_there_is_not_asked_for_again(tmp_path: Path, server: Server) ->
 
 
 @pytest.mark.parametrize("status", ["403", "401", "410"])
-def test_an_expired_link_is_said_plainly_and_not_retried(tmp_path: Path, server: Server, status: str) -> None:
+def test_an_expired_link_is_reported_and_not_retried(tmp_path: Path, server: Server, status: str) -> None:
     server.always = status
     links = write_links(tmp_path / "links.txt", server, "sa_0.tar")
     with pytest.raises(UserError, match=rf"sa_0\.tar: the link has expired \({status}\).*get a new file from https"):
@@ -178,7 +178,7 @@ def test_an_expired_link_is_said_plainly_and_not_retried(tmp_path: Path, server:
         ("drops at once", "less than the"),
     ],
 )
-def test_a_server_that_never_mends_its_ways_is_given_up(tmp_path: Path, server: Server, fault: str, words: str) -> None:
+def test_a_server_that_keeps_failing_is_given_up(tmp_path: Path, server: Server, fault: str, words: str) -> None:
     server.always = fault
     links = write_links(tmp_path / "links.txt", server, "sa_0.tar")
     with pytest.raises(UserError, match=words):
@@ -226,7 +226,7 @@ def test_a_full_disk_ends_the_download(tmp_path: Path, server: Server) -> None:
         ("file_name\tcdn_link\nx.tar\n", "Line 2"),
     ],
 )
-def test_links_that_cannot_be_meant_are_refused(tmp_path: Path, content: str, words: str) -> None:
+def test_wrong_links_are_refused(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "links.txt"
     path.write_text(content)
     with pytest.raises(UserError, match=words):

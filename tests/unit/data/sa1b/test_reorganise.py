@@ -1,4 +1,4 @@
-"""Reorganising: what ends where, what is skipped and why, and that no run undoes or repeats another's work."""
+"""Reorganising: what goes where, what is skipped and why, and that no run undoes or repeats another's work."""
 
 import io
 import os
@@ -19,7 +19,7 @@ JSON = b'{"image": {"image_id": %d}, "annotations": []}'
 
 
 def jpeg(number: int) -> bytes:
-    """Passes for a JPEG at a glance, differs by number, and so does its length."""
+    """Bytes that pass the quick check for a JPEG; content and length depend on the number."""
     return b"\xff\xd8\xff\xda" + b"x" * (100 + number) + b"\xff\xd9"
 
 
@@ -49,7 +49,7 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file of a dataset, hidden ones included, with its content; not the lock."""
+    """Every file of a dataset, hidden ones included, with its content, except the lock."""
     files = (path for path in root.rglob("*") if path.is_file() and path.name != ".reorg.lock")
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
@@ -203,7 +203,7 @@ def test_tars_are_deleted_only_when_all_of_them_is_in_place(tmp_path: Path) -> N
     assert placed(tmp_path / "out") == expected(1, 2, 3)
 
 
-def test_another_picture_of_the_same_name_does_not_replace_the_first(tmp_path: Path) -> None:
+def test_another_image_of_the_same_name_does_not_replace_the_first(tmp_path: Path) -> None:
     write_tar(tmp_path / "source/a.tar", pairs(1))
     reorganise(tmp_path / "source", tmp_path / "out")
     write_tar(tmp_path / "source/b.tar", {"sa_1.jpg": jpeg(77), "sa_1.json": JSON % 1})
@@ -258,7 +258,7 @@ def test_a_source_without_anything_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", [8, 9])  # before a pair, and within one
-def test_a_full_disk_is_one_sentence_and_no_picture_lacks_its_annotation(
+def test_a_full_disk_is_one_sentence_and_no_image_lacks_its_annotation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     write_tar(tmp_path / "a.tar", pairs(*range(9)))
@@ -276,9 +276,9 @@ def test_a_full_disk_is_one_sentence_and_no_picture_lacks_its_annotation(
             reorganise(tmp_path / "a.tar", tmp_path / "out")
     files = placed(tmp_path / "out")
     assert not any("staging" in name for name in files)
-    pictures = {Path(name).stem for name in files if name.startswith("images")}
-    assert pictures <= {Path(name).stem for name in files if name.startswith("annotations")}
-    assert reorganise(tmp_path / "a.tar", tmp_path / "out").placed == 9 - len(pictures)
+    images = {Path(name).stem for name in files if name.startswith("images")}
+    assert images <= {Path(name).stem for name in files if name.startswith("annotations")}
+    assert reorganise(tmp_path / "a.tar", tmp_path / "out").placed == 9 - len(images)
     assert placed(tmp_path / "out") == expected(*range(9))
 
 
@@ -290,7 +290,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_split_is_a_fixed_function() -> None:
-    """Datasets on disk rely on it: these were computed once with hashlib.sha256."""
+    """Datasets on disk depend on it; these splits were computed once with hashlib.sha256."""
     ids = [f"sa_{number}".encode() for number in range(20_000)]
     val = [image_id for image_id in ids if split_of(image_id, 0.1) == "val"]
     assert val[:5] == [b"sa_0", b"sa_2", b"sa_4", b"sa_16", b"sa_38"]
@@ -302,7 +302,7 @@ def test_the_split_is_a_fixed_function() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_in_a_worker_arrives_as_itself(tmp_path: Path, workers: int) -> None:
-    """Nobody made the folders that it writes to."""
+    """The folders that it writes to do not exist."""
     units = [TarUnit(Destination(tmp_path / "out", 0.1), write_tar(tmp_path / "a.tar", pairs(1)), False)] * 3
     with pytest.raises(UserError, match="Cannot write"):
         list(map_processes(place_tar, units, workers, lambda _: None))

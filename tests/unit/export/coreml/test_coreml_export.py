@@ -259,7 +259,7 @@ def test_other_things_are_not_written_over(exported: tuple[Path, CoremlReport], 
         export_coreml(model, tmp_path / "encoder")
     (tmp_path / "folder.mlpackage").mkdir()
     (tmp_path / "folder.mlpackage" / "thesis.tex").write_text("years", encoding="utf-8")
-    with pytest.raises(UserError, match="is no CoreML package and would be lost"):
+    with pytest.raises(UserError, match="is not a CoreML package and would be lost"):
         export_coreml(model, tmp_path / "folder.mlpackage")
     other = tmp_path / "other.mlpackage" / "Data/com.apple.CoreML/model.mlmodel"
     other.parent.mkdir(parents=True)

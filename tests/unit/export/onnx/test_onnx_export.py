@@ -157,8 +157,8 @@ def test_figures_see_what_is_wrong() -> None:
     ("arguments", "message"),
     [
         (["absent.pt", "--out", "new"], "absent.pt does not exist"),
-        (["{merged}", "--out", "taken"], "taken is no directory of ONNX graphs and would be lost"),
-        (["{merged}", "--out", "new", "--pictures", "empty"], "empty is not an image and holds none"),
+        (["{merged}", "--out", "taken"], "taken is not a directory of ONNX graphs and would be lost"),
+        (["{merged}", "--out", "new", "--pictures", "empty"], "No image matches"),
     ],
 )
 def test_the_command_refuses_before_it_begins(
