@@ -1,4 +1,4 @@
-"""Listing a million files: time, memory, and what each DataLoader worker adds.
+"""Measure listing a million files: time, memory, and what each DataLoader worker adds.
 
     python benchmarks/listing_scale.py [--files 1100000] [--scratch DIR]
 

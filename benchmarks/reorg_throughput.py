@@ -1,4 +1,4 @@
-"""Reorganising tars against plain `tar -xf` of the same tars.
+"""Compare reorganising tars with `tar -xf` of the same tars.
 
     python benchmarks/reorg_throughput.py TARS [--rounds 5] [--scratch DIR]
 

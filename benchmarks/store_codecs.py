@@ -1,4 +1,4 @@
-"""Bytes, error and speed of each codec on a store's own embeddings.
+"""Measure bytes, error and speed of each codec on a store's own embeddings.
 
     python benchmarks/store_codecs.py STORE [--count 64]
 

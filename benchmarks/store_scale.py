@@ -1,4 +1,4 @@
-"""Opening a store of many tiny records: time and memory.
+"""Measure the time and memory of opening a store of many tiny records.
 
     python benchmarks/store_scale.py [--records 1100000 11000000] [--shards 8] [--scratch DIR]
 

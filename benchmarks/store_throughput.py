@@ -1,4 +1,4 @@
-"""Reading a store against os.pread of the same bytes, and writing one against `dd conv=fsync`.
+"""Compare reading a store with os.pread of the same bytes, and writing one with `dd conv=fsync`.
 
     python benchmarks/store_throughput.py [--records 128] [--scratch DIR]
 
@@ -33,7 +33,8 @@ from efficientsam3.train.targets import StoredTargets
 
 MANIFEST = StoreManifest(embed_dim=1024, embed_size=72, preprocessing=SAM3_PREPROCESSING)
 SIZE = MANIFEST.record_size
-ROUNDS, BATCH = 5, 4
+ROUNDS = 5
+BATCH = 4
 
 
 def drop_cache(directory: Path) -> None:

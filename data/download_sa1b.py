@@ -1,4 +1,4 @@
-"""Download SA-1B's tars by the links that Meta issues: `efficientsam3 download`, see --help."""
+"""Download SA-1B's tars by the links that Meta issues: the command `efficientsam3 download`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Reorganise SA-1B into images/{train,val} and annotations/{train,val}: `efficientsam3 reorg`, see --help."""
+"""Reorganise SA-1B into images/{train,val} and annotations/{train,val}: the command `efficientsam3 reorg`."""
 
 import sys
 

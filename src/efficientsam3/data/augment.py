@@ -1,4 +1,4 @@
-"""Seeded augmentation: the seed stored beside an embedding makes teacher and student see the same image."""
+"""Seeded augmentation: the seed stored with an embedding makes teacher and student see the same image."""
 
 import hashlib
 

@@ -20,7 +20,7 @@ def _cores() -> int:
 
 
 class DownloadRequest(Request):
-    """What to download of SA-1B."""
+    """Which part of SA-1B to download, and where."""
 
     links: File = Field(
         description=f"the tab-separated file that {SOURCE} issues once you accept the licence; its links expire after "

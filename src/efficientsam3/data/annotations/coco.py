@@ -257,7 +257,7 @@ def _parse(path: Path, model: type[Parsed]) -> Parsed:
 
 def _first_error(error: ValidationError) -> str:
     errors = error.errors(include_url=False, include_input=False, include_context=False)
-    # Of the alternatives for one field, the one that got further says more.
+    # If a field has alternatives, the error of the one that was parsed furthest says most.
     deepest = max(
         (item for item in errors if item["loc"][:3] == errors[0]["loc"][:3]), key=lambda item: len(item["loc"])
     )
