@@ -1,4 +1,4 @@
-"""What a JPEG's bytes show without decoding."""
+"""Quick checks of a JPEG without decoding it."""
 
 import mmap
 

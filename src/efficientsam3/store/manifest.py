@@ -28,7 +28,7 @@ class TeacherIdentity(BaseModel):
 
 
 class ProjectionIdentity(BaseModel):
-    """The projection whose coefficients the records of a pca{K} codec are; a file next to the manifest has it."""
+    """The projection of a pca{K} codec, whose coefficients the records store; its file is next to the manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

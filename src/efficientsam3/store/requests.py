@@ -13,7 +13,7 @@ from efficientsam3.store.codecs import CodecName, describe_codecs
 
 
 class StoreRequest(Request):
-    """Which store."""
+    """The store that a command works on."""
 
     store: Annotated[Path, Argument("DIR", positional=True)] = Field(description="an embedding store's folder")
 

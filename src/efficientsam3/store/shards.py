@@ -1,8 +1,8 @@
 """The files of a shard.
 
 `rankN-keys.txt`: one image id a line. `rankN-values.bin`: fixed-size records in the same order. `rankN-crc32.bin`: a
-little-endian uint32 CRC-32 per record (stores in the published format have none). A key line is the commit of its
-record: values and checksums beyond the last whole line were left by an interrupted run.
+little-endian uint32 CRC-32 per record (stores in the published format have none). A key line commits its record:
+values and checksums beyond the last whole line were left by an interrupted run.
 """
 
 import os

@@ -48,7 +48,10 @@ class ChannelStatistics:
         return cls(cells.shape[1], mean.cpu(), (cells - mean[:, None]).square().sum(dim=1).cpu())
 
     def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
-        """Statistics of both's cells (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance")."""
+        """Statistics over the cells of both.
+
+        Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance".
+        """
         cells = self.cells + other.cells
         if cells == 0:
             return self

@@ -55,7 +55,7 @@ class ImageRecord(_Record):
 
 
 class ImageAnnotation(_Record):
-    """One file."""
+    """One image with all its masks, as in one file."""
 
     image: ImageRecord
     annotations: list[MaskAnnotation]

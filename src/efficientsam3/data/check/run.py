@@ -118,7 +118,7 @@ def _take(part: Checked, report: CheckReport, digests: npt.NDArray[np.uint64], s
 
 
 class _Paths:
-    """Image files by number, through all splits."""
+    """Image files by their number over all splits."""
 
     def __init__(self, listings: dict[Split, ImageListing]) -> None:
         self._listings = list(listings.values())
