@@ -18,6 +18,7 @@ from efficientsam3.benchmark.gpu_device import describe_gpu, watch_kernels
 from efficientsam3.benchmark.gpu_inputs import SMALL, Inputs, Scale
 from efficientsam3.benchmark.parameters import measure_student
 from efficientsam3.benchmark.steps import StageClock, elapsed, profile_steps
+from efficientsam3.benchmark.training_memory import count_training_memory
 from efficientsam3.checkpoints.sam3 import load_trunk
 from efficientsam3.data.loader import ImageBatch
 from efficientsam3.embed.batches import image_batches
@@ -202,7 +203,9 @@ class _Benchmark:
         gflops = _FORWARD_AND_BACKWARD * 2 * measure_student(student, plan.architecture).macs / 1e9
         with closing(_steps(training.trainer, images)) as steps:
             rate, memory = self._repeat(partial(next, steps), batch)
-        return Row(name, batch, rate, gflops, memory, note)
+        counted = count_training_memory(plan.architecture, self._dtype or torch.bfloat16).total(batch)
+        notes = [f"counted: {counted / 1e9:.1f} GB", note]
+        return Row(name, batch, rate, gflops, memory, "; ".join(filter(None, notes)))
 
     def _train_from_store(self, name: str, inputs: Inputs, student: str) -> Row:
         """Steps of a real training, with all that feeds it."""

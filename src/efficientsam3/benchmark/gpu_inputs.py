@@ -161,7 +161,7 @@ def _noise(size: tuple[int, int], generator: np.random.Generator) -> npt.NDArray
     height, width = size
     coarse = generator.integers(0, 256, (height // 16, width // 16, 3), np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    noise: npt.NDArray[np.uint8] = np.clip(smooth + generator.integers(-6, 7, (height, width, 1)), 0, 255).astype(
+    noise: npt.NDArray[np.uint8] = np.clip(smooth + generator.integers(-2, 3, (height, width, 1)), 0, 255).astype(
         np.uint8
     )
     return noise

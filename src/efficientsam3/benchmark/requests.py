@@ -1,4 +1,4 @@
-"""What `compare`, `benchmark student` and `benchmark gpu` are asked to do."""
+"""What `compare` and the subjects of `benchmark` that need no configuration are asked to do."""
 
 from typing import Annotated, Literal, get_args
 
@@ -61,3 +61,11 @@ class GpuRequest(Request):
         False, description="tiny models and images, which any device can compute: tries the command out"
     )
     device: DeviceName = "cuda"
+
+
+class MemoryRequest(Request):
+    """Whose training's memory to count."""
+
+    student: Students = (ALL,)
+    head: tuple[HeadName, ...] = Field(tuple(HEADS), description="the students' heads")
+    batch_size: Count = Field(32, description="images of a batch")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from efficientsam3.benchmark.requests import GpuRequest, LatencyRequest
+from efficientsam3.benchmark.requests import GpuRequest, LatencyRequest, MemoryRequest
 from efficientsam3.commands.arguments import ConfiguredRequest, StepRequest, read_config
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.runtime.request import Count
@@ -130,9 +130,26 @@ def _gpu(request: GpuRequest) -> None:
         write_text(request.json_file, gpu_json(report))
 
 
+def _memory(request: MemoryRequest) -> None:
+    """Count the memory that training a student takes on a GPU, without one."""
+    from rich.console import Console
+
+    from efficientsam3.benchmark.parameters import select_students
+    from efficientsam3.benchmark.training_memory import count_training_memory, memory_table
+    from efficientsam3.models.student import StudentArchitecture
+    from efficientsam3.models.students import backbone_of
+
+    pairs = [(name, head) for name in select_students(request.student) for head in request.head]
+    memories = {
+        (name, head): count_training_memory(StudentArchitecture(backbone_of(name), head=head)) for name, head in pairs
+    }
+    Console(width=120).print(memory_table(memories, request.batch_size))
+
+
 ACTIONS = {
     "data": (DataRequest, _data),
     "train": (StepsRequest, _train),
     "student": (LatencyRequest, _student),
+    "memory": (MemoryRequest, _memory),
     "gpu": (GpuRequest, _gpu),
 }

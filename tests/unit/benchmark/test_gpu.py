@@ -68,7 +68,7 @@ def test_what_fails_is_reported_and_the_rest_is_measured(monkeypatch: pytest.Mon
     assert (rows["embed"].rate, rows["embed"].note) == (None, "failed: CUDA error: unknown")
     assert "CUDA error: unknown" in report.failures["embed"]
     assert rows["train es_ev_s"].batch == 2
-    assert rows["train es_ev_s"].note == "out of memory at batch 4"
+    assert rows["train es_ev_s"].note.endswith("GB; out of memory at batch 4")
     assert len(gpu_table(report).rows) == len(report.rows)
 
 
