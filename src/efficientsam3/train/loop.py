@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import torch
 from timm.utils import ModelEmaV3
@@ -40,6 +40,13 @@ class StepSettings:
     clip_norm: float  # 0: no clipping
     autocast: torch.dtype | None  # None: float32
     print_freq: int  # batches between two log lines
+
+
+class Group(NamedTuple):
+    """The batches of one step, each taken when the one before is done, so that not all lie on the device at once."""
+
+    batches: Iterator[TrainBatch]
+    size: int
 
 
 class Trainer:
@@ -165,11 +172,11 @@ class Trainer:
         total += done
         with progress_bar(f"epoch {self.epoch}", total, self._process.is_main) as advance:
             advance(done)
-            for group in _groups(self._ready(batches), settings.accumulation):
+            for group in _groups(self._ready(batches), settings.accumulation, total - done):
                 losses, norm = self._take_step(group)
-                done += len(group)
-                advance(len(group))
-                if done % settings.print_freq < len(group) or done == total:
+                done += group.size
+                advance(group.size)
+                if done % settings.print_freq < group.size or done == total:
                     self._watch.look()
                     rate = (self.position - before) / (time.monotonic() - start)
                     left = (settings.images - self.position) / rate
@@ -222,43 +229,45 @@ class Trainer:
                 return
             yield batch
 
-    def _take_step(self, group: tuple[TrainBatch, ...]) -> tuple[Losses, torch.Tensor]:
+    def _take_step(self, group: Group) -> tuple[Losses, torch.Tensor]:
         """Returns the last batch's losses and the gradient's norm."""
         self._guard.keep()
-        losses = list(self._accumulate(group))
-        with self._stage("optimiser"):
-            norm = self._update(group)
-        for batch, loss in zip(group, losses, strict=True):
-            self.sums.add(loss, batch.weights)
+        image_ids: list[str] = []
+        for index, batch in enumerate(group.batches):
+            losses = self._accumulate(batch, group.size, last=index == group.size - 1)
+            self.sums.add(losses, batch.weights)
             self.broken += batch.broken
+            image_ids += batch.image_ids
+        with self._stage("optimiser"):
+            norm = self._update(image_ids)
         self.step += 1
-        self.position = min(self._settings.images, self.position + len(group) * self._settings.batch)
+        self.position = min(self._settings.images, self.position + group.size * self._settings.batch)
         if self.ema is not None:
             with self._stage("average"):
                 self.ema.update(self.student, self.step)
-        return losses[-1], norm
+        return losses, norm
 
-    def _accumulate(self, group: tuple[TrainBatch, ...]) -> Iterator[Losses]:
-        for index, batch in enumerate(group):
-            with self._synchronised(index == len(group) - 1):
-                loss = self._loss(self.model, batch)
-                with self._stage("backward"):
-                    self._scaler.scale(loss[LOSS] / len(group)).backward()  # type: ignore[no-untyped-call]
-            yield {name: value.detach() for name, value in loss.items()}
+    def _accumulate(self, batch: TrainBatch, size: int, last: bool) -> Losses:
+        """Add a batch's share of the gradient of `size` batches."""
+        with self._synchronised(last):
+            losses = self._loss(self.model, batch)
+            with self._stage("backward"):
+                self._scaler.scale(losses[LOSS] / size).backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in losses.items()}
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
 
-    def _update(self, group: tuple[TrainBatch, ...]) -> torch.Tensor:
+    def _update(self, image_ids: list[str]) -> torch.Tensor:
         """Take the optimiser's step, unless the gradient is not finite; returns its norm before clipping."""
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = self.learning_rate
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm or float("inf"))
         bad = ~norm.isfinite()
-        self._watch.note(self.step, [image_id for batch in group for image_id in batch.image_ids], bad)
+        self._watch.note(self.step, image_ids, bad)
         if self._scaler.is_enabled():
             self._scaler.step(self._optimizer)
             self._scaler.update()
@@ -284,8 +293,10 @@ class Trainer:
             return self._objective(student, targets, valid, batch.weights)
 
 
-def _groups(batches: Iterable[TrainBatch], size: int) -> Iterator[tuple[TrainBatch, ...]]:
-    """Consecutive groups of `size` batches; the last may be smaller (itertools.batched, which Python 3.11 lacks)."""
+def _groups(batches: Iterable[TrainBatch], size: int, total: int) -> Iterator[Group]:
+    """Consecutive groups of `size` of `total` batches; the last may be smaller."""
     iterator = iter(batches)
-    while group := tuple(islice(iterator, size)):
-        yield group
+    for first in iterator:
+        count = min(size, total)
+        total -= count
+        yield Group(chain([first], islice(iterator, count - 1)), count)

@@ -14,7 +14,9 @@ from efficientsam3.benchmark.gpu_device import describe_kernels
 from efficientsam3.benchmark.gpu_tables import gpu_table
 from efficientsam3.benchmark.parameters import compare_models
 from efficientsam3.cli import main
+from efficientsam3.train.batches import TrainBatch
 from efficientsam3.train.loop import Trainer
+from efficientsam3.train.objective import Losses
 
 CPU = torch.device("cpu")
 SUBJECTS = ["trunk, batch 1, eager", "trunk, batch 1, compiled", "embed", "write a store", "train es_ev_s"]
@@ -51,17 +53,17 @@ def test_the_full_size_needs_a_cuda_device(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_what_fails_is_reported_and_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that does not fit is halved; the embedding cannot be done at all."""
-    take_step = Trainer._take_step
+    compute = Trainer._loss
 
-    def short_of_memory(trainer: Trainer, group: tuple[torch.Tensor, ...]) -> object:
-        if len(group[0].pixels) > 2:  # type: ignore[attr-defined]
+    def short_of_memory(trainer: Trainer, model: torch.nn.Module, batch: TrainBatch) -> Losses:
+        if len(batch.pixels) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.")
-        return take_step(trainer, group)  # type: ignore[arg-type]
+        return compute(trainer, model, batch)
 
     def broken(*_: object) -> None:
         raise RuntimeError("CUDA error: unknown\nmore of it")
 
-    monkeypatch.setattr(Trainer, "_take_step", short_of_memory)
+    monkeypatch.setattr(Trainer, "_loss", short_of_memory)
     monkeypatch.setattr(gpu, "embed_dataset", broken)
     report = measure_gpu(CPU, ["es_ev_s"], batch=8, small=True)
     rows = {row.subject: row for row in report.rows}

@@ -16,7 +16,7 @@ from efficientsam3.runtime.distributed import Process, all_gather, process_group
 from efficientsam3.runtime.signals import StopRequest
 from efficientsam3.train import loop
 from efficientsam3.train.batches import TrainBatch
-from efficientsam3.train.loop import Trainer
+from efficientsam3.train.loop import Group, Trainer
 from efficientsam3.train.run import train
 
 
@@ -38,9 +38,13 @@ def record(config: TrainConfig, process: Process, stop_after: int) -> dict[str, 
     gradients: list[dict[str, torch.Tensor]] = []
     step, apply, switch = Trainer._take_step, loop.apply_if_finite, Student.train
 
-    def spy_images(trainer: Trainer, group: tuple[TrainBatch, ...]) -> Any:
-        images.extend(image_id for batch in group for image_id in batch.image_ids if image_id)
-        return step(trainer, group)
+    def spy_images(trainer: Trainer, group: Group) -> Any:
+        return step(trainer, group._replace(batches=noted(group.batches)))
+
+    def noted(batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
+        for batch in batches:
+            images.extend(image_id for image_id in batch.image_ids if image_id)
+            yield batch
 
     def spy_gradients(optimizer: torch.optim.AdamW, bad: torch.Tensor) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

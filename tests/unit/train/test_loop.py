@@ -16,6 +16,7 @@ from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.train.batches import TrainBatch
 from efficientsam3.train.finite import FiniteWatch
 from efficientsam3.train.loop import Trainer
 from efficientsam3.train.objective import Losses
@@ -141,6 +142,26 @@ def test_a_step_waits_for_no_device(
     monkeypatch.setattr(Trainer, "_take_step", counted)
     train(make_training("TRAIN.EPOCHS", "1", "TRAIN.EMA", "0.9"), one_process)
     assert waits == [0, 0, 0]
+
+
+def test_a_step_of_several_batches_takes_one_after_the_other(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them at once would lie on the device, and be waited for."""
+    compute, move, events = Trainer._loss, TrainBatch.to, list[str]()
+
+    def spy_loss(trainer: Trainer, *arguments: Any) -> Losses:
+        events.append("compute")
+        return compute(trainer, *arguments)
+
+    def spy_move(batch: TrainBatch, device: torch.device) -> TrainBatch:
+        events.append("move")
+        return move(batch, device)
+
+    monkeypatch.setattr(Trainer, "_loss", spy_loss)
+    monkeypatch.setattr(TrainBatch, "to", spy_move)
+    train(make_training("TRAIN.EPOCHS", "1", "TRAIN.ACCUMULATION_STEPS", "3"), one_process)
+    assert events == ["move", "compute"] * 5  # three of training, two of validation
 
 
 def test_a_training_has_one_stream_to_copy_in(
