@@ -213,7 +213,9 @@ class _Benchmark:
         batch = min(self._batch, max(1, inputs.images // 4))
         steps = max(2, int(3 * self._scale.seconds * ready / batch))
         with self._peak() as memory:
-            profile = profile_steps(inputs.training(student, batch, self._device), self._process, steps, _WARM_UP)
+            profile = profile_steps(
+                plan_training(inputs.training(student, batch, self._device)), self._process, steps, _WARM_UP
+            )
         waiting = profile.stages["wait for data"].milliseconds / profile.step_milliseconds
         note = f"waits for data {100 * waiting:.0f} % of the time; reading alone: {profile.data.loader_rate:.0f}/s"
         return Row(name, batch, profile.rate, None, memory(), note)

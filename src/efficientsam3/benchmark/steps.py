@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 
 from efficientsam3.benchmark.data import DataProfile, profile_data
-from efficientsam3.config.schema import TrainConfig
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import peak_of
 from efficientsam3.train.build import Training, build_training
-from efficientsam3.train.plan import plan_training
+from efficientsam3.train.plan import TrainPlan
 from efficientsam3.train.stages import STAGES, Stage
 
 _DATA_IMAGES = 16
@@ -57,26 +56,24 @@ class StepProfile:
         return self.step_milliseconds - sum(one_by_one)
 
 
-def profile_steps(config: TrainConfig, process: Process, steps: int = 10, warm_up: int = 3) -> StepProfile:
+def profile_steps(plan: TrainPlan, process: Process, steps: int = 10, warm_up: int = 3) -> StepProfile:
     """Take steps as a training would from its beginning, and time their stages; nothing is written.
 
-    Where an epoch is too short, the next one begins. With the teacher in the loop, its cache is left alone.
+    Where an epoch is too short, the next one begins.
 
     Args:
-        config: what would be trained.
+        plan: what would be trained.
         process: this process among its peers, each of which has to call this.
         steps: how many to measure.
         warm_up: how many to take before.
 
     Raises:
-        UserError: see `plan_training` and `build_student`; there are no steps to measure; or the gradient is not finite
+        UserError: see `build_student`; there are no steps to measure; or the gradient is not finite
             ten times in a row.
     """
     if steps < 1 or warm_up < 0:
         raise UserError(f"{steps} steps after {warm_up} to warm up cannot be measured: give at least 1 and 0.")
-    distill = config.DISTILL.model_copy(update={"ONLINE_CACHE": None})
-    config = config.model_copy(update={"DISTILL": distill})
-    plan, measured = plan_training(config), list[tuple[int, Cost, dict[Stage, Cost]]]()
+    measured = list[tuple[int, Cost, dict[Stage, Cost]]]()
 
     def work() -> None:
         clock = StageClock(process.device)

@@ -67,11 +67,12 @@ def _train(request: StepsRequest) -> None:
     from efficientsam3.runtime.distributed import process_group
     from efficientsam3.train.plan import plan_training
 
+    # No checkpoint is looked for: the steps are those of a beginning.
+    plan = plan_training(config, cache=False)
     if request.dry_run is not None:
-        plan_training(config)  # no checkpoint is looked for: the steps are those of a beginning
         return
     with process_group(config.DEVICE) as process:
-        profile = profile_steps(config, process, request.steps, request.warm_up)
+        profile = profile_steps(plan, process, request.steps, request.warm_up)
     if process.is_main:
         _print_steps(profile)
         print("At the same time, workers and threads prepare the data:")

@@ -122,7 +122,9 @@ class DistillConfig(EmbeddingConfig):
     @model_validator(mode="after")
     def _some_loss(self) -> "DistillConfig":
         if not any((self.PIXEL_WISE, self.COSINE, *self.TERMS.values())):
-            raise ValueError("PIXEL_WISE and COSINE are both 0: nothing would be learnt, give one of them a weight")
+            raise ValueError(
+                "PIXEL_WISE and COSINE are both 0: nothing would be learnt, give one of them or of TERMS a weight"
+            )
         return self
 
 
@@ -227,7 +229,6 @@ class TrainConfig(RunConfig):
         self._need(online, "DISTILL.ONLINE", "TEACHER", "DISTILL.ONLINE_CACHE", "DISTILL.AUGMENT")
         self._need(not online, "DISTILL.ONLINE false", "DISTILL.TEACHER_EMBED_PATH", "DISTILL.READ_WINDOW")
         self._need(self.PROBE.DECODER is not None, "PROBE.DECODER", "PROBE.IMAGES", "PROBE.OBJECTS")
-        self._need(self.TRAIN.SAVE_STEPS > 0, "TRAIN.SAVE_STEPS", "TRAIN.KEEP_STEPS")
         return self
 
     def _need(self, met: bool, condition: str, *keys: str) -> None:

@@ -23,13 +23,14 @@ def load_teacher(plan: EmbedPlan, process: Process) -> Teacher:
 def image_batches(plan: EmbedPlan, indices: list[Indices], process: Process) -> Iterator[ImageBatch]:
     """Read the images that `indices` names in each split of the plan, as this run preprocesses them."""
     manifest = plan.manifest
-    seed = partial(_seed, manifest.seed)
+    seed = partial(seed_by_id, manifest.seed)
     for split, of_split in zip(plan.splits, indices, strict=True):
         dataset = ImageDataset(split, of_split, manifest.preprocessing, manifest.augmentation, seed)
         yield from build_loader(dataset, plan.batch_size, plan.num_workers, collate_images, process.device)
 
 
-def _seed(seed: int, image_id: str, row: int) -> int:
+def seed_by_id(seed: int, image_id: str, row: int) -> int:
+    """A `SeedOf` once it is given the run's seed."""
     return augmentation_seed(seed, image_id)
 
 

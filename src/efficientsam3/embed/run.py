@@ -36,6 +36,11 @@ class EmbedSummary:
     broken: tuple[str, ...]  # a sentence for each image that could not be read
     seconds: float
 
+    @property
+    def exported(self) -> int:
+        """The former name of `embedded`."""
+        return self.embedded
+
 
 def embed_dataset(plan: EmbedPlan, process: Process) -> EmbedSummary:
     """Compute and store the embeddings that are missing.

@@ -29,7 +29,6 @@ from efficientsam3.train.plan import TrainPlan
 from efficientsam3.train.resume import restore, seed_process
 from efficientsam3.train.sampler import EpochSampler
 from efficientsam3.train.stages import Label
-from efficientsam3.train.targets import ComputedTargets
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -56,8 +55,8 @@ class TargetMoments:
             # The store's statistics may have grown since, but what the student gives is standardised by these.
             variance = resumed.get("variance") if statistics is None else float(statistics.variance.mean())
             return cls(Standardisation(**resumed["normalisation"]), variance, resumed.get("statistics_images"))
-        if plan.standardise and isinstance(plan.targets, ComputedTargets):
-            statistics, images = plan.targets.statistics(process), plan.targets.statistics_hash()
+        if plan.standardise and statistics is None:
+            statistics, images = plan.targets.measure_moments(process), plan.targets.measured_images()
         if statistics is None:
             return cls(None, None)
         standardisation = Standardisation.of(statistics.mean, statistics.variance) if plan.standardise else None

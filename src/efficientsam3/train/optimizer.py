@@ -1,7 +1,7 @@
 """AdamW with weight decay on matrices alone, and a warmed-up cosine schedule."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch import nn
 REFERENCE_BATCH = 512
 
 
-def scale_learning_rate(rate: float, total_batch: int, rule: Literal["sqrt", "linear", "none"]) -> float:
+def scale_learning_rate(rate: float, total_batch: int, rule: str) -> float:
     """`rate`, given for a total batch of 512 images, for `total_batch` images per optimiser step.
 
     The published rule is `linear`, after Goyal et al. 2017 (arXiv:1706.02677); it is made for SGD and starves AdamW at

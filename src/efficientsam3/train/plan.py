@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import require_file
 from efficientsam3.store.manifest import StoreManifest
 from efficientsam3.store.reader import EmbeddingStore
-from efficientsam3.store.statistics import ChannelStatistics, gathered_statistics, store_statistics
+from efficientsam3.store.statistics import ChannelStatistics
 from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.targets import ComputedTargets, StoredTargets, Targets
 
@@ -41,7 +41,7 @@ class Optimisation:
     warmup_epochs: float
     base_lr: float
     min_lr: float
-    lr_scaling: Literal["sqrt", "linear", "none"]
+    lr_scaling: str
     weight_decay: float
     clip_grad: float
     accumulation_steps: int
@@ -101,8 +101,12 @@ class TrainPlan:
         return partial(collate_never_empty, image_size=self.architecture.image_size)
 
 
-def plan_training(config: TrainConfig) -> TrainPlan:
+def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
     """Check everything that can be checked before work begins.
+
+    Args:
+        config: of the training.
+        cache: whether ONLINE_CACHE is read and extended; a measurement leaves it alone.
 
     Raises:
         UserError: the dataset or the store is missing, empty, or does not fit the configuration; the backbone is
@@ -110,7 +114,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
             are to be standardised, and the store lacks their statistics.
     """
     _check_options(config)
-    targets = _open_targets(config)
+    targets = _open_targets(config, cache)
     _check_targets(config, targets.manifest)
     listings = [
         list_images(config.DATA.DATA_PATH, split, config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
@@ -118,6 +122,10 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     ]
     check_disjoint(*listings)
     train, val = (paired_images(listing, targets) for listing in listings)
+    if len(train) == 0 and len(listings[0]) == 0:
+        raise UserError(
+            f"{config.DATA.DATA_PATH} has no training images: give a dataset that has some with DATA.DATA_PATH."
+        )
     if len(train) == 0:
         raise UserError(
             f"None of the {len(listings[0])} training images in {config.DATA.DATA_PATH} has an embedding in "
@@ -134,8 +142,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     )
     check_student_grid(architecture)
     standardise = config.DISTILL.NORMALIZE == "channel"
-    weights = {"mse": config.DISTILL.PIXEL_WISE, "cosine": config.DISTILL.COSINE, **config.DISTILL.TERMS}
-    FeatureObjective(weights)  # names what is wrong with them
+    weights = _term_weights(config)
     return TrainPlan(
         train,
         val,
@@ -143,7 +150,7 @@ def plan_training(config: TrainConfig) -> TrainPlan:
         architecture,
         without_embedding=sum(map(len, listings)) - len(train) - len(val),
         standardise=standardise,
-        statistics=_known_statistics(targets, standardise),
+        statistics=targets.known_moments(needed=standardise),
         term_weights=weights,
         optimisation=Optimisation(**{key.lower(): value for key, value in config.TRAIN}),
         batch_size=config.DATA.BATCH_SIZE,
@@ -161,19 +168,26 @@ def plan_training(config: TrainConfig) -> TrainPlan:
     )
 
 
+def _term_weights(config: TrainConfig) -> dict[str, float]:
+    """The weights of the objective's terms.
+
+    Raises:
+        UserError: a term does not exist, has a key of its own, or all weights are 0.
+    """
+    own = {"mse": config.DISTILL.PIXEL_WISE, "cosine": config.DISTILL.COSINE}
+    for name in own.keys() & config.DISTILL.TERMS.keys():
+        raise UserError(f"DISTILL.TERMS has {name!r}, whose weight is PIXEL_WISE (mse) or COSINE (cosine): set that.")
+    weights = own | config.DISTILL.TERMS
+    FeatureObjective(weights)  # names what is wrong with them
+    return weights
+
+
 def paired_images(listing: ImageListing, targets: Targets) -> ImageDataset:
     """The images of a listing that have targets."""
     rows = targets.rows(listing.ids)
     indices = np.flatnonzero(rows >= 0)
     manifest = targets.manifest
-    return ImageDataset(listing, indices, manifest.preprocessing, manifest.augmentation, targets.seed, rows[indices])
-
-
-def _known_statistics(targets: Targets, needed: bool) -> ChannelStatistics | None:
-    if not isinstance(targets, StoredTargets):
-        return None
-    directory = targets.store.directory
-    return store_statistics(directory) if needed else gathered_statistics(directory)
+    return ImageDataset(listing, indices, manifest.preprocessing, manifest.augmentation, targets.seed_of, rows[indices])
 
 
 def _plan_probe(config: TrainConfig) -> ProbePlan | None:
@@ -191,14 +205,14 @@ def _record(config: TrainConfig, manifest: StoreManifest) -> dict[str, Any]:
     return recorded
 
 
-def _open_targets(config: TrainConfig) -> Targets:
+def _open_targets(config: TrainConfig, cache: bool) -> Targets:
     """The embeddings in the store, or those that the teacher computes in the loop.
 
     Raises:
         UserError: there is no store; or the teacher is missing, or does not fit.
     """
     if config.DISTILL.ONLINE:
-        return ComputedTargets(_plan_online(config), cached=config.DISTILL.ONLINE_CACHE is not None)
+        return ComputedTargets(_plan_online(config), cached=cache and config.DISTILL.ONLINE_CACHE is not None)
     directory = config.DISTILL.TEACHER_EMBED_PATH
     return StoredTargets(EmbeddingStore(directory, published_manifest(directory, config.DATA, config.DISTILL)))
 

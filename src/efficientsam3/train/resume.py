@@ -15,7 +15,6 @@ from efficientsam3.runtime.random_state import restore_random_state, seed_everyt
 from efficientsam3.train.loop import Trainer
 from efficientsam3.train.plan import TrainPlan
 from efficientsam3.train.sums import LossSums
-from efficientsam3.train.targets import ComputedTargets
 
 logger = logging.getLogger(LOGGER_NAME)
 # Keys that leave the result as it is, but for rounding where the device computes differently. Batch size and
@@ -26,6 +25,11 @@ _WITHOUT_EFFECT = frozenset(
     | {f"TRAIN.{key}" for key in ("SAVE_STEPS", "KEEP_STEPS", "KEEP_EPOCHS", "AUTO_RESUME", "COMPILE")}
     | {f"TRAIN.{key}" for key in ("ACCUMULATION_STEPS", "USE_CHECKPOINT")}
 )
+# By whether the teacher is in the loop, what keys without an effect begin with.
+_INERT = {
+    True: ("DISTILL.TEACHER_EMBED_PATH", "DISTILL.READ_WINDOW"),
+    False: ("TEACHER.", "DISTILL.ONLINE_CACHE", "DISTILL.AUGMENT."),
+}
 
 
 def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool) -> dict[str, Any] | None:
@@ -95,26 +99,24 @@ def seed_process(seed: int, step: int, process: Process) -> None:
 
 def _changes(content: Mapping[str, Any], plan: TrainPlan, world_size: int) -> Iterator[str]:
     old, new = dict(_flat(content["config"])), dict(_flat(plan.recorded))
+    # Older versions accepted, and recorded, settings that have no effect.
+    online = {recorded.get("DISTILL.ONLINE", False) for recorded in (old, new)}
+    inert = () if len(online) == 2 else _INERT[online.pop()]
     for key in sorted(old.keys() | new.keys()):
         # A resumed run loads no initial weights, so they may be switched off, e.g. on a machine without the file.
         switched_off = key == "MODEL.PRETRAINED" and new.get(key) is False
-        if key in _WITHOUT_EFFECT or switched_off or key.startswith("PROBE."):
+        if key in _WITHOUT_EFFECT or switched_off or key.startswith(("PROBE.", *inert)):
             continue
         if old.get(key) != new.get(key):
             yield f"{key}: {old.get(key)} -> {new.get(key)}"
+    measured = content.get("statistics_images")
     for what, was, now in (
         ("images a step", content["images_per_step"], plan.images_per_step(world_size)),
         ("training images", content["images"], len(plan.train)),
-        ("images that the statistics are of", *_statistics_images(content, plan)),
+        ("images that the statistics are of", measured, plan.targets.measured_images() if measured else None),
     ):
         if was != now:
             yield f"{what}: {was} -> {now}"
-
-
-def _statistics_images(content: Mapping[str, Any], plan: TrainPlan) -> tuple[str | None, str | None]:
-    """The hash that a checkpoint has, and the one that a new training would have; equal where none is of interest."""
-    was = content.get("statistics_images")
-    return was, plan.targets.statistics_hash() if was and isinstance(plan.targets, ComputedTargets) else was
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

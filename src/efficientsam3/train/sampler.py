@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-# Stands where a process has an image fewer than the others, so that all take as many steps.
-PADDING = -1
+from efficientsam3.data.loader import PADDING
 
 
 class EpochSampler(Sampler[int]):

@@ -1,13 +1,16 @@
 """Sums of named losses over an epoch, kept on the device."""
 
+import logging
 from collections.abc import Sequence
 from typing import Self
 
 import torch
 
 from efficientsam3.runtime.distributed import all_gather, sum_over_processes
+from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.train.objective import LOSS, Averages, Losses
 
+logger = logging.getLogger(LOGGER_NAME)
 _COUNT = "count"
 # What checkpoints summed, in this order, before losses had names.
 _UNNAMED = (LOSS, "mse", "cosine", _COUNT)
@@ -27,6 +30,9 @@ class LossSums:
 
         A batch whose loss is not finite does not count.
         """
+        if self._names and losses.keys() != set(self._names):
+            logger.warning("the losses have changed within the epoch: its averages begin here")
+            self._names = ()
         self._extend(tuple(losses))
         count = weights.sum() * losses[LOSS].detach().isfinite()
         figures = torch.stack([losses[name].detach() for name in self._names]).nan_to_num(0.0, 0.0, 0.0)
@@ -34,10 +40,10 @@ class LossSums:
 
     def averages(self) -> Averages:
         """The average of each loss over all processes, which must all call this; empty without images."""
-        names = tuple(dict.fromkeys(name for of_rank in all_gather(self._names) for name in of_rank))
-        self._extend(names)
+        # A process without a batch does not know the names.
+        self._extend(next(filter(None, all_gather(self._names)), ()))
         *sums, count = sum_over_processes(self._values).tolist()
-        return {name: total / count for name, total in zip(names, sums, strict=True)} if count else {}
+        return {name: total / count for name, total in zip(self._names, sums, strict=True)} if count else {}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """This process's sums, on the CPU: scalars by the losses' names, and `count`."""
@@ -56,8 +62,7 @@ class LossSums:
         return sums
 
     def _extend(self, names: tuple[str, ...]) -> None:
-        """Sum these losses, and no others, from the first batch on."""
+        """Sum these losses from now on, unless others are summed already."""
         if not self._names and names:
             self._names = names
             self._values = torch.zeros(len(names) + 1, device=self._device)
-        assert not names or names == self._names, (names, self._names)

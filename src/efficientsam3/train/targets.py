@@ -1,30 +1,43 @@
 """What a student learns: the teacher's embeddings, read from a store or computed in the loop."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from efficientsam3.data.augment import augmentation_seed
-from efficientsam3.embed.batches import embed_batch, image_batches, load_teacher, not_storable
+from efficientsam3.data.loader import SeedOf
+from efficientsam3.embed.batches import (
+    check_storable,
+    embed_batch,
+    image_batches,
+    load_teacher,
+    not_storable,
+    seed_by_id,
+)
 from efficientsam3.embed.plan import EmbedPlan, check_space, missing_images
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.models.teacher import Teacher
 from efficientsam3.runtime.distributed import Process, all_gather, barrier
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.logging import LOGGER_NAME
+from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.store.gather import measure_batch
 from efficientsam3.store.manifest import StoreManifest, read_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.records import SEED_BYTES, pack_records, storable
 from efficientsam3.store.shards import Shard
-from efficientsam3.store.statistics import ChannelStatistics
+from efficientsam3.store.statistics import ChannelStatistics, gathered_statistics, store_statistics
 from efficientsam3.store.writer import BackgroundWriter
 from efficientsam3.train.batches import Records, TrainBatch
 
-STATISTICS_IMAGES = 256  # that the statistics of computed targets are taken from
+logger = logging.getLogger(LOGGER_NAME)
+MEASURED_IMAGES = 256  # training images that the moments of computed targets are taken from
 
 
 class Targets(Records, Protocol):
@@ -44,8 +57,29 @@ class Targets(Records, Protocol):
         """The positions in `rows` in the order in which their records lie on the disk."""
         ...
 
-    def seed(self, image_id: str, row: int) -> int:
-        """The seed of an image's augmentation, by its id and row."""
+    @property
+    def seed_of(self) -> SeedOf:
+        """Gives the seed of an image's augmentation; goes to DataLoader workers."""
+        ...
+
+    def known_moments(self, needed: bool) -> ChannelStatistics | None:
+        """Moments of the embeddings that are known before work begins; None where they are not.
+
+        Raises:
+            UserError: they are needed, can be known by then, and are not.
+        """
+        ...
+
+    def measure_moments(self, process: Process) -> ChannelStatistics:
+        """Measure what was not known, with the targets open; all processes must call this and get the same.
+
+        Raises:
+            UserError: no image can be read, or an embedding is not finite.
+        """
+        ...
+
+    def measured_images(self) -> str | None:
+        """SHA-256 of the ids of the images that `measure_moments` takes; None where nothing is measured."""
         ...
 
     def open(self, process: Process) -> AbstractContextManager[None]:
@@ -89,9 +123,25 @@ class StoredTargets:
         """See `Targets`."""
         return self.store.index.in_file_order(rows)
 
-    def seed(self, image_id: str, row: int) -> int:
-        """See `Targets`; 0 where nothing is drawn from it, because reading a seed costs one disk seek."""
+    @property
+    def seed_of(self) -> SeedOf:
+        """See `Targets`."""
+        return self._seed
+
+    def _seed(self, image_id: str, row: int) -> int:
+        """The stored seed; 0 where nothing is drawn from it, because reading it costs one disk seek."""
         return 0 if self.manifest.augmentation.is_off else self.store.read_seed(row)
+
+    def known_moments(self, needed: bool) -> ChannelStatistics | None:
+        """See `Targets`; those that were gathered for the whole store."""
+        return (store_statistics if needed else gathered_statistics)(self.store.directory)
+
+    def measure_moments(self, process: Process) -> ChannelStatistics:
+        """See `Targets`; a store's are known from the beginning."""
+        raise AssertionError("known_moments has refused a store without them")
+
+    def measured_images(self) -> None:
+        """See `Targets`."""
 
     def record_size(self, rows: Sequence[int]) -> int:
         """See `Records`."""
@@ -133,10 +183,6 @@ class ComputedTargets:
         self._written: set[str] = set()
         self._reread()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What DataLoader workers need: neither the teacher nor what writes."""
-        return {**self.__dict__, "_teacher": None, "_shard": None, "_writer": None}
-
     def rows(self, ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
         """See `Targets`; every image has a row, because every one can be computed."""
         return np.searchsorted(self._ids, ids)
@@ -145,9 +191,13 @@ class ComputedTargets:
         """See `Targets`; computed embeddings lie nowhere, so any order is theirs."""
         return np.arange(len(rows))
 
-    def seed(self, image_id: str, row: int) -> int:
+    @property
+    def seed_of(self) -> SeedOf:
         """See `Targets`; what an image's record has, or will have."""
-        return augmentation_seed(self.manifest.seed, image_id)
+        return partial(seed_by_id, self.manifest.seed)
+
+    def known_moments(self, needed: bool) -> None:
+        """See `Targets`; nothing is known before the teacher has seen an image."""
 
     def record_size(self, rows: Sequence[int]) -> int:
         """See `Records`; as of the epoch's beginning."""
@@ -206,36 +256,47 @@ class ComputedTargets:
         self._written.clear()
         barrier()  # no process writes before all have read
 
-    def statistics(self, process: Process) -> ChannelStatistics:
-        """Moments of the first training images' embeddings, the same for any number of processes; all must call this.
-
-        Raises:
-            UserError: none of those images can be read.
-        """
-        count = min(STATISTICS_IMAGES, len(self.plan.splits[0]))
-        assert self._teacher is not None
+    def measure_moments(self, process: Process) -> ChannelStatistics:
+        """See `Targets`; those of the first training images by id."""
+        assert self._teacher is not None, "the targets are open"
+        count = min(MEASURED_IMAGES, len(self.plan.splits[0]))
+        logger.info("measuring the teacher's embeddings of the first %d training images", count)
+        nothing = np.empty(0, np.intp)
+        share = [np.arange(process.rank, count, process.world_size), *(nothing for _ in self.plan.splits[1:])]
         found: dict[str, ChannelStatistics] = {}
-        share = [
-            np.arange(process.rank, count, process.world_size),
-            *(np.empty(0, np.intp) for _ in self.plan.splits[1:]),
-        ]
-        for batch in image_batches(self.plan, share, process):
-            if batch.image_ids:
-                embeddings = embed_batch(self._teacher, batch, process.device)
-                if self._cached:
-                    embeddings = self._codec.decode(self._codec.encode(embeddings))
-                found |= dict(
-                    zip(batch.image_ids, measure_batch(embeddings, batch.content_sizes, self.manifest), strict=True)
-                )
-        everyone = {image_id: moments for of_rank in all_gather(found) for image_id, moments in of_rank.items()}
+        problem: UserError | None = None
+        with progress_bar("measure", len(share[0]), process.is_main) as advance:
+            for batch in image_batches(self.plan, share, process):
+                if batch.image_ids:
+                    embeddings = embed_batch(self._teacher, batch, process.device)
+                    try:
+                        check_storable(batch, embeddings)
+                    except UserError as error:  # raised when all processes are past the gathering below
+                        problem = error
+                        break
+                    if self._cached:
+                        embeddings = self._codec.decode(self._codec.encode(embeddings))
+                    moments = measure_batch(embeddings, batch.content_sizes, self.manifest)
+                    found |= dict(zip(batch.image_ids, moments, strict=True))
+                advance(len(batch.image_ids) + len(batch.broken))
+        shares = all_gather((found, None if problem is None else str(problem)))
+        for _, sentence in shares:
+            if sentence is not None:
+                raise UserError(sentence)
+        everyone = {image_id: moments for of_rank, _ in shares for image_id, moments in of_rank.items()}
+        if not everyone:
+            raise UserError(
+                f"None of the first {count} training images in {self.plan.splits[0].root} can be read, so there "
+                "are no statistics to standardise by: see `efficientsam3 data check`."
+            )
         total = ChannelStatistics.nothing(self.manifest.embed_dim)
         for image_id in sorted(everyone):  # one order, whatever the number of processes
             total = total.merge(everyone[image_id])
         return total
 
-    def statistics_hash(self) -> str:
-        """SHA-256 of the ids of the images that `statistics` measures."""
-        return hashlib.sha256(b"\n".join(self.plan.splits[0].ids[:STATISTICS_IMAGES])).hexdigest()
+    def measured_images(self) -> str:
+        """See `Targets`."""
+        return hashlib.sha256(b"\n".join(self.plan.splits[0].ids[:MEASURED_IMAGES])).hexdigest()
 
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
         assert self._teacher is not None, "the targets are open while there are batches"

@@ -13,6 +13,7 @@ from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.train.loop import Trainer
 from efficientsam3.train.objective import Losses
+from efficientsam3.train.plan import plan_training
 from efficientsam3.train.run import train
 from efficientsam3.train.stages import STAGES
 
@@ -24,7 +25,7 @@ def test_the_stages_are_all_there_and_are_nearly_the_whole_step(
     make_training: MakeTraining, one_process: Process, tmp_path: Path, accumulation: int
 ) -> None:
     config = make_training("TRAIN.EMA", "0.9", "TRAIN.ACCUMULATION_STEPS", str(accumulation))
-    profile = profile_steps(config, one_process, steps=4, warm_up=1)
+    profile = profile_steps(plan_training(config, cache=False), one_process, steps=4, warm_up=1)
     assert tuple(profile.stages) == STAGES
     assert min(cost.milliseconds for cost in profile.stages.values()) > 0
     # Six images an epoch: steps of 2 images, or of 4 and then of the remaining 2.
@@ -50,7 +51,7 @@ def test_the_steps_are_those_of_a_training(
 
     monkeypatch.setattr(Trainer, "_take_step", spy)
     config = make_training("TRAIN.EPOCHS", "2")
-    profile_steps(config, one_process, steps=3, warm_up=3)
+    profile_steps(plan_training(config, cache=False), one_process, steps=3, warm_up=3)
     profiled = losses.copy()
     losses.clear()
     train(config, one_process)
@@ -65,7 +66,7 @@ def test_the_teacher_in_the_loop_is_a_stage_and_its_cache_is_left_alone(
     cache = tmp_path / "cache"
     online = ["DISTILL.ONLINE", "true", "TEACHER.RESUME", str(tiny_sam3_path), "DISTILL.ONLINE_CACHE", str(cache)]
     config = make_training(*online, online=True)
-    profile = profile_steps(config, one_process, steps=1, warm_up=0)
+    profile = profile_steps(plan_training(config, cache=False), one_process, steps=1, warm_up=0)
     assert profile.stages["targets"].milliseconds > 0
     assert "read record" not in profile.data.milliseconds
     assert not cache.exists()
@@ -73,7 +74,7 @@ def test_the_teacher_in_the_loop_is_a_stage_and_its_cache_is_left_alone(
 
 def test_no_steps_are_refused(make_training: MakeTraining, one_process: Process) -> None:
     with pytest.raises(UserError, match="0 steps after 3"):
-        profile_steps(make_training(), one_process, steps=0)
+        profile_steps(plan_training(make_training()), one_process, steps=0)
 
 
 def test_pytorchs_profiler_knows_the_stages(make_training: MakeTraining, one_process: Process) -> None:

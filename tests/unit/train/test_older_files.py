@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientsam3.checkpoints.training import load_training_checkpoint
+from efficientsam3.checkpoints.training import load_training_checkpoint, save_training_checkpoint
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.student_files import read_student
 from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.maintenance import verify_store
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import store_statistics
-from efficientsam3.train.run import train
+from efficientsam3.train.plan import plan_training
+from efficientsam3.train.run import check_training, train
 from unit.train.record_training import train_on_two
 from unit.train.test_processes import fork_two
 
@@ -81,7 +83,9 @@ def test_a_training_resumes_with_the_figures_that_the_older_code_would_have_had(
     )
     assert len(found) == 3
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)  # digit for digit on the machine that made them
+        # Digit for digit on the processor that made them. Another's rounding makes up to 1.3e-3 (SSE4.1 instead of
+        # AVX-512); sums or moments that are lost make 6.5e-3 and more.
+        assert ours == pytest.approx(theirs, rel=3e-3)
 
 
 def test_a_store_is_read_whole(folder: Path) -> None:
@@ -102,3 +106,16 @@ def test_a_student_is_read_from_a_checkpoint(folder: Path) -> None:
     file = read_student(path)
     assert file.backbone == "timm/test_efficientnet"
     assert file.architecture is not None
+
+
+def test_recorded_settings_without_effect_are_no_change(folder: Path) -> None:
+    output = begun("one", folder)
+    [path] = output.glob("ckpt_*.pth")
+    content = load_training_checkpoint(path)
+    config = {**content["config"], "TEACHER": {"NAME": "other", "RESUME": "other.pt"}}
+    save_training_checkpoint(path, {**content, "config": config})
+    (folder / "train.yaml").write_text(json.dumps(_COMMON))
+    flags = {**OWN["one"], "DATA.BATCH_SIZE": 2, "OUTPUT": output}
+    check_training(plan_training(load_config(TrainConfig, folder / "train.yaml", flags=flags)))
+    with pytest.raises(UserError, match="SEED: 3 -> 5"):
+        check_training(plan_training(load_config(TrainConfig, folder / "train.yaml", flags={**flags, "SEED": 5})))

@@ -40,3 +40,14 @@ def test_the_vectors_of_older_checkpoints_are_read() -> None:
     both = LossSums.from_states([old, old], CPU)
     both.add(losses(loss=0.0, mse=0.0, cosine=0.0), torch.ones(4))
     assert both.averages() == pytest.approx({"loss": 1.5, "mse": 1, "cosine": 0.5})
+
+
+def test_losses_that_have_changed_start_again_and_another_order_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    sums = LossSums(CPU)
+    sums.add(losses(loss=1.0, masks=4.0), torch.ones(3))
+    continued = LossSums.from_states([sums.state_dict()], CPU)
+    continued.add(losses(masks=0.0, loss=2.0), torch.ones(3))
+    assert continued.averages() == {"loss": 1.5, "masks": 2.0}
+    continued.add(losses(loss=5.0, boxes=1.0), torch.ones(1))
+    assert continued.averages() == {"loss": 5, "boxes": 1}
+    assert "begin here" in caplog.text

@@ -1,6 +1,7 @@
 """The teacher in the training loop."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def test_standardised_targets_are_measured_once_and_alike_on_any_number_of_proce
     def fail(*arguments: Any) -> None:
         raise AssertionError("the statistics are those of the checkpoint")
 
-    monkeypatch.setattr(online.ComputedTargets, "statistics", fail)
+    monkeypatch.setattr(online.ComputedTargets, "measure_moments", fail)
     for interrupted in (config, two):  # on one process, however many began it
         summary = train(interrupted, one_process, allow_config_change=True)
         content = load_training_checkpoint(summary.checkpoint)
@@ -220,3 +221,20 @@ def test_features_are_drawn_with_the_teacher_in_the_loop(
     store = EmbeddingStore(store_path / "embeddings")
     stored = store.decode(store.read(int(store.rows(plan.val.listing.ids[:1])[0]))[None])[1][0]
     np.testing.assert_allclose(first.teacher, stored.numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_statistics_of_nothing_or_of_what_is_not_finite_are_refused(
+    make_online: MakeTraining,
+    one_process: Process,
+    photographs_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Sam3Teacher, "__call__", lambda _, pixels: torch.full((len(pixels), 64, 16, 16), torch.nan))
+    with pytest.raises(UserError, match="not finite"):
+        train(make_online(*CHANNEL, "TAG", "nan"), one_process)
+    shutil.copytree(photographs_path, tmp_path / "data")
+    for path in (tmp_path / "data" / "images" / "train").iterdir():
+        path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="None of the first 6 training images"):
+        train(make_online(*CHANNEL, "DATA.DATA_PATH", str(tmp_path / "data")), one_process)
