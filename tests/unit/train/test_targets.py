@@ -67,9 +67,9 @@ def teachers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def make_online(make_training: MakeTraining, tiny_sam3_path: Path) -> MakeTraining:
     """Builds configurations of trainings without a store."""
 
-    def make(*opts: str) -> TrainConfig:
+    def make(*opts: str, data: Path | None = None) -> TrainConfig:
         ours = ["DISTILL.ONLINE", "true", "TEACHER.RESUME", str(tiny_sam3_path), "TAG", "online"]
-        return make_training(*ours, *opts, online=True)
+        return make_training(*ours, *opts, online=True, data=data)
 
     return make
 
@@ -237,4 +237,4 @@ def test_statistics_of_nothing_or_of_what_is_not_finite_are_refused(
     for path in (tmp_path / "data" / "images" / "train").iterdir():
         path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="None of the first 6 training images"):
-        train(make_online(*CHANNEL, "DATA.DATA_PATH", str(tmp_path / "data")), one_process)
+        train(make_online(*CHANNEL, data=tmp_path / "data"), one_process)
