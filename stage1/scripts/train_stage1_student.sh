@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train a student on the exported embeddings, e.g.
+# Train a student on the stored embeddings, e.g.
 #   bash stage1/scripts/train_stage1_student.sh CFG=stage1/configs/es_rv_m.yaml DATA_PATH=data/sa-1b OUTPUT=output/stage1/repvit_m1 BATCH_SIZE=4 GPUS=1
 set -euo pipefail
 stage1=$(dirname "$(dirname "${BASH_SOURCE[0]}")")

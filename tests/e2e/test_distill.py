@@ -89,7 +89,7 @@ def test_photos_without_masks_and_without_a_store(tmp_path: Path, run, photograp
         shutil.copy(path, folder / path.name)
     out = tmp_path / "out"
     printed = run(*distill(tmp_path / "photos", tiny_sam3_path, out), "--online").stdout
-    assert "no masks to measure by" in printed
+    assert "no masks to measure with" in printed
     assert not (out / "teacher").exists()
     assert not (out / "evaluate").exists()
     assert torch.load(out / "efficient_sam3.pt", weights_only=True)

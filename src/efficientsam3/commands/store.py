@@ -46,7 +46,7 @@ def _verify(request: VerifyRequest) -> None:
         print(f"damaged: {key} ({shard})")
     print(f"{result.records} records, {len(result.damaged)} damaged, {result.unchecked} without a checksum")
     if result.repaired:
-        print("Dropped the damaged ones: run the same export again to redo them.")
+        print("Dropped the damaged ones: run `efficientsam3 embed` again to redo them.")
     elif result.damaged:
         sys.exit(1)
 

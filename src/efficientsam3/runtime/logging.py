@@ -36,8 +36,10 @@ def start_logging(output_dir: Path, rank: int) -> None:
 
 
 def stop_logging() -> None:
-    """Close the handlers that `start_logging` opened."""
+    """Undo `start_logging`."""
     logger = logging.getLogger(LOGGER_NAME)
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

@@ -238,14 +238,14 @@ def _check_targets(config: TrainConfig, manifest: StoreManifest) -> None:
         )
     if config.DATA.IMG_SIZE not in ("teacher", manifest.preprocessing.image_size):
         raise UserError(
-            f"The store was exported at {manifest.preprocessing.image_size} pixels, not DATA.IMG_SIZE "
-            f"{config.DATA.IMG_SIZE}: train at the store's size, or export again."
+            f"The store was embedded at {manifest.preprocessing.image_size} pixels, not DATA.IMG_SIZE "
+            f"{config.DATA.IMG_SIZE}: train at the store's size, or embed again."
         )
     wanted = resolve_preprocessing(config.DATA, manifest.preprocessing.image_size, manifest.preprocessing)
     if not _same(wanted, manifest.preprocessing):
         raise UserError(
-            f"The store was exported with {manifest.preprocessing!r}, and the configuration asks for {wanted!r}: leave "
-            "DATA.RESIZE, MEAN and STD at 'teacher', or export again."
+            f"The store was embedded with {manifest.preprocessing!r}, and the configuration asks for {wanted!r}: leave "
+            "DATA.RESIZE, MEAN and STD at 'teacher', or embed again."
         )
 
 

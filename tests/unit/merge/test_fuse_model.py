@@ -120,6 +120,6 @@ def test_the_command(
 ) -> None:
     merge(student_checkpoint(), tiny_sam3_path, tmp_path / "plain.pt")
     assert main(["fuse", str(tmp_path / "plain.pt"), "--output", str(tmp_path / "fused.pt")]) == 0
-    assert "the student as it was" in capsys.readouterr().out
+    assert "the student before fusing" in capsys.readouterr().out
     assert main(["fuse", str(tmp_path / "plain.pt"), "--output", str(tmp_path / "plain.pt")]) == 2
     assert "would be lost" in capsys.readouterr().err

@@ -25,7 +25,7 @@ def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, reco
         (b'{"epoch": 0}\n{"epoch": 1, "train/lo', "line 2 is not JSON"),
         (b"[0]\n", "line 1 is not an epoch's metrics"),
         (b'{"step": 3}\n', "line 1 is not an epoch's metrics"),
-        (b'{"epoch": "zero"}\n', "something else than numbers"),
+        (b'{"epoch": "zero"}\n', "values that are not numbers"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )

@@ -27,7 +27,7 @@ def test_what_each_costs_is_in_the_json(with_variants: Path, photographs_path: P
     manifest = read_onnx_manifest(with_variants)
     assert list(manifest.variants) == ["fp16", "int8"]
     images = sorted((photographs_path / "images" / "train").glob("*.jpg"))
-    assert manifest.images == tuple(path.name for path in images)
+    assert manifest.pictures == tuple(path.name for path in images)
     for variant, limit in (("fp16", 0.01), ("int8", 0.3)):
         measured = manifest.variants[variant].measured
         errors = []
