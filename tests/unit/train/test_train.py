@@ -115,7 +115,7 @@ def test_loss_that_is_never_finite_stops_the_run_with_the_images(
     ("opts", "named"),
     [
         (["DISTILL.EMBED_DIM", "1024"], "holds embeddings of 64 channels"),
-        (["DATA.IMG_SIZE", "1008"], "exported at 224 pixels"),
+        (["DATA.IMG_SIZE", "1008"], "embedded at 224 pixels"),
         (["DATA.RESIZE", "pad"], "asks for"),
         (["DATA.MEAN", "[0.485, 0.456, 0.406]"], "asks for"),
         (["DATA.DATA_PATH", "/absent"], "/absent"),
