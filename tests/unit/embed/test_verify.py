@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import ShardWriter
+from two_processes import fork_two
+from unit.embed.embed_on_two import embed_twice_and_check
 
 MakeExport = Callable[..., ExportConfig]
 
@@ -60,3 +63,13 @@ def test_without_a_store_there_is_nothing_to_check(
     with pytest.raises(UserError, match="no embedding store"):
         check_saved_embeddings(plan_embedding(make_export()), one_process)
     assert not (tmp_path / "teacher").exists()
+
+
+def test_two_processes_embed_once_find_nothing_left_and_check_all(make_export: MakeExport, tmp_path: Path) -> None:
+    config = make_export("DATA.BATCH_SIZE", "2")
+    fork_two(embed_twice_and_check, config.model_dump_json(), tmp_path / "found.json")
+    first, again, agreement = json.loads((tmp_path / "found.json").read_text())
+    assert (first["embedded"], first["present"]) == (9, 0)
+    assert (again["embedded"], again["present"]) == (0, 9)
+    assert {len(Shard(config.output_dir / "embeddings", rank).read_keys()) for rank in (0, 1)} == {4, 5}
+    assert (agreement["images"], agreement["disagreeing"]) == (9, [])

@@ -1,8 +1,6 @@
 """Train and write down what was seen."""
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,12 +10,13 @@ from torch import nn
 
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.student import Student
-from efficientsam3.runtime.distributed import Process, all_gather, process_group
+from efficientsam3.runtime.distributed import Process, all_gather
 from efficientsam3.runtime.signals import StopRequest
 from efficientsam3.train import loop
 from efficientsam3.train.batches import TrainBatch
 from efficientsam3.train.loop import Group, Trainer
 from efficientsam3.train.run import train
+from two_processes import one_of_two
 
 
 class StopAfter(StopRequest):
@@ -70,7 +69,7 @@ def record(config: TrainConfig, process: Process, stop_after: int) -> dict[str, 
 
 def record_on_two(rank: int, config: str, output: Path, stop_after: int, port: int) -> None:
     """One of two processes' `record`; the first writes `output`."""
-    with _one_of_two(rank, port) as own_process:
+    with one_of_two(rank, port) as own_process:
         found = record(TrainConfig.model_validate_json(config), own_process, stop_after)
         if own_process.is_main:
             torch.save(found, output)
@@ -78,14 +77,5 @@ def record_on_two(rank: int, config: str, output: Path, stop_after: int, port: i
 
 def train_on_two(rank: int, config: str, port: int) -> None:
     """One of two processes of a training."""
-    with _one_of_two(rank, port) as own_process:
+    with one_of_two(rank, port) as own_process:
         train(TrainConfig.model_validate_json(config), own_process)
-
-
-@contextmanager
-def _one_of_two(rank: int, port: int) -> Iterator[Process]:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    with process_group("cpu") as own_process:
-        yield own_process

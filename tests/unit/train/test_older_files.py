@@ -19,8 +19,8 @@ from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import store_statistics
 from efficientsam3.train.plan import plan_training
 from efficientsam3.train.run import check_training, train
+from two_processes import fork_two
 from unit.train.record_training import train_on_two
-from unit.train.test_processes import fork_two
 
 OLDER = Path(__file__).parents[2] / "data" / "older"
 _COMMON = {

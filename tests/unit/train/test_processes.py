@@ -1,8 +1,6 @@
 """Trainings on two processes, against one, and from one number of them to another."""
 
 import json
-import multiprocessing
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,32 +10,16 @@ import torch
 
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.runtime.distributed import Process
+from two_processes import fork_two
 from unit.train import record_training
 
 MakeTraining = Callable[..., TrainConfig]
-
-
-# Both processes of a training are forked from one that has imported everything, but has trained nothing.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([record_training.__name__])
 
 
 def on_two(config: TrainConfig, folder: Path, stop_after: int = 0) -> dict[str, Any]:
     fork_two(record_training.record_on_two, config.model_dump_json(), folder / "found.pt", stop_after)
     found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=True)
     return found
-
-
-def fork_two(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function of rank, arguments and port on two processes."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    processes = [FORKS.Process(target=function, args=(rank, *arguments, port)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def on_one(config: TrainConfig, process: Process, stop_after: int = 0) -> dict[str, Any]:
