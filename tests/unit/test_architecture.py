@@ -32,6 +32,8 @@ def test_the_import_contracts_of_pyproject_hold(
 ) -> None:
     """Imports point down, without circles, and configuration stops at the plan."""
     monkeypatch.syspath_prepend(str(repository / "src"))  # `lint_imports` adds the working directory
+    # It would switch off all loggers that exist, for every test after this one.
+    monkeypatch.setattr("importlinter.cli.logging_config.dictConfig", lambda _: None)
     kept = lint_imports(str(repository / "pyproject.toml"), no_cache=True) == 0
     assert kept, capsys.readouterr().out
 

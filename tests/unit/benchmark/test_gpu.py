@@ -28,6 +28,7 @@ def _without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
 
 
+@pytest.mark.slow
 def test_everything_is_measured_on_the_cpu_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gpu.json"
     brief = ["--student", "es_ev_s", "--batch-size", "2", "--device", "cpu", "--small"]
@@ -51,6 +52,7 @@ def test_the_full_size_needs_a_cuda_device(monkeypatch: pytest.MonkeyPatch, caps
     assert "add --small" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_fails_is_reported_and_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that does not fit is halved; the embedding cannot be done at all."""
     compute = Trainer._loss

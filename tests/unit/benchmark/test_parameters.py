@@ -19,6 +19,7 @@ def in_millions(count: int) -> float:
     return round(count / 1e6, 2)
 
 
+@pytest.mark.slow
 def test_students_have_the_published_sizes_in_the_published_order(published: Comparison) -> None:
     sizes = [in_millions(student.backbone_parameters) for student in published.students]
     assert sizes == [0.68, 4.64, 14.98, 4.72, 7.77, 22.40, 5.07, 10.55, 20.62]
@@ -29,6 +30,7 @@ def test_students_have_the_published_sizes_in_the_published_order(published: Com
     ]
 
 
+@pytest.mark.slow
 def test_teacher_has_the_published_sizes(published: Comparison) -> None:
     teacher = published.teacher
     assert in_millions(teacher.parameters) == 860.06
@@ -37,6 +39,7 @@ def test_teacher_has_the_published_sizes(published: Comparison) -> None:
     assert in_millions(teacher.trunk) == 446.24
 
 
+@pytest.mark.slow
 def test_trunk_macs_are_those_of_the_architecture(published: Comparison) -> None:
     tokens, width, mlp, window = 72 * 72, 1024, 4736, 24 * 24
     linear = 32 * tokens * (4 * width * width + 2 * width * mlp)
@@ -45,6 +48,7 @@ def test_trunk_macs_are_those_of_the_architecture(published: Comparison) -> None
     assert published.teacher.trunk_macs == linear + attention + patches
 
 
+@pytest.mark.slow
 def test_head_is_counted_at_the_backbones_grid(published: Comparison) -> None:
     student = next(student for student in published.students if student.name == "es_rv_m")
     channels, embed_dim, cells = 512, 1024, 32 * 32
@@ -54,6 +58,7 @@ def test_head_is_counted_at_the_backbones_grid(published: Comparison) -> None:
     assert student.macs == student.backbone_macs + student.head_macs
 
 
+@pytest.mark.slow
 def test_the_fpn_head_is_a_ninth_of_the_parameters_for_less_than_half_the_work(published: Comparison) -> None:
     fpn = compare_models(["all"], head="fpn")
     assert (published.head, fpn.head) == ("published", "fpn")

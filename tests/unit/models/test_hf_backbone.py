@@ -72,6 +72,7 @@ for first in (
 """
 
 
+@pytest.mark.slow
 def test_the_backbone_is_known_to_transformers_whatever_is_imported_first() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED_FIRST], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["EfficientSam3StudentModel"] * 3

@@ -43,7 +43,7 @@ def test_workers_get_the_signals_and_what_they_saved_counts(
     command = worker(tmp_path / "seen", 2, int(number))
     monkeypatch.setattr(launch.sys, "executable", str(fake.parent / "python"))
     outcome = run_torchrun(2, command)
-    assert outcome.signals == (number,)
+    assert set(outcome.signals) == {number}  # each worker sends one, and two may come before the first is seen
     assert outcome.code == 0
     ended = [path.name for path in (tmp_path / "seen").iterdir() if not path.name.startswith("ready")]
     assert len(ended) == 2

@@ -24,6 +24,7 @@ print(kept, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is of glibc")
 def test_a_tensor_takes_the_pages_of_the_one_before() -> None:
     """Fresh memory costs a page fault for each 4 kB or 2 MB of the 64 MB."""

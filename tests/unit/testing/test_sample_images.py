@@ -45,6 +45,7 @@ def test_images_differ_and_are_not_a_flat_colour(dataset: Path) -> None:
     assert len({image.tobytes() for image in images}) == 5
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_files(dataset: Path, tmp_path: Path) -> None:
     write_sample_images(tmp_path / "again", train=3, val=2)
     write_sample_images(tmp_path / "other", train=3, val=2, seed=1)
