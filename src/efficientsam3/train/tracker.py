@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from efficientsam3.checkpoints.training import METRICS_NAME
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.logging import LOGGER_NAME
+from efficientsam3.train.metrics import read_metrics
 from efficientsam3.train.objective import Averages
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ class Tracker:
         """Continue at an epoch and a step; what an interrupted run wrote beyond them is dropped."""
         self._path = output_dir / METRICS_NAME
         self.lines: list[Averages] = []
-        if self._path.exists():
-            lines = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-            self.lines = [line for line in lines if line["epoch"] < epoch]
+        if self._path.exists() and self._path.stat().st_size:  # it is empty until the first epoch has ended
+            self.lines = [line for line in read_metrics(self._path) if line["epoch"] < epoch]
         self._board = SummaryWriter(str(output_dir), purge_step=step + 1) if is_main else None
         self._write()
 
