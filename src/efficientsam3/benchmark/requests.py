@@ -4,10 +4,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName, describe_heads
+from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName
 from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.request import Argument, Count, CountOrZero, File, Request
+from efficientsam3.runtime.request import Argument, Count, CountOrZero, File, Request, describe
 
 ALL = "all"
 EAGER = "eager"
@@ -27,7 +27,7 @@ class CompareRequest(Request):
     """Which students to compare with SAM3."""
 
     student: Students = (ALL,)
-    head: HeadName = Field(DEFAULT_HEAD, description=f"the students' head. {describe_heads()}")
+    head: HeadName = Field(DEFAULT_HEAD, description=f"the students' head. {describe(HEADS)}")
     sam3_ckpt: File | None = Field(
         None, description="count this sam3.pt, and size the students for it; default: a shipped table of its shapes"
     )

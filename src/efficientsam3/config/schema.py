@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from efficientsam3.data.layouts import DEFAULT_DATASET, DatasetName, describe_datasets
-from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
+from efficientsam3.data.layouts import DATASETS, DEFAULT_DATASET, DatasetName
+from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName
 from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.store.codecs import DEFAULT_CODEC, CodecName, describe_codecs
+from efficientsam3.runtime.request import describe
+from efficientsam3.store.codecs import CODECS, DEFAULT_CODEC, CodecName
 
 Channels = tuple[float, float, float]
 Positive = Annotated[int, Field(gt=0)]
@@ -38,7 +39,7 @@ class DataConfig(Section):
     """Where the images are and how they become the encoder's input."""
 
     DATA_PATH: Path = Field(Path("data/sa-1b"), description="folder with images/{train,val} (see data/reorg_sa1b.py)")
-    DATASET: DatasetName = Field(DEFAULT_DATASET, description=f"how DATA_PATH is arranged. {describe_datasets()}")
+    DATASET: DatasetName = Field(DEFAULT_DATASET, description=f"how DATA_PATH is arranged. {describe(DATASETS)}")
     IMG_SIZE: OrTeachers = Field("teacher", description="side in pixels of the encoder's input; SAM3 takes 1008 only")
     RESIZE: Literal["teacher", "square", "pad"] = Field(
         "teacher", description="square: squash to IMG_SIZE; pad: keep the aspect ratio; teacher: what the teacher needs"
@@ -87,7 +88,7 @@ class StoreConfig(EmbeddingConfig):
 
     CODEC: CodecName = Field(
         DEFAULT_CODEC,
-        description=f"how embeddings are stored; `efficientsam3 store advise` compares them. {describe_codecs()}",
+        description=f"how embeddings are stored; `efficientsam3 store advise` compares them. {describe(CODECS)}",
     )
 
 
@@ -133,7 +134,7 @@ class StudentConfig(Section):
 
     NAME: str = Field("student", min_length=1, description="names the default output folder")
     BACKBONE: str = Field(description=f"one of {', '.join(named_backbones())}, or timm/<name>")
-    HEAD: HeadName = Field(DEFAULT_HEAD, description=describe_heads())
+    HEAD: HeadName = Field(DEFAULT_HEAD, description=describe(HEADS))
     PRETRAINED: bool | Path = Field(
         True, description="true: timm's ImageNet weights; a path: a local file; false: from scratch"
     )

@@ -5,14 +5,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from efficientsam3.data.layouts import DEFAULT_DATASET, DatasetName, describe_datasets
+from efficientsam3.data.layouts import DATASETS, DEFAULT_DATASET, DatasetName
 from efficientsam3.data.sa1b.links import SOURCE, Subset
 from efficientsam3.data.sa1b.placing import Mode
 from efficientsam3.data.split import DEFAULT_VAL_RATIO
 from efficientsam3.runtime.device import usable_cores
-from efficientsam3.runtime.request import Argument, Count, File, Folder, Request
+from efficientsam3.runtime.request import Argument, Count, File, Folder, Request, describe
 
-Dataset = Annotated[DatasetName, Field(description=f"layout. {describe_datasets()}")]
+Dataset = Annotated[DatasetName, Field(description=f"layout. {describe(DATASETS)}")]
 
 
 def _cores() -> int:

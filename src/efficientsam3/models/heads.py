@@ -63,11 +63,6 @@ DEFAULT_HEAD = "published"
 HeadName = Annotated[str, OneOf(HEADS)]  # of a field of a configuration or a request
 
 
-def describe_heads() -> str:
-    """All heads with their descriptions, for help texts."""
-    return "; ".join(f"{name}: {head.description}" for name, head in HEADS.items())
-
-
 def find_head(name: str) -> Head:
     """The head called `name`.
 

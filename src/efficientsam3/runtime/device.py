@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.request import OneOf
+from efficientsam3.runtime.request import OneOf, describe
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ DEVICES = {
 DeviceName = Annotated[
     str,
     OneOf(DEVICES),
-    Field(description=f"where to compute. {'; '.join(f'{name}: {meaning}' for name, meaning in DEVICES.items())}"),
+    Field(description=f"where to compute. {describe(DEVICES)}"),
 ]
 
 

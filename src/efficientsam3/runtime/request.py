@@ -53,6 +53,11 @@ class OneOf:
         return value
 
 
+def describe(table: Mapping[str, Any]) -> str:
+    """All entries of a table with their descriptions, for help texts; a description may be an entry's attribute."""
+    return "; ".join(f"{name}: {getattr(entry, 'description', entry)}" for name, entry in table.items())
+
+
 Folder = Annotated[Path, Argument("DIR")]
 File = Annotated[Path, Argument("FILE")]
 FileOrFolder = Annotated[Path, Argument("PATH")]

@@ -77,11 +77,6 @@ CODECS = {
 DEFAULT_CODEC = "float16"
 
 
-def describe_codecs() -> str:
-    """All kinds of codecs with their descriptions, for help texts."""
-    return "; ".join(f"{name}: {kind.description}" for name, kind in CODECS.items())
-
-
 def parse_codec(name: str) -> tuple[CodecKind, int]:
     """The kind of the codec called `name`, and how many components it has; 0 where it has none.
 

@@ -8,8 +8,8 @@ from pydantic import Field
 from efficientsam3.data.layouts import DEFAULT_DATASET
 from efficientsam3.data.requests import Dataset
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.request import Argument, Count, Folder, Request
-from efficientsam3.store.codecs import CodecName, describe_codecs
+from efficientsam3.runtime.request import Argument, Count, Folder, Request, describe
+from efficientsam3.store.codecs import CODECS, CodecName
 
 
 class StoreRequest(Request):
@@ -27,7 +27,7 @@ class VerifyRequest(StoreRequest):
 class ConvertRequest(StoreRequest):
     """Which store to re-encode, and how."""
 
-    codec: Annotated[CodecName, Argument("CODEC")] = Field(description=describe_codecs())
+    codec: Annotated[CodecName, Argument("CODEC")] = Field(description=describe(CODECS))
     output: Folder = Field(description="folder of the new store")
     device: DeviceName = "auto"
 

@@ -6,11 +6,11 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from efficientsam3.data.layouts import DatasetName
-from efficientsam3.models.heads import DEFAULT_HEAD, HeadName, describe_heads
+from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName
 from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.device import DeviceName, usable_cores
-from efficientsam3.runtime.request import Argument, Count, CountOrZero, FileOrFolder, Folder, Request
-from efficientsam3.store.codecs import DEFAULT_CODEC, CodecName, describe_codecs
+from efficientsam3.runtime.request import Argument, Count, CountOrZero, FileOrFolder, Folder, Request, describe
+from efficientsam3.store.codecs import CODECS, DEFAULT_CODEC, CodecName
 
 
 class DistillRequest(Request):
@@ -33,7 +33,7 @@ class DistillRequest(Request):
     epochs: Count = Field(50, description="epochs of training")
     batch_size: Count = Field(4, description="images per process and step")
     processes: Count = Field(1, description="processes on this machine, one per GPU")
-    head: HeadName = Field(DEFAULT_HEAD, description=f"the student's head. {describe_heads()}")
+    head: HeadName = Field(DEFAULT_HEAD, description=f"the student's head. {describe(HEADS)}")
     pretrained: Annotated[str, Argument("WHAT")] = Field(
         "true",
         description="true, the default: ImageNet weights, which timm downloads; false: from scratch; or a local file",
@@ -45,7 +45,7 @@ class DistillRequest(Request):
     seed: CountOrZero = Field(0, description="seed of the whole run")
     device: DeviceName = "auto"
     codec: Annotated[CodecName, Argument("CODEC")] = Field(
-        DEFAULT_CODEC, description=f"how the teacher's embeddings are stored. {describe_codecs()}"
+        DEFAULT_CODEC, description=f"how the teacher's embeddings are stored. {describe(CODECS)}"
     )
     online: bool = Field(
         False, description="store no embeddings: the teacher runs in the training loop, in every epoch again"

@@ -11,11 +11,12 @@ from torch import nn
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.config.schema import StudentConfig
 from efficientsam3.models.head_modules import FpnHead
-from efficientsam3.models.heads import HEADS, Head, describe_heads, embedding_width, identify_head, output_prefix
+from efficientsam3.models.heads import HEADS, Head, embedding_width, identify_head, output_prefix
 from efficientsam3.models.student import Student, StudentArchitecture, pyramid_levels
 from efficientsam3.models.student_files import identify_backbone, load_trained_student
 from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.request import describe
 from unit.conftest import training_checkpoint
 
 
@@ -101,7 +102,7 @@ TOY = Head(
 def test_a_new_head_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(HEADS, "toy", TOY)
     assert StudentConfig(BACKBONE="efficientvit_b0", HEAD="toy").HEAD == "toy"
-    assert "toy: a linear map" in describe_heads()
+    assert "toy: a linear map" in describe(HEADS)
     content = training_checkpoint("efficientvit_b0", head="toy")
     state = content["model"]
     assert (identify_head(state), output_prefix(state), embedding_width(state)) == ("toy", "head.only.", 64)

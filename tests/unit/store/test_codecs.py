@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from efficientsam3.config.schema import StoreConfig
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.request import describe
 from efficientsam3.store.advise import candidates
-from efficientsam3.store.codecs import CODECS, CodecKind, build_codec, describe_codecs, payload_size, pca_components
+from efficientsam3.store.codecs import CODECS, CodecKind, build_codec, payload_size, pca_components
 from efficientsam3.store.encodings import Codec, Float16Codec
 from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.projection import fit_projection
@@ -186,7 +187,7 @@ class RoundedCodec:
 def test_another_codec_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(CODECS, "rounded", CodecKind("whole numbers", lambda dim, size, *_: RoundedCodec(dim, size)))
     assert StoreConfig(CODEC="rounded").CODEC == "rounded"
-    assert "rounded: whole numbers" in describe_codecs()
+    assert "rounded: whole numbers" in describe(CODECS)
     assert "rounded" in candidates(64)
     manifest = StoreManifest(codec="rounded", embed_dim=2, embed_size=2, preprocessing=Preprocessing(image_size=28))
     write_store_manifest(tmp_path, manifest)

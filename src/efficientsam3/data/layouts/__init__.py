@@ -24,11 +24,6 @@ DEFAULT_DATASET = "sa1b"
 DatasetName = Annotated[str, OneOf(DATASETS)]  # type of a field in a configuration or request
 
 
-def describe_datasets() -> str:
-    """All layouts with their descriptions, for help texts."""
-    return "; ".join(f"{name}: {layout.description}" for name, layout in DATASETS.items())
-
-
 def guess_dataset(folder: Path) -> str:
     """The name of the layout that a folder has.
 
