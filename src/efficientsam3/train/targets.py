@@ -20,7 +20,7 @@ from efficientsam3.embed.batches import (
     not_storable,
     seed_by_id,
 )
-from efficientsam3.embed.plan import EmbedPlan, check_space, missing_images
+from efficientsam3.embed.plan import EmbedPlan, check_space, missing_images, pick
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.models.teacher import Teacher
 from efficientsam3.runtime.distributed import Process, all_gather, barrier
@@ -261,8 +261,8 @@ class ComputedTargets:
         assert self._teacher is not None, "the targets are open"
         count = min(MEASURED_IMAGES, len(self.plan.splits[0]))
         logger.info("measuring the teacher's embeddings of the first %d training images", count)
-        nothing = np.empty(0, np.intp)
-        share = [np.arange(process.rank, count, process.world_size), *(nothing for _ in self.plan.splits[1:])]
+        everything = [np.arange(len(split)) for split in self.plan.splits]
+        share = pick(everything, np.arange(process.rank, count, process.world_size))
         found: dict[str, ChannelStatistics] = {}
         problem: UserError | None = None
         with progress_bar("measure", len(share[0]), process.is_main) as advance:
