@@ -7,8 +7,8 @@ from threading import Event, Lock
 
 from efficientsam3.data.sa1b.fetch import DownloadError, Retries, fetch_tar
 from efficientsam3.data.sa1b.links import Subset, read_links, select_links
-from efficientsam3.data.sa1b.lock import locked
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.locks import locked
 from efficientsam3.runtime.progress import progress_bar
 
 _PERCENT = 100
@@ -35,7 +35,7 @@ def download(
     wanted = select_links(read_links(links), subset)
     if workers < 1:
         raise UserError(f"--workers {workers} is too few: give 1 or more.")
-    with locked(output, "download"):
+    with locked(output / ".download.lock", f"--output {output}"):
         missing = {name: link for name, link in wanted.items() if not (output / name).exists()}
         with progress_bar("Tars, %", _PERCENT * len(missing), visible=bool(missing)) as advance:
             failed = _fetch_all(missing, output, workers, retries or Retries(), advance)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from efficientsam3.data.parallel import map_processes
-from efficientsam3.data.sa1b.lock import locked
 from efficientsam3.data.sa1b.pairs import KINDS, STAGING, Destination
 from efficientsam3.data.sa1b.placing import (
     MEGABYTE,
@@ -22,6 +21,7 @@ from efficientsam3.data.sa1b.tars import SAFE_NAME
 from efficientsam3.data.split import DEFAULT_VAL_RATIO
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_json, write_text
+from efficientsam3.runtime.locks import locked
 from efficientsam3.runtime.progress import progress_bar
 
 STATE_FILE = "reorg.json"
@@ -66,7 +66,7 @@ def reorganise(
     if not (sources.tars or sources.folders or (output / STATE_FILE).exists()):
         raise UserError(f"--source {source} has no .tar, .jpg or .json in it: name the folder that has them.")
     destination = Destination(output, val_ratio)
-    with locked(output, "reorg"):
+    with locked(output / ".reorg.lock", f"--output {output}"):
         _claim(destination)
         destination.prepare()
         try:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from efficientsam3.data.parallel import map_processes
-from efficientsam3.data.sa1b.lock import locked
 from efficientsam3.data.sa1b.pairs import Destination
 from efficientsam3.data.sa1b.placing import Mode, TarUnit, place_tar
 from efficientsam3.data.sa1b.reorganise import SKIPPED_FILE, reorganise
 from efficientsam3.data.split import split_of
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.locks import locked
 
 JSON = b'{"image": {"image_id": %d}, "annotations": []}'
 
@@ -285,7 +285,10 @@ def test_a_full_disk_is_one_sentence_and_no_image_lacks_its_annotation(
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", pairs(1))
     reorganise(source, tmp_path / "out")
-    with locked(tmp_path / "out", "reorg"), pytest.raises(UserError, match="another reorg"):
+    with (
+        locked(tmp_path / "out" / ".reorg.lock", "--output out"),
+        pytest.raises(UserError, match="another run"),
+    ):
         reorganise(source, tmp_path / "out")
 
 
