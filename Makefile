@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: help install demo test test-slow test-oldest resolve checks format format-check lint types clean
+.PHONY: help install demo test test-slow faults test-oldest resolve checks format format-check lint types clean
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -25,6 +25,9 @@ test: $(INSTALLED)  ## run the tests
 
 test-slow: $(INSTALLED)  ## run the slow tests: full-size SAM3, minutes of training
 	$(BIN)/python -m pytest -n 0 -m slow $(PYTEST_ARGS)
+
+faults: $(INSTALLED)  ## try every fault of tests/faults, and count those that hold
+	cd tests && PYTHONPATH=. ../$(BIN)/python -m pytest -p faults.tally -m "slow or not slow" --dist worksteal faults $(PYTEST_ARGS)
 
 test-oldest:  ## run the tests on the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv $(OLDEST)
