@@ -1,17 +1,65 @@
 """Atomic files and folders, which appear whole or not at all; also hashing and checks."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from efficientsam3.runtime.errors import UserError
 
 _READ_SIZE = 1 << 20
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: Path | str, buffering: int = -1) -> BinaryIO:
+    """Open a file for reading if it is a regular one or a link to one: a FIFO would block, a device may never end.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file; `strerror` says which.
+    """
+    _check_regular(os.stat(path), path)  # before opening, which some devices take for an order
+    return open(path, "rb", buffering, opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have become a FIFO just now
+    try:
+        _check_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(status: os.stat_result, path: Path | str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
+
+
+def read_bytes(path: Path | str, limit: int) -> bytes:
+    """Read a whole regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or has more bytes, which are then not read.
+    """
+    with open_regular(path, buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"{size} bytes, more than the {limit} that are read", str(path))
+        return file.read()
 
 
 def fsync_directory(directory: Path) -> None:
@@ -103,7 +151,7 @@ def write_json(path: Path, value: Any) -> None:
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's content."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path, buffering=0) as file:
         while chunk := file.read(_READ_SIZE):
             digest.update(chunk)
     return digest.hexdigest()
