@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from efficientsam3.data.augment import augment
-from efficientsam3.data.images import BrokenImageError, decode_rgb
+from efficientsam3.data.images import BrokenImageError, decode_rgb, read_image
 from efficientsam3.data.loader import ImageBatch, ImageDataset, build_loader
 from efficientsam3.data.preprocess import resize_image
 from efficientsam3.runtime.distributed import Process
@@ -109,7 +109,7 @@ def _read(dataset: ImageDataset, item: int, targets: Targets, record: torch.Tens
         with stage("read record"):
             targets.read_into(row, record)
     with stage("read image"):
-        data = path.read_bytes()
+        data = read_image(path)
     with stage("decode"):
         image = decode_rgb(data, path)
     with stage("augment"):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from efficientsam3.data.jpeg import is_jpeg, is_unfinished
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import open_regular, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNED = {5, 6, 7, 8}  # its values that swap height and width
 _STRIP_ROWS = 64
+# Twice what the most pixels that Pillow opens take as RGB; a sparse file may claim terabytes.
+MAX_IMAGE_BYTES = 1 << 30
 
 
 class BrokenImageError(UserError):
@@ -48,9 +51,18 @@ def read_pixels(path: Path) -> Pixels:
         BrokenImageError: the file cannot be read as a whole image.
     """
     try:
-        return decode_pixels(path.read_bytes(), path)
+        return decode_pixels(read_image(path), path)
     except OSError as error:
         raise _broken(path, error) from error
+
+
+def read_image(path: Path) -> bytes:
+    """The content of an image's file.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or has more than MAX_IMAGE_BYTES.
+    """
+    return read_bytes(path, MAX_IMAGE_BYTES)
 
 
 def read_rgb(path: Path) -> torch.Tensor:
@@ -65,7 +77,7 @@ def read_size(path: Path) -> tuple[int, int]:
         BrokenImageError: the file does not have an image's header.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
             height, width = image.height, image.width
             return (width, height) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (height, width)
     except Exception as error:  # as in decode_rgb

@@ -17,6 +17,7 @@ from efficientsam3.data.annotations.coco import image_names
 from efficientsam3.data.find import is_image_name
 from efficientsam3.data.listing_cache import Names
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import unreadable
 
 _CHUNK = 100_000
 
@@ -153,11 +154,16 @@ def check_disjoint(train: ImageListing, val: ImageListing) -> None:
 
 
 def names_in(folder: Path) -> Iterator[bytes]:
-    """File names of the images in one folder, unordered."""
-    with os.scandir(os.fsencode(folder)) as entries:
-        for entry in entries:
-            if is_image_name(entry.name) and entry.is_file():
-                yield entry.name
+    """File names of the images in one folder, unordered.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(os.fsencode(folder)) as entries:
+            yield from (entry.name for entry in entries if is_image_name(entry.name) and entry.is_file())
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 def _collect(names: Iterable[bytes]) -> Names:

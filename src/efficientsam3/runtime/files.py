@@ -1,4 +1,4 @@
-"""Atomic files and folders, which appear whole or not at all; also hashing and checks."""
+"""Files of users: only regular ones are read, and what is written appears whole or not at all."""
 
 import errno
 import hashlib
@@ -62,6 +62,11 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
         return file.read()
 
 
+def unreadable(path: Path | str, error: OSError) -> UserError:
+    """The sentence for a file or folder that cannot be read."""
+    return UserError(f"{path} cannot be read ({error.strerror}): check that it is there and that you may read it.")
+
+
 def fsync_directory(directory: Path) -> None:
     """Make a rename in `directory` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -78,9 +83,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     If the body raises, the temporary file is removed and `path` stays as it was. Missing parent folders are made.
 
     Raises:
-        UserError: the folder cannot be written to, or the disk is full.
+        UserError: the folder cannot be written to, the disk is full, or a device, a FIFO or a folder is at `path`.
     """
     try:
+        if path.exists():
+            _check_regular(path.stat(), path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from efficientsam3.data.annotations.coco import ImageInstances
 from efficientsam3.data.annotations.sa1b import BrokenAnnotationError, mask_problems, read_annotation
 from efficientsam3.data.check.coco_problems import instance_problems
-from efficientsam3.data.images import BrokenImageError, decode_rgb
+from efficientsam3.data.images import BrokenImageError, decode_rgb, read_image
 from efficientsam3.data.parallel import Advance
 from efficientsam3.data.problems import Kind, Problem
 
@@ -58,7 +58,7 @@ def check_files(unit: CheckUnit, advance: Advance) -> Checked:
 
 def _check_image(path: Path, row: int, checked: Checked) -> None:
     try:
-        data = path.read_bytes()
+        data = read_image(path)
         height, width = decode_rgb(data, path).shape[1:]
     except BrokenImageError as error:
         checked.problems.append(Problem(Kind.BROKEN_IMAGE, path, str(error)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from efficientsam3.data.find import is_image_name
 from efficientsam3.data.layouts.layout import Layout
 from efficientsam3.data.split import SPLITS, Split, split_of
+from efficientsam3.runtime.files import unreadable
 
 if TYPE_CHECKING:
     from efficientsam3.data.listing import ImageListing
@@ -40,7 +41,12 @@ class Images(Layout):
 def _names_below(root: Path, prefix: bytes) -> Iterator[bytes]:
     """Relative paths of images below `root`/`prefix`. Links to folders are not followed: they may lead in circles."""
     start = os.path.join(os.fsencode(root), prefix)
-    for folder, below, files in os.walk(start):
+    for folder, below, files in os.walk(start, onerror=_refuse):
         below[:] = [name for name in below if not name.startswith(b".")]
         relative = prefix + os.path.relpath(folder, start) + b"/" if folder != start else prefix
         yield from (relative + name for name in files if is_image_name(name))
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # a split may be missing
+        raise unreadable(os.fsdecode(error.filename), error) from error

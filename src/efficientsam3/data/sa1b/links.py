@@ -7,9 +7,11 @@ from urllib.parse import urlsplit
 
 from efficientsam3.data.sa1b.tars import SAFE_NAME
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import read_bytes
 
 Subset = Literal["all", "10p", "1p"]
 HEADER = ["file_name", "cdn_link"]
+_MAX_BYTES = 16 << 20
 SOURCE = "https://ai.meta.com/datasets/segment-anything-downloads/"
 
 
@@ -23,7 +25,7 @@ def read_links(path: Path) -> dict[str, str]:
         UserError: the file is missing or has another format, a name is unsafe, or a link is not http(s).
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bytes(path, _MAX_BYTES).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"--links {path} cannot be read: {error.strerror}; get the file from {SOURCE}.") from error
     except UnicodeDecodeError as error:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efficientsam3.runtime.files import open_regular
+
 MAX_MEMBER_BYTES = 64 << 20
 MAX_MEMBERS = 10_000_000
 _MAX_HEADER_BYTES = 1 << 20
@@ -63,7 +65,7 @@ def read_members(path: Path, skip: Callable[[str, str], None]) -> Iterator[Membe
     Raises:
         OSError: the file cannot be opened or read.
     """
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         try:
             headers = _HeaderFile(file)
             with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
