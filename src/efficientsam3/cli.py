@@ -9,7 +9,7 @@ from types import FrameType, ModuleType
 
 import efficientsam3
 from efficientsam3.commands.arguments import fill_parser, run_request
-from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.endings import run_to_the_end
 
 # In the order in which data passes through them. Each command has a module in `commands`.
 COMMANDS = {
@@ -33,7 +33,6 @@ COMMANDS = {
     "compare": "print how many parameters and multiply-accumulates the students save",
 }
 ALIASES = {"export": "embed"}  # names of commands from before they were renamed
-EXIT_USER_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,23 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, by default those of the process.
 
     Returns:
-        0, or 2 with one sentence on stderr when something outside the program is wrong.
+        0, or 2 with one sentence on stderr when something outside the program is wrong; see `run_to_the_end`.
     """
     # As an exception, it closes files, writes queues and removes temporary files on the way out.
     signal.signal(signal.SIGTERM, _exit)
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser(argv[0] if argv else None).parse_args(argv)
-    try:
-        run_request(args)
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"efficientsam3 {args.command}: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print(f"efficientsam3 {args.command}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    command = argv[0] if argv and not argv[0].startswith("-") else ""
+    return run_to_the_end(f"efficientsam3 {command}".rstrip(), lambda: _run(argv), debug="--debug" in argv)
+
+
+def _run(argv: Sequence[str]) -> None:
+    run_request(build_parser(argv[0] if argv else None).parse_args(argv))
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -78,7 +71,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         if command in (name, *aliases):
             # The other modules stay unloaded.
             fill_parser(sub, _module(name))
-            sub.add_argument("--debug", action="store_true", help="show the traceback of a refused input")
+            sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -45,8 +45,9 @@ def _data(request: DataRequest) -> None:
 
 
 def _print_data(profile: "DataProfile") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from efficientsam3.runtime.console import Console
 
     title = f"{profile.images} images, median {profile.megapixels:.1f} MP"
     table = Table("stage", "ms an image", "CPU ms", "share", title=title)
@@ -81,8 +82,9 @@ def _train(request: StepsRequest) -> None:
 
 
 def _print_steps(profile: "StepProfile") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from efficientsam3.runtime.console import Console
 
     whole = profile.step_milliseconds
     title = f"{profile.steps} steps of {profile.images / profile.steps:g} images"
@@ -100,10 +102,10 @@ def _print_steps(profile: "StepProfile") -> None:
 def _student(request: LatencyRequest) -> None:
     """Time a student's forward pass in several ways."""
     import torch
-    from rich.console import Console
 
     from efficientsam3.benchmark.latency import measure_students
     from efficientsam3.benchmark.latency_tables import latency_table
+    from efficientsam3.runtime.console import Console
     from efficientsam3.runtime.device import describe_machine, select_device
 
     device = select_device(request.device)
@@ -116,12 +118,11 @@ def _student(request: LatencyRequest) -> None:
 
 def _gpu(request: GpuRequest) -> None:
     """Measure SAM3's trunk, embedding and training on one GPU, with random weights and made-up images."""
-    from rich.console import Console
-
     from efficientsam3.benchmark.gpu import measure_gpu
     from efficientsam3.benchmark.gpu_device import find_device
     from efficientsam3.benchmark.gpu_tables import gpu_json, gpu_table
     from efficientsam3.benchmark.parameters import select_students
+    from efficientsam3.runtime.console import Console
     from efficientsam3.runtime.files import write_text
 
     device, students = find_device(request.device, request.small), select_students(request.student)
@@ -133,12 +134,11 @@ def _gpu(request: GpuRequest) -> None:
 
 def _memory(request: MemoryRequest) -> None:
     """Count the memory that training a student takes on a GPU, without one."""
-    from rich.console import Console
-
     from efficientsam3.benchmark.parameters import select_students
     from efficientsam3.benchmark.training_memory import count_training_memory, memory_table
     from efficientsam3.models.student import StudentArchitecture
     from efficientsam3.models.students import backbone_of
+    from efficientsam3.runtime.console import Console
 
     pairs = [(name, head) for name in select_students(request.student) for head in request.head]
     memories = {

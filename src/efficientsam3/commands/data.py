@@ -15,10 +15,10 @@ _BAR_WIDTH = 40
 
 def _check(request: CheckRequest) -> None:
     """Read every file and report; exit code 1 if anything is wrong."""
-    from rich.console import Console
     from rich.table import Table
 
     from efficientsam3.data.check.run import PROBLEMS_FILE, QUARANTINE, check_dataset
+    from efficientsam3.runtime.console import Console
 
     report = check_dataset(request.data_path, request.dataset, request.workers, request.fix, request.report)
     console = Console()

@@ -7,15 +7,14 @@ REQUEST = EvaluationRequest
 
 def run(request: EvaluationRequest) -> None:
     """Measure, and print the table."""
-    from rich.console import Console
-
     from efficientsam3.evaluate.report.score_tables import score_table
     from efficientsam3.evaluate.run import evaluate_masks
+    from efficientsam3.runtime.console import Console
 
     evaluation = evaluate_masks(request)
     measurement = evaluation.measurement
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    Console(highlight=False).print(score_table(evaluation.summaries, measurement.images))
+    console = Console(soft_wrap=True)
+    Console().print(score_table(evaluation.summaries, measurement.images))
     if measurement.broken:
         console.print(f"{len(measurement.broken)} images were skipped as broken.")
     if measurement.lacking:

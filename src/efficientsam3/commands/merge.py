@@ -19,8 +19,8 @@ def run(request: MergeRequest) -> None:
 
 def print_account(account: "MergeAccount") -> None:
     """Print the account of what was written."""
-    from rich.console import Console
+    from efficientsam3.runtime.console import Console
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True)
     for line in account.lines():
         console.print(line)

@@ -23,11 +23,11 @@ def run(request: PlanRequest) -> None:
     """Measure and print; nothing is written."""
     config = read_config(ExportConfig, request)
 
-    from rich.console import Console
     from rich.table import Table
 
     from efficientsam3.embed.estimate import estimate_embedding
     from efficientsam3.embed.plan import plan_embedding
+    from efficientsam3.runtime.console import Console
     from efficientsam3.runtime.distributed import process_group
 
     plan = plan_embedding(config)

@@ -7,10 +7,9 @@ REQUEST = PredictRequest
 
 def run(request: PredictRequest) -> None:
     """Prompt the images, and print what was found."""
-    from rich.console import Console
-
     from efficientsam3.data.find import find_images
     from efficientsam3.predict.files import predict_files
+    from efficientsam3.runtime.console import Console
     from efficientsam3.sam3.prompts import ConceptPrompt
 
     report = predict_files(
@@ -22,7 +21,7 @@ def run(request: PredictRequest) -> None:
         device=request.device,
         variant=request.variant,
     )
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True)
     for path, count in report.written.items():
         console.print(f"{count:4d} object{'s' if count != 1 else ' '}  {path}")
     if any(isinstance(prompt, ConceptPrompt) for prompt in request.prompts) and 0 in report.written.values():

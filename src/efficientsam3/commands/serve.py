@@ -7,12 +7,11 @@ REQUEST = ServeRequest
 
 def run(request: ServeRequest) -> None:
     """Serve until Ctrl-C."""
-    from rich.console import Console
-
     from efficientsam3.predict.serve import build_site, open_server, serve_forever
+    from efficientsam3.runtime.console import Console
 
     site = build_site(request.directory, request.onnxruntime_web, request.images)
     server = open_server(site, request.host, request.port)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True)
     console.print(f"{request.directory} is at http://{request.host}:{server.server_port}/ until Ctrl-C.")
     serve_forever(server)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def _info(request: StoreRequest) -> None:
     """Print what a store holds."""
-    from rich.console import Console
     from rich.table import Table
 
+    from efficientsam3.runtime.console import Console
     from efficientsam3.store.maintenance import describe_store
 
     info = describe_store(request.store)
@@ -127,9 +127,9 @@ def _published(request: StatisticsRequest) -> "StoreManifest | None":
 
 def _advise(request: AdviseRequest) -> None:
     """Measure each codec on the store's first embeddings and recommend one."""
-    from rich.console import Console
     from rich.table import Table
 
+    from efficientsam3.runtime.console import Console
     from efficientsam3.store.advise import measure_codecs, recommend
 
     measures = measure_codecs(request.store, request.count)

@@ -1,6 +1,5 @@
 """`efficientsam3 train`: train a student on stored embeddings."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,13 +42,14 @@ def _train(request: TrainRequest, stop: "StopRequest") -> None:
 
     from efficientsam3.evaluate.observers import training_observers
     from efficientsam3.runtime.device import select_device
+    from efficientsam3.runtime.environment import count_from
     from efficientsam3.runtime.run import run_step
     from efficientsam3.train.plan import plan_training
     from efficientsam3.train.run import check_training, run_training
 
     if request.dry_run is not None:
         # The launcher says how many processes there will be on all machines together.
-        world_size = int(os.environ.get("WORLD_SIZE", request.dry_run))
+        world_size = count_from("WORLD_SIZE", request.dry_run, least=1)
         plan = plan_training(config)
         check_training(plan, world_size, request.allow_config_change)
         training_observers(plan, select_device(config.DEVICE, request.dry_run - 1))

@@ -1,10 +1,10 @@
 """Opening ONNX models."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from efficientsam3.runtime.environment import thread_count
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import require_file
 
@@ -39,4 +39,4 @@ def _threads() -> int:
     Several processes share the machine's cores: this is the share that torchrun or the user gave this one.
     """
     torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0])
+    return torch.get_num_threads() if torch else thread_count()

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from efficientsam3.export.onnx.manifest import Variant
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.request import Argument, Folder, Request
+from efficientsam3.runtime.request import Argument, Folder, Request, check_path
 from efficientsam3.sam3.prompts import Box, ConceptPrompt, ObjectPrompt, Point, Prompt
 
 ONNXRUNTIME_WEB = Path("node_modules/onnxruntime-web/dist")  # where npm puts it, below the current folder
+_ImagePath = Annotated[str, AfterValidator(check_path)]
 _BOX = Argument(("X0", "Y0", "X1", "Y1"), action="append")
 _POINT = Argument(("X", "Y"), action="append")
 
@@ -22,8 +23,8 @@ class PredictRequest(Request):
         description="a merged .pt file, a Hugging Face directory, plain SAM3 (sam3.pt or facebook/sam3's directory), "
         "or what export-onnx wrote, which needs no PyTorch"
     )
-    images: Annotated[tuple[str, ...], Argument("IMAGE", positional=True)] = Field(
-        min_length=1, description="images, folders of images, or quoted globs"
+    images: Annotated[tuple[Annotated[str, AfterValidator(check_path)], ...], Argument("IMAGE", positional=True)] = (
+        Field(min_length=1, description="images, folders of images, or quoted globs")
     )
     text: Annotated[tuple[str, ...], Argument("PHRASE", action="append")] = Field(
         (),

@@ -9,13 +9,18 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from efficientsam3.runtime.device import DeviceName, select_device
+from efficientsam3.runtime.environment import Place, place_among_processes
+from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import keep_freed_memory
 
 T = TypeVar("T")
 # Ranks may wait this long for each other: one may have thousands more images to read.
 _TIMEOUT = timedelta(hours=2)
+# And this long for the first meeting.
+_MEETING_TIMEOUT = timedelta(seconds=600)
 
 
 @dataclass(frozen=True)
@@ -44,24 +49,41 @@ def process_group(device_name: DeviceName) -> Iterator[Process]:
     NCCL on GPUs, gloo elsewhere.
 
     Raises:
-        UserError: the device is not available, or there are more processes than GPUs.
+        UserError: the device is not available, there are more processes than GPUs, the environment does not say who and
+            where the processes are, or they do not find each other.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = select_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    place = place_among_processes()
+    device = select_device(device_name, place.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()
     launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-    process = Process(rank, world_size, device, launcher)
-    if world_size == 1:
+    process = Process(place.rank, place.world_size, device, launcher)
+    if place.world_size == 1:
         yield process
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.world_size, timeout=_TIMEOUT)
     try:
         yield process
     finally:
         dist.destroy_process_group()
+
+
+def _meet(place: Place) -> Any:
+    """The store by which the processes exchange their addresses, once all have found it."""
+    try:
+        store, _, _ = next(rendezvous("env://", place.rank, place.world_size, timeout=_MEETING_TIMEOUT))
+        store.set_timeout(_TIMEOUT)
+    except (RuntimeError, ValueError) as error:  # DistNetworkError and DistStoreError are RuntimeErrors
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"Process {place.rank} of {place.world_size} found no others at {where} (MASTER_ADDR, MASTER_PORT) within "
+            f"{_MEETING_TIMEOUT.seconds} s ({reason}): start all, with an address and a free port that all reach."
+        ) from error
+    return store
 
 
 def barrier() -> None:

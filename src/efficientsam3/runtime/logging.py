@@ -3,15 +3,16 @@
 import logging
 from pathlib import Path
 
-from rich.console import Console
 from rich.logging import RichHandler
 
+from efficientsam3.runtime.console import Console
 from efficientsam3.runtime.errors import UserError
 
 LOGGER_NAME = "efficientsam3"
 console = Console(stderr=True)
 if not console.is_terminal:
     console.width = 200  # a log file need not keep to 80 columns
+_logs: list[Path] = []
 
 
 def start_logging(output_dir: Path, rank: int) -> None:
@@ -24,15 +25,22 @@ def start_logging(output_dir: Path, rank: int) -> None:
     stop_logging()
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    path = output_dir / f"log_rank{rank}.txt"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        to_file: logging.Handler = logging.FileHandler(output_dir / f"log_rank{rank}.txt", encoding="utf-8")
+        to_file: logging.Handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"Cannot write to OUTPUT {output_dir}: {error.strerror}; choose another folder.") from error
+    _logs.append(path)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(to_file)
     if rank == 0:
         logger.addHandler(RichHandler(console=console, show_path=False, markup=False, rich_tracebacks=False))
+
+
+def last_log() -> Path | None:
+    """The file of the last `start_logging` in this process."""
+    return _logs[-1] if _logs else None
 
 
 def stop_logging() -> None:

@@ -4,23 +4,59 @@ A request is checked when it is made. `commands.arguments` turns its fields into
 Modules that define requests import no PyTorch, so that `--help` answers at once.
 """
 
+import errno
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from efficientsam3.runtime.errors import UserError
 
 AnyRequest = TypeVar("AnyRequest", bound="Request")
+AnyPath = TypeVar("AnyPath", str, Path)
 
 
 class Request(BaseModel):
     """Base of all requests: immutable; unknown fields, NaN and infinities are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _has_possible_paths(cls, value: Any) -> Any:
+        return check_paths(value)
+
+
+def check_paths(value: Any) -> Any:
+    """Return a value that may be a path, or hold paths; used to validate fields.
+
+    Raises:
+        ValueError: one is not a path of this system: it has a part that is too long, or a NUL.
+    """
+    for path in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(path, Path):
+            check_path(path)
+    return value
+
+
+def check_path(path: AnyPath) -> AnyPath:
+    """Return a path, which need not exist.
+
+    Raises:
+        ValueError: it has a part that is too long for this system, a NUL, or links in a circle.
+    """
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ValueError(f"is not a possible path ({error.strerror})") from error
+    except ValueError as error:  # a NUL, or a lone surrogate
+        raise ValueError(f"is not a possible path ({error})") from error
+    return path
 
 
 @dataclass(frozen=True)
@@ -77,6 +113,11 @@ def make_request(request: type[AnyRequest], values: Mapping[str, Any]) -> AnyReq
         raise UserError(f"{'; '.join(_explain(request, error))}.") from error
 
 
+def shorten(text: str, longest: int = 200) -> str:
+    """A user's value for a message, which it may not fill."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def flag_name(field: str) -> str:
     """The flag for a field: `batch_size` becomes `--batch-size`."""
     return f"--{field.replace('_', '-')}"
@@ -92,5 +133,5 @@ def _explain(request: type[Request], error: ValidationError) -> Iterable[str]:
             continue
         flag = flag_name(name) if name in request.model_fields else name
         value = item["input"] if item["type"] != "missing" else ""
-        problems.setdefault(f"{flag} {value}".strip(), []).append(message)
+        problems.setdefault(f"{flag} {shorten(str(value))}".strip(), []).append(message)
     return (": ".join(filter(None, (what, " or ".join(messages)))) for what, messages in problems.items())

@@ -5,9 +5,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from efficientsam3.data.layouts import DATASETS, guess_dataset
+from efficientsam3.runtime.console import Console
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.launch import run_alone, run_torchrun
 from efficientsam3.workflow.request import DistillRequest
@@ -31,7 +30,7 @@ def distill(request: DistillRequest) -> bool:
     Raises:
         UserError: something is wrong with the request, or a step failed, which has said why.
     """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     dataset = request.dataset or guess_dataset(request.images)
     annotated = DATASETS[dataset].has_annotations(request.images, "val")
     write_configs(request, dataset, annotated)
