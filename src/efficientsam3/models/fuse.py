@@ -10,9 +10,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from efficientsam3.models.tracing import trace
 
+Pairs = Sequence[tuple[str, str]]
+
 
 @torch.no_grad()
-def fuse_modules(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+def fuse_modules(model: nn.Module, input_shape: Sequence[int], pairs: Pairs | None = None) -> nn.Module:
     """A copy of `model` in which convolutions have taken in what follows them linearly.
 
     First timm's re-parameterisation (RepViT's parallel branches become one convolution each), then every BatchNorm
@@ -21,14 +23,14 @@ def fuse_modules(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     Args:
         model: in eval mode; on any device, the meta device too, where only the structure is made.
         input_shape: (B, 3, S, S) of an input that it takes.
+        pairs: the `linear_pairs` of a model of the same structure; by default they are found by tracing this one.
 
     Returns:
         the copy, in eval mode. Its state dict has fewer keys than the original's.
     """
     assert not model.training, "only running statistics can be fused"
-    with next(model.parameters()).device:  # TinyViT's own fusing makes its convolutions on the default device
-        fused: nn.Module = reparameterize_model(copy.deepcopy(model))
-    for conv_name, norm_name in _linear_pairs(fused, input_shape):
+    fused = _reparameterised(model)
+    for conv_name, norm_name in _traced_pairs(fused, input_shape) if pairs is None else pairs:
         conv, norm = fused.get_submodule(conv_name), fused.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -37,8 +39,23 @@ def fuse_modules(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     return fused.eval()
 
 
-def _linear_pairs(model: nn.Module, input_shape: Sequence[int]) -> list[tuple[str, str]]:
-    """Names of convolutions and of the BatchNorm that alone takes each one's output."""
+def linear_pairs(model: nn.Module, input_shape: Sequence[int]) -> Pairs:
+    """Names of the convolutions in a re-parameterised `model`, and of the BatchNorm that alone takes each one's output.
+
+    Args:
+        model: see `fuse_modules`.
+        input_shape: see `fuse_modules`.
+    """
+    return _traced_pairs(_reparameterised(model), input_shape)
+
+
+def _reparameterised(model: nn.Module) -> nn.Module:
+    with next(model.parameters()).device:  # TinyViT's own fusing makes its convolutions on the default device
+        fused: nn.Module = reparameterize_model(copy.deepcopy(model))
+    return fused
+
+
+def _traced_pairs(model: nn.Module, input_shape: Sequence[int]) -> Pairs:
     outputs: dict[int, tuple[str, torch.Tensor]] = {}  # the tensors are kept, or their ids would be given again
     pairs: list[tuple[str, str]] = []
 

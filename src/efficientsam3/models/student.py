@@ -1,7 +1,7 @@
 """Students: a timm backbone and the head that turns its feature maps into the teacher's embedding."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
-from efficientsam3.models.fuse import fuse_modules
+from efficientsam3.models.fuse import Pairs, fuse_modules, linear_pairs
 from efficientsam3.models.head_modules import resize
 from efficientsam3.models.heads import DEFAULT_HEAD, find_head
 from efficientsam3.models.students import TIMM_PREFIX, named_backbones
@@ -122,7 +122,7 @@ class Student(nn.Module):
         channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
         self.head = head.build(channels, architecture.embed_dim, grid)
         if architecture.fused:
-            fused: Any = fuse_modules(self.eval(), (1, 3, size, size))
+            fused: Any = fuse_modules(self.eval(), (1, 3, size, size), _fused_pairs(architecture))
             self.backbone, self.head = fused.backbone, fused.head
 
     @classmethod
@@ -155,6 +155,14 @@ class Student(nn.Module):
             (B, embed_dim, embed_size, embed_size).
         """
         return resize(self.head(self.backbone(pixel_values)), self.architecture.embed_size)
+
+
+@lru_cache(maxsize=16)
+def _fused_pairs(architecture: StudentArchitecture) -> Pairs:
+    """See `linear_pairs`: the structure is traced once, however often models of it are built."""
+    with torch.device("meta"):
+        plain = Student(replace(architecture, fused=False)).eval()
+    return linear_pairs(plain, (1, 3, architecture.image_size, architecture.image_size))
 
 
 def check_student_grid(architecture: StudentArchitecture) -> None:
