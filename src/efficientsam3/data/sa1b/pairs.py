@@ -7,20 +7,26 @@ Files are staged in a hidden folder next to their destination and renamed once b
 annotation first, so that an image never appears without its annotation.
 """
 
+import contextlib
 import mmap
 import os
-import shutil
+import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from efficientsam3.data.jpeg import is_jpeg, is_unfinished
+from efficientsam3.data.sa1b.tars import SAFE_NAME
 from efficientsam3.data.split import SPLITS, split_of
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import open_regular
 
 KINDS = {".jpg": "images", ".json": "annotations"}  # by suffix
 _PARTNER = {".jpg": ".json", ".json": ".jpg"}
 _LACKS = {".jpg": "an image without annotation", ".json": "an annotation without image"}
 STAGING = ".staging"
+_STAGED = re.compile(r"\d+-" + SAFE_NAME.pattern)  # see `staged_path`
 
 
 @dataclass(frozen=True)
@@ -35,19 +41,44 @@ class Destination:
         return [self.output / kind / split for kind in KINDS.values() for split in SPLITS]
 
     def prepare(self) -> None:
-        """Make the folders, with an empty staging folder in each."""
-        self.remove_staged()
+        """Make the folders, with an empty staging folder in each.
+
+        Raises:
+            UserError: a folder cannot be made, or something else than staged files is in a staging folder.
+        """
         for folder in self.folders():
-            (folder / STAGING).mkdir(parents=True)
+            staging = folder / STAGING
+            try:
+                staging.mkdir(parents=True, exist_ok=True)
+                if staging.is_symlink():
+                    raise UserError(f"{staging} is a link, where this command keeps unfinished files: remove the link.")
+                _remove_staged(staging)
+                left = next(os.scandir(staging), None)
+            except OSError as error:
+                raise UserError(
+                    f"Cannot make the folder {error.filename or staging} ({error.strerror}): remove what is there, "
+                    "allow writing, or choose another --output."
+                ) from error
+            if left is not None:
+                raise UserError(f"{left.path} was not put there by this command: move it out of {STAGING}.")
 
     def remove_staged(self) -> None:
-        """Remove the staging folders with what an interrupted run left in them."""
+        """Remove the staging folders with what this run left in them, as far as that can be done."""
         for folder in self.folders():
-            shutil.rmtree(folder / STAGING, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _remove_staged(folder / STAGING)
+                (folder / STAGING).rmdir()
 
     def place(self, stem: str, suffix: str) -> str:
         """Where a file belongs."""
         return f"{self.output}/{KINDS[suffix]}/{split_of(stem.encode(), self.val_ratio)}/{stem}{suffix}"
+
+
+def _remove_staged(staging: Path) -> None:
+    """Remove the files that `staged_path` names, and nothing else."""
+    for entry in list(os.scandir(staging)):
+        if _STAGED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            os.unlink(entry.path)
 
 
 def staged_path(place: str) -> str:
@@ -86,7 +117,7 @@ def check_file(path: str) -> None:
         Refused: the file is empty, unreadable, or not what its suffix says.
     """
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             check_content(os.path.splitext(path)[1], data)
     except ValueError as error:  # of mapping
         raise Refused("empty") from error
@@ -94,24 +125,38 @@ def check_file(path: str) -> None:
         raise Refused(f"cannot be read ({error.strerror})") from error
 
 
-def is_in_place(place: str, size: int) -> bool:
-    """Whether a file of this size is in its place: since files only appear whole, it need not be placed again.
+def is_in_place(place: str, size: int, same: Callable[[], bool] | None = None) -> bool:
+    """Whether a whole file of this size is in its place, so that it need not be placed again.
+
+    Args:
+        place: where the file belongs.
+        size: bytes that it has.
+        same: compares the content, where the source is about to be deleted; costs reading both.
 
     Raises:
-        Refused: a whole file of another size is there. (One that is not whole, as a crash of the machine can leave it,
-            may be overwritten.)
+        Refused: a whole file of other content is there, or a link or a folder. (One that is not whole, such as the
+            zeros that a crash of the machine can leave, may be overwritten.)
     """
     try:
-        there = os.stat(place).st_size
+        status = os.lstat(place)
     except FileNotFoundError:
         return False
-    if there == size:
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused(f"{place} is a link, or not a plain file")
+    if not is_whole(place):
+        return False
+    if status.st_size == size and (same is None or same()):
         return True
+    raise Refused(f"{place} is there with other content")
+
+
+def is_whole(path: str) -> bool:
+    """Whether a file is there and passes `check_file`."""
     try:
-        check_file(place)
+        check_file(path)
     except Refused:
         return False
-    raise Refused(f"{place} is there with other content")
+    return True
 
 
 @dataclass(frozen=True)
@@ -133,6 +178,7 @@ class PairWriter:
     skip: Callable[[str, str], None]  # (name, reason)
     placed: int = 0
     kept: int = 0
+    places: list[str] = field(default_factory=list)  # of both
     _waiting: dict[str, Half] = field(default_factory=dict)
 
     def add(self, half: Half) -> None:
@@ -152,7 +198,7 @@ class PairWriter:
         """Publish or skip the halves whose partners did not come; returns the staged files of those skipped."""
         left_over = []
         for half in self._waiting.values():
-            if os.path.exists(self.destination.place(half.stem, _PARTNER[half.suffix])):
+            if is_whole(self.destination.place(half.stem, _PARTNER[half.suffix])):
                 self._finish(half)
             else:
                 self.skip(half.stem + half.suffix, _LACKS[half.suffix])
@@ -164,6 +210,7 @@ class PairWriter:
         for half in sorted(pair, key=lambda half: half.suffix == ".jpg"):
             if half.waiting is not None:
                 self.publish(half.waiting, half.place)
+            self.places.append(half.place)
         if any(half.waiting for half in pair):
             self.placed += 1
         else:

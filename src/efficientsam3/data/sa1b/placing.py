@@ -25,6 +25,7 @@ from efficientsam3.data.sa1b.pairs import (
 )
 from efficientsam3.data.sa1b.tars import Member, read_members
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import fsync_directory, open_regular
 
 Mode = Literal["link", "move", "copy"]
 MEGABYTE = 1_000_000
@@ -86,7 +87,7 @@ def place_tar(unit: TarUnit, advance: Advance) -> ReorgReport:
     try:
         for member in read_members(unit.tar, skip):
             try:
-                _take_member(member, pairs)
+                _take_member(member, pairs, compare=unit.delete)
             except Refused as reason:
                 skip(member.name, str(reason))
             if member.offset >= (done + 1) * MEGABYTE:
@@ -98,9 +99,28 @@ def place_tar(unit: TarUnit, advance: Advance) -> ReorgReport:
         os.unlink(staged)
     report.placed, report.kept = pairs.placed, pairs.kept
     if unit.delete and not report.skipped:
-        os.sync()
-        unit.tar.unlink()
+        try:
+            _sync(pairs.places)
+            unit.tar.unlink()
+        except OSError as error:
+            skip("", f"not deleted ({error.strerror}: {error.filename})")
     return report
+
+
+def _sync(places: list[str]) -> None:
+    """Make files and their names survive a power cut. `sync` alone would hide what could not be written."""
+    os.sync()
+    for place in places:
+        _fsync(place)
+
+
+def _fsync(place: str) -> None:
+    with open(place, "rb") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = place
+            raise
 
 
 def place_folder(unit: FolderUnit, advance: Advance) -> ReorgReport:
@@ -122,6 +142,8 @@ def place_folder(unit: FolderUnit, advance: Advance) -> ReorgReport:
                 continue  # the other half is reported when `pairs` is closed
             except Refused as reason:
                 skip(stem + suffix, str(reason))
+            except OSError as error:
+                skip(stem + suffix, f"cannot be read ({error.strerror})")
         advance(1)
     pairs.close()
     report.placed, report.kept = pairs.placed, pairs.kept
@@ -132,7 +154,7 @@ def _skipper(report: ReorgReport, source: Path) -> Callable[[str, str], None]:
     return lambda name, reason: report.skipped.append(Skipped(str(source), name, reason))
 
 
-def _take_member(member: Member, pairs: PairWriter) -> None:
+def _take_member(member: Member, pairs: PairWriter, compare: bool) -> None:
     stem, suffix = os.path.splitext(member.name)
     if suffix not in KINDS:
         raise Refused("neither .jpg nor .json")
@@ -140,7 +162,7 @@ def _take_member(member: Member, pairs: PairWriter) -> None:
         raise Refused("twice in this tar")
     place = pairs.destination.place(stem, suffix)
     staged = None
-    if not is_in_place(place, member.size):
+    if not is_in_place(place, member.size, (lambda: _read(place) == member.read()) if compare else None):
         data = member.read()
         if data is None:
             raise Refused("cut short")
@@ -149,19 +171,31 @@ def _take_member(member: Member, pairs: PairWriter) -> None:
     pairs.add(Half(stem, suffix, place, staged))
 
 
+def _read(place: str) -> bytes:
+    with open_regular(place) as file:
+        return file.read()
+
+
 def _take_file(path: str, stem: str, suffix: str, mode: Mode, pairs: PairWriter) -> None:
     status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode):
         raise Refused("a link, or not a plain file")
     place = pairs.destination.place(stem, suffix)
-    there = is_in_place(place, status.st_size)
+    moves = mode == "move"
+    there = is_in_place(place, status.st_size, (lambda: filecmp.cmp(path, place, shallow=False)) if moves else None)
     if not there:
         check_file(path)
-    elif mode == "move":
-        if not filecmp.cmp(path, place, shallow=False):
-            raise Refused(f"{place} is there with other content")
-        os.unlink(path)
+    elif moves and not _is_only_name(status, place):
+        try:
+            os.unlink(path)
+        except OSError as error:
+            raise Refused(f"a copy is in place, but it cannot be removed ({error.strerror})") from error
     pairs.add(Half(stem, suffix, place, None if there else path))
+
+
+def _is_only_name(status: os.stat_result, place: str) -> bool:
+    """Whether a file is the one in its place, seen through another mount: removing it there would remove it here."""
+    return status.st_nlink == 1 and os.path.samestat(status, os.stat(place))
 
 
 def _stage(place: str, data: bytes) -> str:
@@ -202,9 +236,15 @@ def _move(waiting: str, place: str) -> None:
         if error.errno != errno.EXDEV:
             raise UserError(f"Cannot move {waiting} to {place}: {error.strerror}; use --copy.") from error
         _copy(waiting, place)
-        with open(place, "rb") as file:
-            os.fsync(file.fileno())
-        os.unlink(waiting)
+        with _writing(place):
+            _fsync(place)
+            fsync_directory(Path(place).parent)
+        try:
+            os.unlink(waiting)
+        except OSError as error:
+            raise UserError(
+                f"Cannot remove {waiting}, which is copied to {place}: {error.strerror}; use --copy."
+            ) from error
 
 
 def _link(waiting: str, place: str) -> None:

@@ -1,6 +1,5 @@
 """From Meta's tars, or folders of extracted pairs, to `images/{train,val}` and `annotations/{train,val}`."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from efficientsam3.data.sa1b.tars import SAFE_NAME
 from efficientsam3.data.split import DEFAULT_VAL_RATIO
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_json, write_text
+from efficientsam3.runtime.json_files import read_json_object
 from efficientsam3.runtime.locks import locked
 from efficientsam3.runtime.progress import progress_bar
 
@@ -64,11 +64,16 @@ def reorganise(
     _check_arguments(source, val_ratio, workers)
     sources = _find_sources(source, output)
     if not (sources.tars or sources.folders or (output / STATE_FILE).exists()):
-        raise UserError(f"--source {source} has no .tar, .jpg or .json in it: name the folder that has them.")
+        unread = [f", and {part.source} {part.reason}" for part in sources.skipped if not part.name]
+        raise UserError(
+            f"--source {source} has no .tar, .jpg or .json in it{''.join(unread[:1])}: name the folder that has them."
+        )
     destination = Destination(output, val_ratio)
     with locked(output / ".reorg.lock", f"--output {output}"):
-        _claim(destination)
+        claimed = _check_claim(destination)
         destination.prepare()
+        if not claimed:
+            write_json(output / STATE_FILE, {"split": "sha256", "val_ratio": val_ratio})
         try:
             report = ReorgReport(skipped=sources.skipped)
             _place_folders(destination, sources, mode, workers, report)
@@ -81,10 +86,9 @@ def reorganise(
 
 
 def _check_arguments(source: Path, val_ratio: float, workers: int) -> None:
-    if not source.exists():
-        raise UserError(
-            f"--source {source} does not exist: name the folder with Meta's tars, or with their extracted files."
-        )
+    if not (os.path.isdir(source) or os.path.isfile(source)):
+        state = "is neither a folder nor a file" if os.path.lexists(source) else "does not exist"
+        raise UserError(f"--source {source} {state}: name the folder with Meta's tars, or with their extracted files.")
     if not 0 <= val_ratio <= 1:
         raise UserError(f"--val-ratio {val_ratio} is out of range: give a number from 0 to 1.")
     if workers < 1:
@@ -97,7 +101,11 @@ def _find_sources(source: Path, output: Path) -> _Sources:
         found.tars.append(source)
         return found
     own = {(output / kind).resolve() for kind in KINDS.values()}
-    for folder, below, names in os.walk(source):
+
+    def note(error: OSError) -> None:
+        found.skipped.append(Skipped(str(error.filename), "", f"cannot be read ({error.strerror})"))
+
+    for folder, below, names in os.walk(source, onerror=note):
         here = Path(folder)
         below.sort()
         found.skipped += [Skipped(folder, name, "a link to a folder") for name in below if (here / name).is_symlink()]
@@ -111,7 +119,7 @@ def _find_sources(source: Path, output: Path) -> _Sources:
 
 def _stems(folder: Path, names: list[str], skipped: list[Skipped]) -> list[str]:
     candidates = [name for name in names if os.path.splitext(name)[1] in KINDS and not name.startswith(".")]
-    if (folder / STATE_FILE).exists():
+    if STATE_FILE in candidates:
         candidates.remove(STATE_FILE)
     unsafe = [name for name in candidates if not SAFE_NAME.fullmatch(name)]
     skipped += [Skipped(str(folder), name, "its name has unexpected characters") for name in unsafe]
@@ -131,37 +139,51 @@ def _place_folders(destination: Destination, sources: _Sources, mode: Mode, work
 
 def _place_tars(destination: Destination, sources: _Sources, delete: bool, workers: int, report: ReorgReport) -> None:
     units = [TarUnit(destination, tar, delete) for tar in sources.tars]
-    megabytes = sum(tar.stat().st_size // MEGABYTE for tar in sources.tars if tar.exists())
+    megabytes = sum(_size(tar) // MEGABYTE for tar in sources.tars)
     with progress_bar("Tars, MB", megabytes, visible=bool(units)) as advance:
         for part in map_processes(place_tar, units, min(workers, max(len(units), 1)), advance):
             report.add(part)
 
 
-def _claim(destination: Destination) -> None:
-    """Record the ratio on the first run; later, refuse another ratio, and datasets that were split in another way."""
+def _size(tar: Path) -> int:
+    try:
+        return tar.stat().st_size
+    except OSError:  # which reading it will report
+        return 0
+
+
+def _check_claim(destination: Destination) -> bool:
+    """Whether a run has recorded its ratio; refuse another ratio, and datasets that were split in another way."""
     state = destination.output / STATE_FILE
-    if state.exists():
+    if os.path.lexists(state):
         before = _read_ratio(state)
         if before != destination.val_ratio:
             raise UserError(
                 f"--val-ratio {destination.val_ratio} is not the {before} that {destination.output} was made with: "
                 f"give {before}, or another --output."
             )
-        return
+        return True
     for folder in destination.folders():
-        if folder.is_dir() and any(entry.name != STAGING for entry in os.scandir(folder)):
+        try:
+            found = next((entry.path for entry in os.scandir(folder) if entry.name != STAGING), None)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read ({error.strerror}): choose another --output.") from error
+        if found is not None:
             raise UserError(
                 f"{folder} has files that were not put there by this command, which could mix up their splits: "
                 "choose another --output, or use the dataset as it is."
             )
-    write_json(state, {"split": "sha256", "val_ratio": destination.val_ratio})
+    return False
 
 
 def _read_ratio(state: Path) -> float:
-    try:
-        return float(json.loads(state.read_text(encoding="utf-8"))["val_ratio"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{state} is damaged: write {{"val_ratio": R}} with the ratio R used before.') from error
+    remedy = 'write {"val_ratio": R} there with the ratio R used before'
+    ratio = read_json_object(state, remedy).get("val_ratio")
+    if not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+        raise UserError(f"{state} is damaged, its val_ratio is {ratio!r:.60}: {remedy}.")
+    return ratio
 
 
 def _write_skipped(path: Path, skipped: list[Skipped]) -> None:

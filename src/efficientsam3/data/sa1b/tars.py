@@ -1,5 +1,6 @@
 """Reading untrusted tars: only plain files come out, and headers are checked."""
 
+import errno
 import os
 import re
 import tarfile
@@ -14,6 +15,9 @@ MAX_MEMBER_BYTES = 64 << 20
 MAX_MEMBERS = 10_000_000
 _MAX_HEADER_BYTES = 1 << 20
 _BLOCK = 512
+_CHUNK = 1 << 20
+AFTER_END = "(after the end)"  # stands for the name of what follows a whole archive
+_MACOS = re.compile(r"\._.*|\.DS_Store")  # which it adds to archives, with nothing that is missed
 # The file names that a dataset may have; SA-1B's are sa_<number>.
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -59,11 +63,11 @@ def read_members(path: Path, skip: Callable[[str, str], None]) -> Iterator[Membe
     Args:
         path: an uncompressed tar.
         skip: called with name and reason for everything skipped: links, devices, sparse files, paths
-            that are absolute or contain `..`, sizes beyond MAX_MEMBER_BYTES, and everything from a damaged header
-            on. Folders and hidden files (macOS adds many) are skipped silently.
+            that are absolute or contain `..`, hidden files, sizes beyond MAX_MEMBER_BYTES, everything from a damaged
+            header on, and what follows the end. Folders and the files that macOS adds are skipped silently.
 
     Raises:
-        OSError: the file cannot be opened or read.
+        OSError: the file cannot be opened or read, or is not a regular one.
     """
     with open_regular(path, buffering=0) as file:
         try:
@@ -73,9 +77,11 @@ def read_members(path: Path, skip: Callable[[str, str], None]) -> Iterator[Membe
                     reason = _objection(info)
                     if reason:
                         skip(info.name, reason)
-                    elif not info.isdir() and not _base_name(info.name).startswith("."):
+                    elif not info.isdir() and not _MACOS.fullmatch(_base_name(info.name)):
                         yield Member(_base_name(info.name), info.size, info.offset_data, file.fileno())
                 reason = _bad_end(file.fileno(), tar.offset)
+                if not reason and _has_data(file.fileno(), tar.offset):
+                    skip(AFTER_END, f"from byte {tar.offset} on: another archive or file, not read")
         except (tarfile.TarError, RecursionError, ValueError, OverflowError) as error:
             reason = f"not a tar, or damaged ({error}): the rest was not read"
         if reason:
@@ -107,7 +113,9 @@ def _objection(info: tarfile.TarInfo) -> str | None:
     if info.size > MAX_MEMBER_BYTES:
         return f"{info.size} bytes, more than the {MAX_MEMBER_BYTES} that an image may have"
     name = _base_name(info.name)
-    return None if SAFE_NAME.fullmatch(name) or name.startswith(".") else "its name has unexpected characters"
+    if SAFE_NAME.fullmatch(name) or _MACOS.fullmatch(name):
+        return None
+    return "a hidden file" if name.startswith(".") else "its name has unexpected characters"
 
 
 def _base_name(name: str) -> str:
@@ -119,3 +127,18 @@ def _bad_end(descriptor: int, offset: int) -> str | None:
     if os.pread(descriptor, _BLOCK, offset) == bytes(_BLOCK):
         return None
     return f"damaged or cut short at byte {offset}: the rest was not read"
+
+
+def _has_data(descriptor: int, offset: int) -> bool:
+    """Whether anything but zeros follows, such as a second tar appended by `cat`. Holes of sparse files are skipped."""
+    while True:
+        try:
+            offset = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left, or nothing
+                return False
+            raise
+        chunk = os.pread(descriptor, _CHUNK, offset)
+        if chunk.count(0) != len(chunk):
+            return True
+        offset += max(len(chunk), 1)
