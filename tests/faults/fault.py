@@ -40,6 +40,10 @@ from faults.bases import BASES, CHECKOUT, TINY
 
 NOBODY = 65534  # root is allowed everything, so that file modes are tried as this user
 _FORKS = multiprocessing.get_context("forkserver")
+# Before Python 3.14 its server looks for what it preloads in PYTHONPATH alone, and silently goes on without.
+_TESTS = str(Path(__file__).parents[1])
+if _TESTS not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), _TESTS]).strip(":")
 _FORKS.set_forkserver_preload(["faults.preload"])
 
 

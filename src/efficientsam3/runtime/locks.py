@@ -47,7 +47,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise UserError(f"Cannot write to {what}: {error.strerror}; choose another folder.") from error
     _held.add(descriptor)
