@@ -68,6 +68,13 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
     return max(whole, key=lambda each: (each[0], each[1].name.startswith("ckpt_epoch")))[1] if whole else None
 
 
+def numbered_checkpoints(output_dir: Path, epoch: int, step: int) -> list[Path]:
+    """A folder's checkpoints from an epoch and from a step on, the newest of each kind last, whole or not."""
+    kinds = (("step", step), ("epoch", epoch))
+    found = {kind: [path for path in _numbered(output_dir, kind) if _number(path) >= first] for kind, first in kinds}
+    return [path for kind in found for path in reversed(found[kind])]
+
+
 def remove_old_checkpoints(output_dir: Path, keep_steps: int, keep_epochs: int, best: Path | None) -> None:
     """Remove checkpoints that newer ones have replaced.
 
@@ -118,9 +125,14 @@ def load_training_checkpoint(path: Path) -> dict[str, Any]:
 
 def _numbered(output_dir: Path, kind: str) -> list[Path]:
     """A folder's checkpoints of one kind, newest first."""
-    matches = [(path, _NAME.fullmatch(path.name)) for path in output_dir.glob(f"ckpt_{kind}_*.pth")]
-    numbered = [(int(match[2]), path) for path, match in matches if match]
-    return [path for _, path in sorted(numbered, reverse=True)]
+    found = [path for path in output_dir.glob(f"ckpt_{kind}_*.pth") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[2])
 
 
 def _newest_whole(paths: list[Path], problems: list[UserError]) -> tuple[int, Path] | None:

@@ -1,5 +1,6 @@
 """`efficientsam3 embed`: run the teacher over the dataset and store its embeddings."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,17 +39,18 @@ def run(request: EmbedRequest) -> None:
     from efficientsam3.embed.run import embed_dataset
     from efficientsam3.embed.verify import check_saved_embeddings
     from efficientsam3.runtime.device import select_device
-    from efficientsam3.runtime.run import run_step
+    from efficientsam3.runtime.run import check_unused, run_step, write_config
 
     if request.dry_run is not None:
         plan = plan_embedding(config)
         if not request.check_saved_embed:
             check_space(plan, missing_images(plan))
+            check_unused(config.output_dir)
         select_device(config.DEVICE, request.dry_run - 1)
         return
-    with run_step(config, config.output_dir, write=not request.check_saved_embed) as process:
+    with run_step(config.DEVICE, config.output_dir, writes=not request.check_saved_embed) as process:
         plan = plan_embedding(config)
         if request.check_saved_embed:
             check_saved_embeddings(plan, process, request.check_samples)
         else:
-            embed_dataset(plan, process)
+            embed_dataset(plan, process, partial(write_config, config, config.output_dir))

@@ -1,5 +1,6 @@
 """`efficientsam3 train`: train a student on stored embeddings."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def _train(request: TrainRequest, stop: "StopRequest") -> None:
     from efficientsam3.evaluate.observers import training_observers
     from efficientsam3.runtime.device import select_device
     from efficientsam3.runtime.environment import count_from
-    from efficientsam3.runtime.run import run_step
+    from efficientsam3.runtime.run import check_unused, run_step, write_config
     from efficientsam3.train.plan import plan_training
     from efficientsam3.train.run import check_training, run_training
 
@@ -53,8 +54,10 @@ def _train(request: TrainRequest, stop: "StopRequest") -> None:
         plan = plan_training(config)
         check_training(plan, world_size, request.allow_config_change)
         training_observers(plan, select_device(config.DEVICE, request.dry_run - 1))
+        check_unused(config.output_dir)
         return
-    with run_step(config, config.output_dir) as process:
+    with run_step(config.DEVICE, config.output_dir) as process:
         plan = plan_training(config)
         observers = training_observers(plan, process.device) if process.is_main else None
-        run_training(plan, process, stop, observers, request.allow_config_change)
+        admitted = partial(write_config, config, config.output_dir)
+        run_training(plan, process, stop, observers, request.allow_config_change, admitted)

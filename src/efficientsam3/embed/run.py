@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from efficientsam3.data.loader import ImageBatch
 from efficientsam3.embed.batches import check_storable, embed_batch, image_batches, load_teacher
 from efficientsam3.embed.plan import EmbedPlan, check_space, missing_images
 from efficientsam3.embed.setup import prepare_store
-from efficientsam3.runtime.distributed import Process, all_gather, barrier
+from efficientsam3.runtime.distributed import Process, all_gather, barrier, on_main
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -42,12 +43,13 @@ class EmbedSummary:
         return self.embedded
 
 
-def embed_dataset(plan: EmbedPlan, process: Process) -> EmbedSummary:
+def embed_dataset(plan: EmbedPlan, process: Process, admitted: Callable[[], None] = lambda: None) -> EmbedSummary:
     """Compute and store the embeddings that are missing.
 
     Args:
         plan: of the run.
         process: this process among its peers; they share the images.
+        admitted: called on the main process once the store takes what the run would add.
 
     Raises:
         UserError: the store was begun with other settings, the disk is full or too small, or the teacher gives a value
@@ -57,6 +59,7 @@ def embed_dataset(plan: EmbedPlan, process: Process) -> EmbedSummary:
     manifest = prepare_store(plan, process)
     missing = missing_images(plan)
     check_space(plan, missing)
+    on_main(process, admitted)
     mine = [indices[process.rank :: process.world_size] for indices in missing]
     barrier()  # no process writes before all have read what is there
     total, start = sum(map(len, missing)), time.monotonic()

@@ -8,8 +8,7 @@ import torch
 
 from efficientsam3.embed.batches import check_storable, embed_batch, image_batches, load_teacher
 from efficientsam3.embed.plan import EmbedPlan, pick
-from efficientsam3.runtime.distributed import Process, broadcast
-from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.distributed import Process, on_main
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.store.codecs import pca_components
 from efficientsam3.store.manifest import (
@@ -32,19 +31,13 @@ def prepare_store(plan: EmbedPlan, process: Process) -> StoreManifest:
     Raises:
         UserError: the store was begun with other settings, or a projection cannot be fitted.
     """
-    problem: str | None = None
-    manifest: StoreManifest | None = None
-    if process.is_main:
-        try:
-            manifest = _with_projection(plan, process, _with_teacher(plan, process))
-            write_store_manifest(plan.store_dir, manifest)
-        except UserError as error:
-            problem = str(error)
-    problem, manifest = broadcast((problem, manifest))
-    if problem is not None:
-        raise UserError(problem)
-    assert manifest is not None
-    return manifest
+
+    def prepare() -> StoreManifest:
+        manifest = _with_projection(plan, process, _with_teacher(plan, process))
+        write_store_manifest(plan.store_dir, manifest)
+        return manifest
+
+    return on_main(process, prepare)
 
 
 def _with_teacher(plan: EmbedPlan, process: Process) -> StoreManifest:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -104,6 +104,25 @@ def all_gather(value: T) -> list[T]:
 def broadcast(value: T) -> T:
     """Rank 0's `value`."""
     return all_gather(value)[0]
+
+
+def on_main(process: Process, function: Callable[[], T]) -> T:
+    """What `function` returns on rank 0, the only one to call it; all processes must call this.
+
+    Raises:
+        UserError: rank 0 was refused; so are all.
+    """
+    value: T | None = None
+    refusal: UserError | None = None
+    if process.is_main:
+        try:
+            value = function()
+        except UserError as error:
+            refusal = error
+    value, sentence = broadcast((value, None if refusal is None else str(refusal)))
+    if sentence is not None:
+        raise refusal or UserError(sentence)
+    return cast(T, value)
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -7,3 +7,7 @@ class UserError(ValueError):
     Its message is one sentence that names what is wrong, the value, and the remedy. The command line prints it
     without a traceback and returns exit code 2.
     """
+
+
+class UnreadableError(UserError):
+    """The system cannot read a file, whatever its content: work that skips damaged items must not skip these."""

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.errors import UnreadableError, UserError
 
 _READ_SIZE = 1 << 20
 _KINDS = {
@@ -62,9 +63,9 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
         return file.read()
 
 
-def unreadable(path: Path | str, error: OSError) -> UserError:
+def unreadable(path: Path | str, error: OSError) -> UnreadableError:
     """The sentence for a file or folder that cannot be read."""
-    return UserError(f"{path} cannot be read ({error.strerror}): check that it is there and that you may read it.")
+    return UnreadableError(f"{path} cannot be read ({error.strerror}): check that it is there and that you may read it.")
 
 
 def fsync_directory(directory: Path) -> None:
@@ -110,6 +111,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path, names: re.Pattern[str]) -> None:
+    """Remove the temporary files that `atomic_path` left where its process was killed.
+
+    Args:
+        directory: the folder, where nobody may be writing.
+        names: of the files that would have been written, in full.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    leftovers = re.compile(rf"\.(?:{names.pattern})\.[a-z0-9_]{{8}}\.tmp")
+    try:
+        for path in directory.iterdir():
+            if leftovers.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink()
+    except OSError as error:
+        raise UserError(f"Cannot write to {directory}: {error.strerror}; choose another folder.") from error
 
 
 @contextmanager

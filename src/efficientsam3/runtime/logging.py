@@ -1,6 +1,8 @@
 """Logging: `log_rankN.txt` for every process, the console for the first."""
 
 import logging
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.logging import RichHandler
@@ -13,6 +15,24 @@ console = Console(stderr=True)
 if not console.is_terminal:
     console.width = 200  # a log file need not keep to 80 columns
 _logs: list[Path] = []
+
+
+class _LogFile(logging.FileHandler):
+    """A log file; where it cannot be written, the run goes on, and says so once."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            console.print(f"{self.baseFilename} cannot be written: {error.strerror}", markup=False)
+
+    def close(self) -> None:
+        with suppress(OSError):  # it has been named
+            super().close()
 
 
 def start_logging(output_dir: Path, rank: int) -> None:
@@ -28,7 +48,7 @@ def start_logging(output_dir: Path, rank: int) -> None:
     path = output_dir / f"log_rank{rank}.txt"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        to_file: logging.Handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        to_file: logging.Handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"Cannot write to OUTPUT {output_dir}: {error.strerror}; choose another folder.") from error
     _logs.append(path)

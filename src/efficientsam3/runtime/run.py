@@ -1,23 +1,19 @@
-"""The frame around a long step: processes, logging, config.json."""
+"""The frame around a long step: processes, one run at a time in OUTPUT, logging, config.json."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.distributed import Process, process_group
+from efficientsam3.runtime.distributed import Process, on_main, process_group
 from efficientsam3.runtime.files import write_text
+from efficientsam3.runtime.locks import locked
 from efficientsam3.runtime.logging import start_logging, stop_logging
 
 
 class RunSettings(Protocol):
     """The part of a configuration that this module needs."""
-
-    @property
-    def DEVICE(self) -> DeviceName:
-        """Which device to compute on."""
-        ...
 
     def model_dump_json(self, *, indent: int) -> str:
         """The whole configuration as JSON."""
@@ -25,13 +21,43 @@ class RunSettings(Protocol):
 
 
 @contextmanager
-def run_step(config: RunSettings, output_dir: Path, write: bool = True) -> Iterator[Process]:
-    """Join the other processes and log to `output_dir`; rank 0 writes `config.json` there unless `write` is False."""
-    with process_group(config.DEVICE) as process:
+def run_step(device: DeviceName, output_dir: Path, writes: bool = True) -> Iterator[Process]:
+    """Join the other processes and log to `output_dir`.
+
+    Args:
+        device: to compute on.
+        output_dir: OUTPUT.
+        writes: whether more than the log is written there, so that no other such run may use it meanwhile.
+
+    Raises:
+        UserError: the device is not available, another run uses the folder, or it cannot be written to.
+    """
+    with process_group(device) as process, ExitStack() as stack:
+        if writes:
+            on_main(process, lambda: stack.enter_context(locked(*_lock(output_dir))))
         start_logging(output_dir, process.rank)
         try:
-            if write and process.is_main:
-                write_text(output_dir / "config.json", config.model_dump_json(indent=2) + "\n")
             yield process
         finally:
             stop_logging()
+
+
+def check_unused(output_dir: Path) -> None:
+    """Check that no run uses an output folder, without changing anything.
+
+    Raises:
+        UserError: another run uses it.
+    """
+    path, what = _lock(output_dir)
+    if path.exists():
+        with locked(path, what):
+            pass
+
+
+def write_config(config: RunSettings, output_dir: Path) -> None:
+    """Write `config.json`, once nothing refuses the run that it describes."""
+    write_text(output_dir / "config.json", config.model_dump_json(indent=2) + "\n")
+
+
+def _lock(output_dir: Path) -> tuple[Path, str]:
+    return output_dir / ".run.lock", f"OUTPUT {output_dir}"

@@ -12,22 +12,48 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     Raises:
         UserError: the file is missing, empty, or a line is not an object of numbers with an `epoch`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Metrics {path} cannot be read ({error}): give the metrics.jsonl of a training.") from error
+    lines, damage = salvage_metrics(path)
+    if damage:
+        raise UserError(f"{damage[0]}: give the metrics.jsonl of a training.")
     if not lines:
         raise UserError(f"Metrics {path} is empty: wait for the training's first epoch to end.")
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return lines
 
 
-def _parse(line: str, where: str) -> dict[str, float]:
+def salvage_metrics(path: Path) -> tuple[list[dict[str, float]], list[str]]:
+    """The lines of a `metrics.jsonl` that are an epoch's figures, and what is wrong with each of the others.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
     try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: give the metrics.jsonl of a training.") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"Metrics {path} cannot be read ({error.strerror}): give the metrics.jsonl of a training, or move away "
+            "what is there."
+        ) from error
+    lines: list[dict[str, float]] = []
+    damage: list[str] = []
+    for number, text in enumerate(content.splitlines(), start=1):
+        parsed = _parse(text)
+        if isinstance(parsed, str):
+            damage.append(f"{path}, line {number} {parsed}")
+        else:
+            lines.append(parsed)
+    return lines, damage
+
+
+def _parse(text: bytes) -> dict[str, float] | str:
+    """An epoch's figures, or what is wrong with the line."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return "is not JSON"
     if not isinstance(record, dict) or "epoch" not in record:
-        raise UserError(f"{where} is not an epoch's metrics: give the metrics.jsonl of a training.")
+        return "is not an epoch's metrics"
     if not all(isinstance(value, int | float) for value in record.values()):
-        raise UserError(f"{where} holds values that are not numbers: give the metrics.jsonl of a training.")
+        return "holds values that are not numbers"
+    if record["epoch"] < 0 or record["epoch"] % 1:  # NaN where it is not finite
+        return "is not an epoch's metrics"
     return record

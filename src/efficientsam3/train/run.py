@@ -5,17 +5,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.build import build_student
-from efficientsam3.runtime.distributed import Process, StopVote, all_gather
+from efficientsam3.runtime.distributed import Process, StopVote, all_gather, on_main
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.signals import StopRequest, report_saved
 from efficientsam3.train.build import Training, build_training
+from efficientsam3.train.folder import find_earlier, take_over
 from efficientsam3.train.loop import Trainer
 from efficientsam3.train.objective import Averages
 from efficientsam3.train.plan import TrainPlan, plan_training
@@ -55,9 +56,10 @@ def check_training(plan: TrainPlan, world_size: int = 1, allow_config_change: bo
 
     Raises:
         UserError: see `build_student`; or the checkpoint to continue from is damaged, of another model, or of another
-            configuration.
+            configuration; or OUTPUT's metrics.jsonl is not of that checkpoint.
     """
     resumed = find_checkpoint(plan, world_size, allow_config_change)
+    find_earlier(plan.output_dir, resumed, plan.resume)
     if resumed is None and plan.pretrained is not False:
         build_student(plan.architecture, plan.pretrained)
 
@@ -79,6 +81,7 @@ def run_training(
     stop: StopRequest | None = None,
     observers: Observers | None = None,
     allow_config_change: bool = False,
+    admitted: Callable[[], None] = lambda: None,
 ) -> TrainSummary:
     """Train a student, continuing from its last checkpoint where there is one.
 
@@ -88,16 +91,25 @@ def run_training(
         stop: once it says so on any process, all of them save and end after the same step.
         observers: what looks at the student after each epoch.
         allow_config_change: continue also from a checkpoint of another configuration.
+        admitted: called on the main process once nothing refuses the run any more, before it writes anything.
 
     Raises:
         UserError: see `check_training`; or the gradient is not finite ten times in a row.
     """
     resumed = find_checkpoint(plan, process.world_size, allow_config_change)
-    tracker = Tracker(plan.output_dir, process.is_main, *_next_epoch(resumed))
+    earlier = on_main(process, lambda: find_earlier(plan.output_dir, resumed, plan.resume))
+    tracker = Tracker(plan.output_dir, earlier.lines)
     stop = stop or StopRequest()
     with plan.targets.open(process):
         training = build_training(plan, process, resumed, tracker.note_step)
         trainer = training.trainer
+
+        def begin() -> None:
+            take_over(plan.output_dir, earlier)
+            admitted()
+            tracker.start(trainer.step)
+
+        on_main(process, begin)
         _announce(plan, process, trainer)
         saver = Saver(plan, process, trainer, training.moments)
         vote = StopVote(lambda: stop.requested or process.is_orphan())
@@ -124,13 +136,6 @@ class _Run:
     saver: Saver
     observers: Observers
     vote: StopVote
-
-
-def _next_epoch(resumed: dict[str, Any] | None) -> tuple[int, int]:
-    """The epoch to train next, and how many steps have been taken."""
-    if resumed is None:
-        return 0, 0
-    return int(resumed["epoch"]) + bool(resumed["finished"]), int(resumed["step"])
 
 
 def _run_epochs(run: _Run) -> bool:

@@ -19,11 +19,10 @@ from efficientsam3.runtime.distributed import Process, all_gather
 from efficientsam3.runtime.files import write_json
 from efficientsam3.runtime.random_state import capture_random_state
 from efficientsam3.train.build import TargetMoments
+from efficientsam3.train.folder import BEST_NAME
 from efficientsam3.train.loop import Trainer
 from efficientsam3.train.objective import Averages
 from efficientsam3.train.plan import TrainPlan
-
-BEST_NAME = "best.json"
 
 
 class Saver:
@@ -93,7 +92,8 @@ def find_best(output_dir: Path, lines: Sequence[Averages]) -> dict[str, Any] | N
     """
     probed = next((name for line in lines for name in line if name.startswith("probe/")), None)
     metric, sign = ("val/loss", -1) if probed is None else (probed, 1)
-    there = [line for line in lines if metric in line and checkpoint_path(output_dir, int(line["epoch"])).exists()]
+    complete = [line for line in lines if {metric, "step"} <= line.keys()]
+    there = [line for line in complete if checkpoint_path(output_dir, int(line["epoch"])).exists()]
     if not there:
         return None
     best = max(there, key=lambda line: sign * line[metric])

@@ -8,7 +8,7 @@ from typing import Any
 
 from efficientsam3.data.layouts import DatasetName
 from efficientsam3.runtime.files import sha256_file, write_json
-from efficientsam3.train.saving import BEST_NAME
+from efficientsam3.train.folder import BEST_NAME
 from efficientsam3.workflow.request import DistillRequest
 
 RECORD_NAME = "steps.json"

@@ -26,7 +26,10 @@ def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, reco
         (b"[0]\n", "line 1 is not an epoch's metrics"),
         (b'{"step": 3}\n', "line 1 is not an epoch's metrics"),
         (b'{"epoch": "zero"}\n', "values that are not numbers"),
-        (b"\xff\xfe", "cannot be read"),
+        (b'{"epoch": NaN}\n', "line 1 is not an epoch's metrics"),
+        (b'{"epoch": 0}\n{"epoch": 1.5}\n', "line 2 is not an epoch's metrics"),
+        (b"[" * 100000, "line 1 is not JSON"),
+        (b"\xff\xfe", "line 1 is not JSON"),
     ],
 )
 def test_broken_file_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
