@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from efficientsam3.data.augment import augment
 from efficientsam3.data.images import BrokenImageError, decode_rgb, read_image
-from efficientsam3.data.loader import ImageBatch, ImageDataset, build_loader
+from efficientsam3.data.loader import ImageDataset, ImageLoader, build_loader
 from efficientsam3.data.preprocess import resize_image
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -119,7 +119,7 @@ def _read(dataset: ImageDataset, item: int, targets: Targets, record: torch.Tens
     return image.shape[-2] * image.shape[-1]
 
 
-def _epoch_seconds(loader: DataLoader[ImageBatch], targets: Targets, device: torch.device) -> float:
+def _epoch_seconds(loader: ImageLoader, targets: Targets, device: torch.device) -> float:
     """Seconds of the second pass: in the first, the workers start."""
     for _ in with_records(loader, targets, device):
         pass

@@ -1,19 +1,23 @@
 """Images as batches of encoder input, read by DataLoader workers. One that cannot be read is reported and skipped."""
 
-from collections.abc import Callable
+import math
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from efficientsam3.data.augment import Augmentation, augment
 from efficientsam3.data.images import read_rgb
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, resize_image
-from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.errors import UnreadableError, UserError
 from efficientsam3.runtime.signals import end_by_parent_alone
 
 PADDING = -1  # what a sampler yields for a process with one image fewer than the others; nothing is read
@@ -125,7 +129,11 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
                 int(self.rows[item]),
             )
         except UserError as error:
-            return error
+            return error  # an UnreadableError is raised by `ImageLoader`
+
+
+Collate = Callable[[list[ImageSample | UserError | None]], ImageBatch]
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def collate_images(samples: list[ImageSample | UserError | None]) -> ImageBatch:
@@ -149,27 +157,83 @@ def collate_never_empty(samples: list[ImageSample | UserError | None], image_siz
     return collate_images(samples)
 
 
+class ImageLoader:
+    """Batches of a dataset, read by processes that are kept from one pass to the next."""
+
+    def __init__(self, loader: DataLoader[ImageBatch | UserError]) -> None:
+        """Give the batches of `loader`, whose workers hand over errors in place of batches."""
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        """Raises UserError: a file cannot be read, whatever it holds; or there is no memory to hand batches over."""
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
 def build_loader(
     dataset: Dataset[Any],
     batch_size: int,
     num_workers: int,
-    collate: Callable[[list[Any]], Any],
+    collate: Collate,
     device: torch.device,
     sampler: Sampler[int] | None = None,
-) -> DataLoader[Any]:
-    """A DataLoader that keeps its workers and pins memory where the device is a GPU; it yields what `collate` makes."""
-    return DataLoader(
+) -> ImageLoader:
+    """A loader that keeps its workers and pins memory where the device is a GPU."""
+    loader = DataLoader(
         dataset,
         batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(_hand_over, collate=collate),
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
         worker_init_fn=_start_worker,
         # It seeds the workers, which draw no random numbers; the global one would be moved by every new iteration.
         generator=torch.Generator(),
     )
+    return ImageLoader(loader)
+
+
+def check_shared_memory(images: int, image_size: int, batch_size: int, num_workers: int) -> None:
+    """Check that the workers of a loader can hand their batches over at all; later, a batch may still find no room.
+
+    Raises:
+        UserError: /dev/shm is too small, as it is in a container unless one asks for more.
+    """
+    if not num_workers or not _SHARED_MEMORY.is_dir():
+        return
+    # One batch of each worker, and the one that is computed on.
+    batches = min(num_workers + 1, math.ceil(images / batch_size))
+    needed, free = batches * batch_size * 3 * image_size**2, shutil.disk_usage(_SHARED_MEMORY).free
+    if needed > free:
+        raise UserError(_no_room(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} are free"))
+
+
+def _no_room(reason: str) -> str:
+    return (
+        f"{_SHARED_MEMORY} has no room for the batches of the image-reading processes ({reason}): make it larger "
+        "(docker run --shm-size 8g), or set DATA.NUM_WORKERS or the batch size lower; with --opts DATA.NUM_WORKERS 0, "
+        "nothing is kept there."
+    )
+
+
+def _hand_over(samples: list[ImageSample | UserError | None], collate: Collate) -> ImageBatch | UserError:
+    """A batch, in a worker already in shared memory: if that failed any later, the parent would wait for ever."""
+    for sample in samples:
+        if isinstance(sample, UnreadableError):
+            return sample
+    batch = collate(samples)
+    if get_worker_info() is not None:
+        try:
+            batch.pixels.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            return UserError(_no_room(" ".join(str(error).split())))
+    return batch
 
 
 def _start_worker(_: int) -> None:

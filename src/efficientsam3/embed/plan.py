@@ -13,6 +13,7 @@ from efficientsam3.config.schema import AugmentConfig, DataConfig, EmbeddingConf
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.layouts import list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
+from efficientsam3.data.loader import check_shared_memory
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.models.teacher import KNOWN_TEACHERS, TeacherSpec, inspect_teacher
 from efficientsam3.runtime.errors import UserError
@@ -194,10 +195,10 @@ def pick(splits: list[Indices], places: Indices) -> list[Indices]:
 
 
 def check_space(plan: EmbedPlan, missing: list[Indices]) -> None:
-    """Refuse a run that the disk cannot hold.
+    """Refuse a run that the disk, or the memory in which images are handed over, cannot hold.
 
     Raises:
-        UserError: the `missing` images take more bytes than are free.
+        UserError: the `missing` images take more bytes than are free; or see `check_shared_memory`.
     """
     count = sum(map(len, missing))
     needed, free = count * plan.manifest.record_size, free_space(plan.store_dir)
@@ -206,6 +207,7 @@ def check_space(plan: EmbedPlan, missing: list[Indices]) -> None:
             f"The {count} images to embed take {needed / 1e9:.3f} GB and {plan.store_dir} has {free / 1e9:.3f} GB "
             "free: make room, or choose another OUTPUT or a smaller DISTILL.CODEC (`efficientsam3 plan` lists them)."
         )
+    check_shared_memory(count, plan.manifest.preprocessing.image_size, plan.batch_size, plan.num_workers)
 
 
 def free_space(directory: Path) -> int:

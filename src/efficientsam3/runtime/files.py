@@ -65,7 +65,9 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
 
 def unreadable(path: Path | str, error: OSError) -> UnreadableError:
     """The sentence for a file or folder that cannot be read."""
-    return UnreadableError(f"{path} cannot be read ({error.strerror}): check that it is there and that you may read it.")
+    return UnreadableError(
+        f"{path} cannot be read ({error.strerror}): check that it is there and that you may read it."
+    )
 
 
 def fsync_directory(directory: Path) -> None:

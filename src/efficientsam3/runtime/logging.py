@@ -28,7 +28,7 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
         elif not self._failed:
             self._failed = True
-            console.print(f"{self.baseFilename} cannot be written: {error.strerror}", markup=False)
+            console.print(f"{self.baseFilename} cannot be written: {error.strerror}")
 
     def close(self) -> None:
         with suppress(OSError):  # it has been named

@@ -7,9 +7,12 @@ from typing import Protocol
 
 from efficientsam3.runtime.device import DeviceName
 from efficientsam3.runtime.distributed import Process, on_main, process_group
+from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.locks import locked
 from efficientsam3.runtime.logging import start_logging, stop_logging
+
+_DEAD_READER = "DataLoader worker"  # how PyTorch's error begins, which it raises wherever the main thread is by then
 
 
 class RunSettings(Protocol):
@@ -30,7 +33,8 @@ def run_step(device: DeviceName, output_dir: Path, writes: bool = True) -> Itera
         writes: whether more than the log is written there, so that no other such run may use it meanwhile.
 
     Raises:
-        UserError: the device is not available, another run uses the folder, or it cannot be written to.
+        UserError: the device is not available, another run uses the folder, or it cannot be written to; or a process
+            that reads images has died.
     """
     with process_group(device) as process, ExitStack() as stack:
         if writes:
@@ -38,6 +42,13 @@ def run_step(device: DeviceName, output_dir: Path, writes: bool = True) -> Itera
         start_logging(output_dir, process.rank)
         try:
             yield process
+        except RuntimeError as error:
+            if not str(error).startswith(_DEAD_READER):
+                raise
+            raise UserError(
+                f"A process that reads images has died ({' '.join(str(error).split())}), often for want of memory: "
+                "make DATA.NUM_WORKERS or the batch size smaller, and run the same command again."
+            ) from error
         finally:
             stop_logging()
 

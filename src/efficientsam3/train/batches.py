@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import torch
 
 from efficientsam3.data.loader import NO_ROW, ImageBatch
-from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.errors import UnreadableError, UserError
 from efficientsam3.train.stages import Label
 
 _AHEAD = 2  # batches that are being read while one is computed
@@ -52,6 +52,7 @@ class Records(Protocol):
         """Read one record into (record_size,) uint8.
 
         Raises:
+            UnreadableError: the system cannot read it.
             UserError: it is damaged.
         """
         ...
@@ -121,6 +122,8 @@ def _read(records: Records, row: int, record: torch.Tensor) -> str | None:
         return None
     try:
         records.read_into(row, record)
+    except UnreadableError:  # so will others be
+        raise
     except UserError as error:
         record.zero_()
         return str(error)

@@ -12,10 +12,10 @@ from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.profiler import record_function
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from efficientsam3.checkpoints.standardisation import Standardisation
-from efficientsam3.data.loader import ImageBatch, build_loader
+from efficientsam3.data.loader import ImageLoader, build_loader
 from efficientsam3.models.build import build_student
 from efficientsam3.models.gradient_checkpointing import enable_gradient_checkpointing
 from efficientsam3.models.student import Student
@@ -79,8 +79,8 @@ class Training:
     trainer: Trainer
     moments: TargetMoments
     sampler: EpochSampler  # orders the training images
-    train_loader: DataLoader[ImageBatch]
-    val_loader: DataLoader[ImageBatch]
+    train_loader: ImageLoader
+    val_loader: ImageLoader
 
 
 def build_training(
@@ -120,9 +120,7 @@ def build_training(
     return Training(trainer, moments, sampler, *_loaders(plan, process, sampler))
 
 
-def _loaders(
-    plan: TrainPlan, process: Process, sampler: EpochSampler
-) -> tuple[DataLoader[ImageBatch], DataLoader[ImageBatch]]:
+def _loaders(plan: TrainPlan, process: Process, sampler: EpochSampler) -> tuple[ImageLoader, ImageLoader]:
     """The loaders of the training and of the validation images."""
     loader = partial(
         build_loader,

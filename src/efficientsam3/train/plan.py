@@ -1,7 +1,6 @@
 """What a training will do, found out and checked before work begins. Nothing below takes a configuration."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.layouts import list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
-from efficientsam3.data.loader import ImageBatch, ImageDataset, ImageSample, collate_never_empty
+from efficientsam3.data.loader import Collate, ImageDataset, check_shared_memory, collate_never_empty
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.embed.plan import (
     EMBEDDINGS_DIR,
@@ -96,7 +95,7 @@ class TrainPlan:
         return self.batch_size * self.optimisation.accumulation_steps * world_size
 
     @property
-    def collate(self) -> Callable[[list[ImageSample | UserError | None]], ImageBatch]:
+    def collate(self) -> Collate:
         """What makes batches of the datasets' items; they are never empty."""
         return partial(collate_never_empty, image_size=self.architecture.image_size)
 
@@ -141,6 +140,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         config.MODEL.HEAD,
     )
     check_student_grid(architecture)
+    check_shared_memory(len(train), architecture.image_size, config.DATA.BATCH_SIZE, config.DATA.NUM_WORKERS)
     standardise = config.DISTILL.NORMALIZE == "channel"
     weights = _term_weights(config)
     return TrainPlan(
