@@ -18,6 +18,7 @@ def run(request: PredictRequest) -> None:
         request.prompts,
         request.out,
         threshold=request.threshold,
+        max_hole_area=request.max_hole_area,
         device=request.device,
         variant=request.variant,
     )

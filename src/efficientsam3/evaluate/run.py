@@ -49,7 +49,9 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
     if "text" in request.prompt and not truth.has_categories:
         raise UserError("--prompt text needs the categories of a COCO dataset: SA-1B's objects have no names.")
     device = select_device(request.device)
-    segmenters = open_models(request.models, request.decoder, _fed(request), device, request.seed)
+    segmenters = open_models(
+        request.models, request.decoder, _fed(request), device, request.seed, request.max_hole_area
+    )
     if "text" in request.prompt:
         _check_text(segmenters)
     runs = _training_curves(request)
@@ -101,6 +103,7 @@ def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, st
         "ground truth": f"{request.data}, {request.split}",
         "objects": ", ".join([*(limits or ["all"]), f"seed {request.seed}"]),
         "fed": f"resize {request.resize}, mean and deviation {request.mean}",
+        "holes": f"filled up to {request.max_hole_area} low-resolution pixels" if request.max_hole_area else "left",
     }
     if measurement.broken or measurement.lacking:
         facts["skipped"] = f"{len(measurement.broken)} broken images, {measurement.lacking} without an embedding"
@@ -126,6 +129,7 @@ def _results(request: EvaluationRequest, measurement: Measurement, summaries: li
         "decoder": None if request.decoder is None else os.fspath(request.decoder),
         "prompts": list(request.prompt),
         "fed": asdict(_fed(request)),
+        "max_hole_area": request.max_hole_area,
         "selection": asdict(_selection(request)),
         "summary": [asdict(summary) for summary in summaries],
         "images": images,

@@ -11,6 +11,7 @@ from efficientsam3.data.images import BrokenImageError, read_pixels
 from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory
 from efficientsam3.predict.outputs import write_answers
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.promptable import Pixels, Promptable
 from efficientsam3.sam3.prompts import ObjectPrompt, Prompt
 
@@ -32,6 +33,7 @@ def predict_files(
     output_dir: Path,
     *,
     threshold: float = 0.5,
+    max_hole_area: int = MAX_HOLE_AREA,
     device: str = "auto",
     variant: Variant | None = None,
 ) -> PredictReport:
@@ -44,6 +46,7 @@ def predict_files(
         prompts: asked of every image.
         output_dir: where to.
         threshold: lowest score that the detector's answers need.
+        max_hole_area: see `Promptable.segment`.
         device: where PyTorch computes: auto, cpu, mps or cuda.
         variant: of an ONNX directory's image encoder; None for float32.
 
@@ -67,7 +70,7 @@ def predict_files(
             report.broken.append(str(path))
             continue
         image = model.encode(pixels)
-        answers = [(prompt, image.ask(prompt, threshold=threshold)) for prompt in prompts]
+        answers = [(prompt, image.ask(prompt, threshold=threshold, max_hole_area=max_hole_area)) for prompt in prompts]
         name = path.stem if stems[path.stem] == 1 else path.name
         written = write_answers(output_dir, name, path, pixels, answers)
         report.written[written] = sum(len(found) for _, found in answers)

@@ -146,13 +146,13 @@ class OnnxEncodedImage(Promptable[Any]):
             masks, self._placement.boxes_to_image(answer["pred_boxes"][0, kept]), answer["scores"][0, kept]
         )
 
-    def _track(self, prompt: ObjectPrompt, candidates: bool) -> Segmentation[Any]:
+    def _track(self, prompt: ObjectPrompt, candidates: bool, max_hole_area: int) -> Segmentation[Any]:
         levels = self._levels("interactive_neck", TRACKER_LEVELS)
         points, labels = self._placement.object_to_input(prompt)
         given = {"points": points[None], "labels": np.array([labels], dtype=np.int64)}
         answer = self._model.run("interactive", {**levels, **given})
         order = ranked(answer["iou_scores"][0])[: None if candidates else 1]
-        masks = self._placement.masks_to_image(answer["mask_logits"][0, order])
+        masks = self._placement.masks_to_image(answer["mask_logits"][0, order], max_hole_area)
         return Segmentation(masks, boxes_of_masks(masks), answer["iou_scores"][0, order].clip(0, 1))
 
 

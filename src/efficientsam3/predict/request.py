@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field
 
 from efficientsam3.export.onnx.manifest import Variant
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.request import Argument, Folder, Request, check_path
+from efficientsam3.runtime.request import Argument, CountOrZero, Folder, Request, check_path
+from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.prompts import Box, ConceptPrompt, ObjectPrompt, Point, Prompt
 
 ONNXRUNTIME_WEB = Path("node_modules/onnxruntime-web/dist")  # where npm puts it, below the current folder
@@ -45,6 +46,11 @@ class PredictRequest(Request):
         (), description="a point that is not on the object; repeatable"
     )
     threshold: Annotated[float, Argument("P")] = Field(0.5, description="lowest score of what text and boxes find")
+    max_hole_area: Annotated[CountOrZero, Argument("PIXELS")] = Field(
+        MAX_HOLE_AREA,
+        description="fill holes of so many low-resolution pixels or fewer in masks of points and object boxes, as "
+        "Meta's code does; 0 fills none",
+    )
     out: Folder = Field(Path("output/predict"), description="where overlays, masks and COCO RLE JSON go")
     device: DeviceName = "auto"
     variant: Variant | None = Field(
@@ -75,6 +81,9 @@ class ServeRequest(Request):
     )
     images: Annotated[Path | None, Argument("DIR", aliases=("--pictures",))] = Field(
         None, description="images that the page offers, and opens as ?image=NAME"
+    )
+    max_hole_area: Annotated[CountOrZero, Argument("PIXELS")] = Field(
+        MAX_HOLE_AREA, description="as in predict; what the page starts with"
     )
     port: int = Field(8000, description="where to listen; 0 takes any free port")
     host: str = Field(

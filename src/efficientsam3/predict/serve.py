@@ -17,6 +17,7 @@ from efficientsam3.data.find import IMAGE_SUFFIXES
 from efficientsam3.export.onnx.manifest import MANIFEST, read_onnx_manifest
 from efficientsam3.predict.request import ONNXRUNTIME_WEB
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.holes import MAX_HOLE_AREA
 
 logger = logging.getLogger(__name__)
 Site = Mapping[str, Path | bytes]  # the path of a URL, unquoted -> a file, or its content
@@ -53,13 +54,19 @@ _HEADERS = {
 }
 
 
-def build_site(directory: Path, onnxruntime_web: Path = ONNXRUNTIME_WEB, images: Path | None = None) -> Site:
+def build_site(
+    directory: Path,
+    onnxruntime_web: Path = ONNXRUNTIME_WEB,
+    images: Path | None = None,
+    max_hole_area: int = MAX_HOLE_AREA,
+) -> Site:
     """Everything that is served: the page, the graphs that `model.json` names, onnxruntime-web, and images.
 
     Args:
         directory: what `export-onnx` wrote.
         onnxruntime_web: the `dist` folder of the npm package.
         images: a folder whose images the page offers.
+        max_hole_area: see `Promptable.segment`; the page can change it.
 
     Raises:
         UserError: a file or folder is missing or not what it should be.
@@ -77,6 +84,7 @@ def build_site(directory: Path, onnxruntime_web: Path = ONNXRUNTIME_WEB, images:
     shown = [] if images is None else _images(images)
     site |= {f"/images/{path.name}": path for path in shown}
     site["/images.json"] = json.dumps([path.name for path in shown]).encode()
+    site["/settings.json"] = json.dumps({"max_hole_area": max_hole_area}).encode()
     return site
 
 

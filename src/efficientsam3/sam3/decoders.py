@@ -14,6 +14,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import build_models
 from efficientsam3.sam3.contents import read_contents
 from efficientsam3.sam3.geometry import Placement
+from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.prompts import ObjectPrompt
 from efficientsam3.sam3.torch_calls import masks_to_image, track_object, tracker_features
 
@@ -106,8 +107,13 @@ class OnnxDecoder:
 class Sam3Decoder:
     """SAM3's tracker: its neck, prompt encoder and mask decoder, without the image trunk."""
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, device: torch.device, max_hole_area: int = MAX_HOLE_AREA) -> None:
         """Load them from a native SAM3 or a Hugging Face directory, EfficientSAM3 included.
+
+        Args:
+            path: of either.
+            device: where PyTorch computes.
+            max_hole_area: see `Promptable.segment`.
 
         Raises:
             UserError: there is no SAM3 at `path`, or it was merged without its tracker.
@@ -129,7 +135,7 @@ class Sam3Decoder:
         self.embed_size: int = backbone.image_size // backbone.patch_size
         self.preprocessing = sam3_preprocessing(backbone.image_size)
         self._tracker.vision_encoder.backbone = torch.nn.Identity()  # never called; this frees its memory
-        self._device = device
+        self._device, self._max_hole_area = device, max_hole_area
         self._tracker.to(device)
 
     @torch.inference_mode()
@@ -139,21 +145,22 @@ class Sam3Decoder:
 
         @torch.inference_mode()
         def ask(prompt: ObjectPrompt) -> Answer:
-            return _best(*track_object(self._tracker, features, placement, prompt), placement)
+            return _best(*track_object(self._tracker, features, placement, prompt), placement, self._max_hole_area)
 
         return ask
 
 
-def load_decoder(path: Path, device: torch.device) -> Decoder:
-    """Open a mask decoder: `.onnx`, or a SAM3.
+def load_decoder(path: Path, device: torch.device, max_hole_area: int = MAX_HOLE_AREA) -> Decoder:
+    """Open a mask decoder: `.onnx`, or a SAM3, which fills holes; SAM's own predictor does not.
 
     Raises:
         UserError: `path` is neither.
     """
-    return OnnxDecoder(path) if path.suffix == ".onnx" else Sam3Decoder(path, device)
+    return OnnxDecoder(path) if path.suffix == ".onnx" else Sam3Decoder(path, device, max_hole_area)
 
 
-def _best(logits: torch.Tensor, scores: torch.Tensor, placement: Placement) -> Answer:
+def _best(logits: torch.Tensor, scores: torch.Tensor, placement: Placement, max_hole_area: int = 0) -> Answer:
     """The mask (M, h, w) with the highest predicted IoU (M,), the only one that is resized."""
     best = int(scores.argmax())
-    return Answer(masks_to_image(placement, logits[best : best + 1]).cpu(), scores[best : best + 1].float().cpu())
+    masks = masks_to_image(placement, logits[best : best + 1], max_hole_area).cpu()
+    return Answer(masks, scores[best : best + 1].float().cpu())

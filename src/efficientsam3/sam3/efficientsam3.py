@@ -144,13 +144,13 @@ class EncodedImage(Promptable[torch.Tensor]):
         return Segmentation(masks, torch.from_numpy(found)[kept], scores[kept])
 
     @torch.inference_mode()
-    def _track(self, prompt: ObjectPrompt, candidates: bool) -> Segmentation[torch.Tensor]:
+    def _track(self, prompt: ObjectPrompt, candidates: bool, max_hole_area: int) -> Segmentation[torch.Tensor]:
         if self._tracker_features is None:
             self._tracker_features = tracker_features(self._model.tracker, self.embedding)
         logits, ious = track_object(self._model.tracker, self._tracker_features, self._placement, prompt)
         scores = ious.cpu()  # [3]
         order = torch.from_numpy(ranked(scores.numpy()))[: None if candidates else 1]
-        masks = masks_to_image(self._placement, logits[order.to(self.embedding.device)]).cpu()
+        masks = masks_to_image(self._placement, logits[order.to(self.embedding.device)], max_hole_area).cpu()
         return Segmentation(masks, torch.from_numpy(boxes_of_masks(masks.numpy())), scores[order].clamp(0, 1))
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.holes import fill_holes
 from efficientsam3.sam3.prompts import Box, ObjectPrompt, Point, Prompt
 
 Floats = npt.NDArray[np.float32]
@@ -74,10 +75,16 @@ class Placement:
         clipped: Floats = np.clip(boxes * np.float32(self.image_size) * scale, 0, limits)
         return clipped
 
-    def masks_to_image(self, logits: Floats) -> Masks:
-        """(N, h, w) logits over the input to (N, H, W) masks of the image, by bilinear interpolation as in SAM3."""
+    def masks_to_image(self, logits: Floats, max_hole_area: int = 0) -> Masks:
+        """(N, h, w) logits over the input to (N, H, W) masks of the image, by bilinear interpolation as in SAM3.
+
+        Args:
+            logits: are not changed.
+            max_hole_area: see `fill_holes`; SAM3 fills holes in the tracker's masks, not in the detector's.
+        """
         masks = np.zeros((len(logits), *self.size), dtype=np.bool_)
-        for mask, values in zip(masks, logits, strict=True):  # one by one: at once they would be floats of 4 bytes
+        filled = fill_holes(logits, max_hole_area)
+        for mask, values in zip(masks, filled, strict=True):  # one by one: at once they would be floats of 4 bytes
             level = values
             if self.content != (self.image_size, self.image_size):
                 level = _bilinear(level, (self.image_size, self.image_size))[: self.content[0], : self.content[1]]

@@ -13,6 +13,7 @@ from PIL import Image
 from efficientsam3.data.images import read_pixels
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.geometry import Floats, Placement
+from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt, Prompt
 
 # A box with this label is padding to transformers.
@@ -51,6 +52,7 @@ class Promptable(ABC, Generic[Array]):
         object_box: Sequence[float] | None = None,
         threshold: float = 0.5,
         candidates: bool = False,
+        max_hole_area: int = MAX_HOLE_AREA,
     ) -> Segmentation[Array]:
         """Answer one prompt.
 
@@ -67,6 +69,8 @@ class Promptable(ABC, Generic[Array]):
             object_box: xyxy in pixels around the one object.
             threshold: lowest score that the detector's answers need; the tracker's are not filtered.
             candidates: return the tracker's three masks rather than its best.
+            max_hole_area: fill holes of so many pixels or fewer in the tracker's low-resolution masks, as Meta's
+                interactive predictor does; 0 fills none. The detector's masks are left as they are, as in Meta's code.
 
         Returns:
             Detector: score = probability of the object x probability that the phrase is in the image at all.
@@ -92,13 +96,20 @@ class Promptable(ABC, Generic[Array]):
         prompt: Prompt = (
             ObjectPrompt(coordinates, marks, box) if asks_tracker else ConceptPrompt(text, coordinates, marks)
         )
-        return self.ask(prompt, threshold=threshold, candidates=candidates)
+        return self.ask(prompt, threshold=threshold, candidates=candidates, max_hole_area=max_hole_area)
 
-    def ask(self, prompt: Prompt, *, threshold: float = 0.5, candidates: bool = False) -> Segmentation[Array]:
+    def ask(
+        self,
+        prompt: Prompt,
+        *,
+        threshold: float = 0.5,
+        candidates: bool = False,
+        max_hole_area: int = MAX_HOLE_AREA,
+    ) -> Segmentation[Array]:
         """Answer a prompt; see `segment`."""
         self._placement.check(prompt)
         if isinstance(prompt, ObjectPrompt):
-            return self._track(prompt, candidates)
+            return self._track(prompt, candidates, max_hole_area)
         return self._detect(prompt, threshold)
 
     @abstractmethod
@@ -106,8 +117,8 @@ class Promptable(ABC, Generic[Array]):
         """Ask the detector."""
 
     @abstractmethod
-    def _track(self, prompt: ObjectPrompt, candidates: bool) -> Segmentation[Array]:
-        """Ask the tracker, for all its masks or its best."""
+    def _track(self, prompt: ObjectPrompt, candidates: bool, max_hole_area: int) -> Segmentation[Array]:
+        """Ask the tracker, for all its masks or its best, and fill their holes."""
 
 
 def ranked(scores: Floats, threshold: float = -np.inf) -> npt.NDArray[np.intp]:

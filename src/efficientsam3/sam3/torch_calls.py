@@ -7,12 +7,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from efficientsam3.sam3.geometry import Floats, Placement
+from efficientsam3.sam3.holes import fill_holes
 from efficientsam3.sam3.promptable import PADDING_LABEL
 from efficientsam3.sam3.prompts import ObjectPrompt
 
 
-def masks_to_image(placement: Placement, logits: torch.Tensor) -> torch.Tensor:
+def masks_to_image(placement: Placement, logits: torch.Tensor, max_hole_area: int = 0) -> torch.Tensor:
     """`Placement.masks_to_image` on the device of the logits (N, h, w): (N, H, W) bool."""
+    if max_hole_area > 0:
+        logits = torch.from_numpy(fill_holes(logits.float().cpu().numpy(), max_hole_area)).to(logits.device)
     side = (placement.image_size, placement.image_size)
     if placement.content != side:
         logits = _resize(logits, side)[:, : placement.content[0], : placement.content[1]]

@@ -20,6 +20,7 @@ from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import Decoder, load_decoder
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
+from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.store.manifest import MANIFEST_NAME
 from efficientsam3.store.reader import EmbeddingStore
 
@@ -51,7 +52,12 @@ class FedPixels:
 
 
 def open_models(
-    models: Sequence[str], decoder: Path | None, fed: FedPixels, device: torch.device, seed: int = 0
+    models: Sequence[str],
+    decoder: Path | None,
+    fed: FedPixels,
+    device: torch.device,
+    seed: int = 0,
+    max_hole_area: int = MAX_HOLE_AREA,
 ) -> list[Segmenter]:
     """Open everything that is measured.
 
@@ -64,6 +70,7 @@ def open_models(
         fed: what the encoders are fed.
         device: where PyTorch computes.
         seed: draws the random embeddings.
+        max_hole_area: of every SAM3, see `Promptable.segment`.
 
     Raises:
         UserError: a model is missing or none of these, needs a decoder, or does not fit it; or two have one name.
@@ -78,13 +85,13 @@ def open_models(
         raise UserError(f"{bare[0]} has no mask decoder: give one with --decoder, SAM's as .onnx or a SAM3.")
     if decoder is not None and not bare:
         raise UserError(f"--decoder {decoder} has no effect: every model brings its own, leave it out.")
-    loaded = None if decoder is None else load_decoder(decoder, device)
+    loaded = None if decoder is None else load_decoder(decoder, device, max_hole_area)
     segmenters: list[Segmenter] = []
     for name, model in named.items():
         if name in whole:
             sam3 = _whole(model, device)
             sam3.preprocessing = fed.apply(sam3.preprocessing)
-            segmenters.append(WholeModel(name, sam3))
+            segmenters.append(WholeModel(name, sam3, max_hole_area))
         else:
             assert loaded is not None
             segmenters.append(EncoderWithDecoder(name, _encoder(model, loaded, fed, device, seed), loaded))

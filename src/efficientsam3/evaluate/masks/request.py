@@ -9,6 +9,7 @@ from efficientsam3.data.split import Split
 from efficientsam3.evaluate.masks.objects import PromptKind
 from efficientsam3.runtime.device import DeviceName
 from efficientsam3.runtime.request import Argument, CountOrZero, File, Folder, Request
+from efficientsam3.sam3.holes import MAX_HOLE_AREA
 
 Resize = Literal["teacher", "square", "pad"]
 Mean = Literal["teacher", "half", "imagenet"]
@@ -51,6 +52,11 @@ class EvaluationRequest(Request):
         "is a mismatch on purpose",
     )
     mean: Mean = Field("teacher", description="mean and standard deviation of the input's pixels, likewise")
+    max_hole_area: Annotated[CountOrZero, Argument("PIXELS")] = Field(
+        MAX_HOLE_AREA,
+        description="fill holes of so many low-resolution pixels or fewer in a SAM3's masks of boxes and points, as "
+        "Meta's code does; 0 fills none",
+    )
     device: DeviceName = "auto"
 
     @field_validator("prompt")

@@ -13,6 +13,7 @@ from efficientsam3.predict.outputs import encode_rle
 from efficientsam3.sam3.decoders import Answer, Decoder
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3, EncodedImage
 from efficientsam3.sam3.geometry import Placement
+from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.promptable import Segmentation
 from efficientsam3.sam3.prompts import ObjectPrompt, Prompt
 
@@ -41,9 +42,10 @@ class Segmenter(Protocol):
 class WholeModel:
     """SAM3 or EfficientSAM3, by its own decoders, in PyTorch or ONNX Runtime."""
 
-    def __init__(self, name: str, model: EfficientSAM3 | OnnxSAM3) -> None:
-        """Take a loaded model."""
+    def __init__(self, name: str, model: EfficientSAM3 | OnnxSAM3, max_hole_area: int = MAX_HOLE_AREA) -> None:
+        """Take a loaded model; `max_hole_area` as in `Promptable.segment`."""
         self.name, self._model, self.preprocessing = name, model, model.preprocessing
+        self._max_hole_area = max_hole_area
 
     def _encode(self, pixels: torch.Tensor) -> EncodedImage | OnnxEncodedImage:
         if isinstance(self._model, OnnxSAM3):
@@ -61,7 +63,7 @@ class WholeModel:
 
         def ask(prompt: Prompt) -> Answer:
             if isinstance(prompt, ObjectPrompt):
-                return _answer(image.ask(prompt))
+                return _answer(image.ask(prompt, max_hole_area=self._max_hole_area))
             if prompt not in concepts:
                 concepts[prompt] = _answer(image.ask(prompt))
             return concepts[prompt]

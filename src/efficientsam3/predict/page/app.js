@@ -1,6 +1,6 @@
 // The page's start, and what its controls do.
 
-import { addBox, addPoint, clear, detect, openImage, startModel } from "./asking.js";
+import { addBox, addPoint, clear, detect, openImage, startModel, track } from "./asking.js";
 import { get } from "./files.js";
 import { chosen, element, say, work } from "./page.js";
 import { listen } from "./pointer.js";
@@ -35,6 +35,9 @@ element.words.addEventListener("submit", (event) => {
 element.threshold.addEventListener("change", () => {
   if (state.objects.length && !state.points.length && !state.objectBox) detect();
 });
+element.holes.addEventListener("change", () => {
+  if (state.points.length || state.objectBox) track();
+});
 element.modes.addEventListener("change", hint);
 element.computing.addEventListener("change", () => work(startModel));
 element.file.addEventListener("change", () => {
@@ -64,12 +67,14 @@ function openServed(name) {
 }
 
 /** Only what the model and the browser can do is offered. */
-function offer({ source, graphs, tokenizer, variants }, images) {
+function offer({ source, graphs, tokenizer, variants }, images, settings) {
   element.model.textContent = source;
   element.words.hidden = !graphs.detector || !tokenizer;
   const [object, examples] = document.querySelectorAll('input[name="mode"]');
   [object.disabled, examples.disabled] = [!graphs.interactive, !graphs.detector];
   (graphs.interactive ? object : examples).checked = true;
+  element.holes.value = settings.max_hole_area;
+  element.holes.parentElement.hidden = !graphs.interactive;
   hint();
   for (const name of Object.keys(variants)) element.variant.add(new Option(name));
   if (navigator.gpu) element.provider.add(new Option("GPU (WebGPU)", "webgpu"));
@@ -82,7 +87,7 @@ async function readJson(url) {
 }
 
 await work(async () => {
-  offer(...(await Promise.all([readJson("model/model.json"), readJson("images.json")])));
+  offer(...(await Promise.all(["model/model.json", "images.json", "settings.json"].map(readJson))));
   await startModel();
 });
 const parameters = new URLSearchParams(location.search);

@@ -46,10 +46,11 @@ export function addBox(box, label) {
   return detect();
 }
 
-function track() {
+/** Segment the object of the points and the box as they are. */
+export function track() {
   const { points, labels, objectBox: box } = state;
   redraw();
-  if (box || labels.includes(1)) return work(() => ask("track", { points, labels, box }));
+  if (box || labels.includes(1)) return work(() => ask("track", { points, labels, box, maxHoleArea: maxHoleArea() }));
   turn++;
   showObjects([]);
   return say("Add a positive point on the object.");
@@ -76,6 +77,15 @@ function lowestScore() {
     throw new Error("The lowest score must be a number from 0 to 1: change it.");
   }
   return threshold;
+}
+
+function maxHoleArea() {
+  const text = element.holes.value;
+  const area = Number(text);
+  if (text === "" || !(Number.isInteger(area) && area >= 0)) {
+    throw new Error("The largest hole to fill must be a whole number of pixels, 0 for none: change it.");
+  }
+  return area;
 }
 
 async function ask(action, prompt) {

@@ -1,6 +1,7 @@
 // An `export-onnx` directory, prompted by onnxruntime-web: the calls and answers of `OnnxSAM3`.
 
 import { download, get } from "./files.js";
+import { fillHoles } from "./holes.js";
 import { boxOfMask, toMask } from "./masks.js";
 import { contentSize, toInput } from "./preprocess.js";
 import { Tokenizer } from "./tokenizer.js";
@@ -65,8 +66,11 @@ export class Model {
     }));
   }
 
-  /** The one object of points and a box (or null), in pixels of the image: the best of the three masks. */
-  async track({ points, labels, box }) {
+  /**
+   * The one object of points and a box (or null), in pixels of the image: the best of the three masks, with holes of
+   * `maxHoleArea` pixels of the logits or fewer filled.
+   */
+  async track({ points, labels, box, maxHoleArea }) {
     const levels = await this.#levels("interactive_neck");
     const given = box ? [...points, box.slice(0, 2), box.slice(2)] : points;
     const marks = box ? [...labels, ...CORNER_LABELS] : labels;
@@ -79,7 +83,7 @@ export class Model {
       labels: this.#longs(marks, [1, marks.length]),
     });
     const [best] = ranked(scores.data);
-    const mask = this.#mask(logits, best);
+    const mask = this.#mask(logits, best, maxHoleArea);
     const { size, maskSize } = this.#placement;
     const scale = [size[1] / maskSize[1], size[0] / maskSize[0]];
     const tight = boxOfMask(mask, maskSize).map((value, axis) => value * scale[axis % 2]);
@@ -178,11 +182,11 @@ export class Model {
     });
   }
 
-  #mask(logits, index) {
+  #mask(logits, index, maxHoleArea = 0) {
     const [height, width] = logits.dims.slice(2);
     const data = logits.data.subarray(index * height * width, (index + 1) * height * width);
     const { content, side, maskSize } = this.#placement;
-    return toMask({ data, width, height }, content, side, maskSize);
+    return toMask(fillHoles({ data, width, height }, maxHoleArea), content, side, maskSize);
   }
 
   #floats(values, dims) {

@@ -1,4 +1,4 @@
-"""The page's arithmetic gives the numbers of `predict`: tokens, the encoder's input, masks."""
+"""The page's arithmetic gives the numbers of `predict`: tokens, the encoder's input, holes, masks."""
 
 import json
 from typing import Any
@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.predict.onnx_sam3 import to_input
-from efficientsam3.sam3.geometry import Placement, boxes_of_masks
+from efficientsam3.sam3.geometry import Floats, Placement, boxes_of_masks
+from efficientsam3.sam3.holes import fill_holes
 from efficientsam3.sam3.promptable import Pixels
 from efficientsam3.sam3.text import build_tokenizer
 from unit.predict.page.node import call
@@ -117,11 +118,27 @@ def test_masks_are_predict_s(size: tuple[int, int], content: tuple[int, int]) ->
     found = call(
         "masks.js",
         "module.toMask(given.logits, given.content, 64, given.size)",
-        logits={"data": logits.ravel().tolist(), "width": 16, "height": 16},
+        logits=_level(logits[0]),
         content=content,
         size=size,
     )
     np.testing.assert_array_equal(np.array(found, dtype=bool).reshape(size), expected[0])
+
+
+def _level(values: Floats) -> dict[str, Any]:
+    return {"data": values.ravel().tolist(), "width": values.shape[1], "height": values.shape[0]}
+
+
+def test_holes_are_predict_s() -> None:
+    rng, levels = np.random.default_rng(0), []
+    for _ in range(100):
+        coarse = rng.normal(rng.uniform(-0.5, 1.5), 1, rng.integers(1, 25, 2)).round(1)
+        levels.append(coarse.repeat(2, 0).repeat(3, 1).astype(np.float32))
+    for max_area in (0, 6, 40, 256):
+        body = "given.levels.map((level) => module.fillHoles(level, given.area).data)"
+        found = call("holes.js", body, levels=[_level(level) for level in levels], area=max_area)
+        for level, values in zip(levels, found, strict=True):
+            np.testing.assert_array_equal(np.float32(values).reshape(level.shape), fill_holes(level[None], max_area)[0])
 
 
 def test_boxes_of_masks_are_predict_s() -> None:

@@ -84,6 +84,7 @@ def get(folders: Path) -> Iterator[Get]:
         ("/onnxruntime-web/ort.wasm.min.mjs", "text/javascript; charset=utf-8"),
         ("/onnxruntime-web/ort-wasm-simd-threaded.wasm", "application/wasm"),
         ("/images.json", "application/json"),
+        ("/settings.json", "application/json"),
         ("/images/d%C3%A9j%C3%A0.jpg", "image/jpeg"),
         ("/images/sun%20%26%20moon.PNG", "image/png"),
     ],
