@@ -126,6 +126,13 @@ def _choose(browser: Chromium, mode: str) -> None:
     browser.evaluate(f"document.querySelector('input[value={mode}]').click()")
 
 
+def _fill_holes(browser: Chromium, area: int) -> None:
+    holes = "document.getElementById('holes')"
+    assert browser.evaluate(f"{holes}.value") != str(area)
+    browser.evaluate(f"({holes}.value = {area}, {holes}.dispatchEvent(new Event('change')))")
+    _ready(browser)
+
+
 def _screenshot(browser: Chromium, name: str) -> None:
     if folder := os.environ.get("EFFICIENTSAM3_SCREENSHOTS"):
         browser.screenshot(Path(folder) / name)
@@ -157,6 +164,9 @@ def test_a_click_gives_the_mask_of_predict(browser: Chromium, image: Path, compa
     _ready(browser)
     _screenshot(browser, "click.png")
     assert compare(browser, "--point", *POINT) == 1
+    _fill_holes(browser, 0)
+    assert compare(browser, "--point", *POINT, "--max-hole-area", 0) == 1
+    _fill_holes(browser, 256)
     off = _place(browser, image, (100, 20))
     browser.drag(off, off, button="right")
     _ready(browser)

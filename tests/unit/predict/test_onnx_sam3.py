@@ -131,6 +131,23 @@ def test_the_command_writes_what_pytorch_writes(
     assert (overlays[0] != overlays[1]).mean() < 0.01
 
 
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_holes_are_filled_unless_the_command_says_not_to(
+    kind: str, merged: Path, exported: Path, image_path: Path, tmp_path: Path
+) -> None:
+    model = {"torch": merged, "onnx": exported}[kind]
+    counts = {}
+    for area in (None, 20, 0):
+        option = [] if area is None else ["--max-hole-area", str(area)]
+        prompts = ["--point", "5", "5", "--text", "dog", "--threshold", "0"]
+        assert main(["predict", str(model), str(image_path), *prompts, *option, "--out", str(tmp_path)]) == 0
+        objects = json.loads((tmp_path / f"{image_path.stem}.json").read_text())["objects"]
+        counts[area] = [int(coco_mask.area(found["segmentation"])) for found in objects]
+    *texts, points = map(list, zip(*counts.values(), strict=True))
+    assert points[0] > points[1] > points[2]
+    assert all(len(set(areas)) == 1 for areas in texts)  # the detector's masks are left alone
+
+
 WITHOUT = """
 import importlib.abc, sys
 class Refuse(importlib.abc.MetaPathFinder):

@@ -69,9 +69,9 @@ def test_sam3_s_decoder_alone_answers_as_the_whole_model(tiny_sam3_path: Path) -
     pixels = torch.randint(0, 256, (3, 50, 90), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     whole = EfficientSAM3.from_pretrained(tiny_sam3_path, "cpu")
     image = whole.encode(pixels)
-    decoder = Sam3Decoder(tiny_sam3_path, CPU)
+    decoder, unfilling = Sam3Decoder(tiny_sam3_path, CPU), Sam3Decoder(tiny_sam3_path, CPU, max_hole_area=0)
     assert (decoder.embed_dim, decoder.embed_size, decoder.preprocessing.image_size) == (64, 16, 224)
-    ask = decoder.open(image.embedding, Placement((50, 90), (224, 224), 224))
+    ask, filled = decoder.open(image.embedding, Placement((50, 90), (224, 224), 224)), 0
     for prompt, expected in (
         (ObjectPrompt(box=(10, 10, 60, 40)), image.segment(object_box=(10, 10, 60, 40))),
         (ObjectPrompt(((30, 20),), (1,)), image.segment(points=[(30, 20)])),
@@ -79,3 +79,7 @@ def test_sam3_s_decoder_alone_answers_as_the_whole_model(tiny_sam3_path: Path) -
         answer = ask(prompt)
         assert torch.equal(answer.masks, expected.masks)
         assert np.allclose(answer.scores.clamp(0, 1), expected.scores)
+        unfilled = unfilling.open(image.embedding, image._placement)(prompt)
+        assert torch.equal(unfilled.masks, image.ask(prompt, max_hole_area=0).masks)
+        filled += int((answer.masks & ~unfilled.masks).sum())
+    assert filled > 0
