@@ -2,5 +2,5 @@
 
 `download` fetches the tars that `links` names, each by `fetch`, which resumes and retries. `reorganise` then puts
 images and annotations into place: `tars` reads untrusted tars, `placing` is one process's share of the work, and
-`pairs` publishes an image only together with its annotation. `lock` keeps a second run out of a folder.
+`pairs` publishes an image only together with its annotation.
 """

@@ -1,17 +1,20 @@
 """Downloading SA-1B's tars in parallel, by the links that Meta issues."""
 
+import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
-from threading import Event, Lock
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
 
-from efficientsam3.data.sa1b.fetch import DownloadError, Retries, fetch_tar
+from efficientsam3.data.sa1b.fetch import CancelledError, DownloadError, Retries, fetch_tar
 from efficientsam3.data.sa1b.links import Subset, read_links, select_links
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.locks import locked
 from efficientsam3.runtime.progress import progress_bar
 
 _PERCENT = 100
+_GRACE_SECONDS = 1.0  # for what is being written when it is to stop
 
 
 def download(
@@ -36,7 +39,7 @@ def download(
     if workers < 1:
         raise UserError(f"--workers {workers} is too few: give 1 or more.")
     with locked(output / ".download.lock", f"--output {output}"):
-        missing = {name: link for name, link in wanted.items() if not (output / name).exists()}
+        missing = {name: link for name, link in wanted.items() if not (output / name).is_file()}
         with progress_bar("Tars, %", _PERCENT * len(missing), visible=bool(missing)) as advance:
             failed = _fetch_all(missing, output, workers, retries or Retries(), advance)
     if failed:
@@ -47,24 +50,40 @@ def download(
 def _fetch_all(
     missing: dict[str, str], output: Path, workers: int, retries: Retries, advance: Callable[[int], None]
 ) -> dict[str, str]:
-    """Fetch all; returns the failures by name. An error of the local disk ends it at once."""
+    """Fetch all; returns the failures by name. An error of the local disk, or a signal, ends it at once."""
     failed: dict[str, str] = {}
+    todo, done = SimpleQueue[tuple[str, str]](), SimpleQueue[tuple[str, Exception | None]]()
+    for item in missing.items():
+        todo.put(item)
     stop = Event()
-    with ThreadPoolExecutor(workers) as pool:
-        futures = {
-            pool.submit(fetch_tar, name, link, output, retries, _Percent(advance, stop)): name
-            for name, link in missing.items()
-        }
-        try:
-            for future in as_completed(futures):
+
+    def work() -> None:
+        with suppress(Empty):
+            while not stop.is_set():
+                name, link = todo.get_nowait()
                 try:
-                    future.result()
-                except DownloadError as error:
-                    failed[futures[future]] = str(error)
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+                    fetch_tar(name, link, output, retries, _Percent(advance, stop), stop)
+                except Exception as error:
+                    done.put((name, error))
+                else:
+                    done.put((name, None))
+
+    # Not a pool, which waits for its threads: a silent server holds one for a minute, and `stop` cannot wake it.
+    threads = [Thread(target=work, daemon=True) for _ in range(min(workers, len(missing)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in missing:
+            name, error = done.get()
+            if isinstance(error, DownloadError):
+                failed[name] = str(error)
+            elif error is not None:
+                raise error
+    finally:
+        stop.set()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0))
     return failed
 
 

@@ -4,28 +4,34 @@ import http.client
 import os
 import re
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from threading import Event
 
 from efficientsam3.data.sa1b.links import SOURCE
 from efficientsam3.data.sa1b.tars import read_members
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import fsync_directory
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
 _LONGEST_WAIT_SECONDS = 60.0
 _EXPIRED = {401, 403, 410}
 _WORTH_A_RETRY = {408, 425, 429}  # and all from 500
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+_LENGTH = re.compile(r"[0-9]{1,15}")  # up to a petabyte
+_CONTENT_RANGE = re.compile(rf"bytes (?:({_LENGTH.pattern})-{_LENGTH.pattern}|\*)/({_LENGTH.pattern})")
 
 
 class DownloadError(UserError):
     """A file could not be downloaded, and another attempt now would not help."""
+
+
+class CancelledError(Exception):
+    """Another thread has asked for the end."""
 
 
 class _Interrupted(Exception):
@@ -50,7 +56,9 @@ class Retries:
     first_wait: float = 1.0  # seconds, doubled each time
 
 
-def fetch_tar(name: str, link: str, folder: Path, retries: Retries, advance: Callable[[float], None]) -> None:
+def fetch_tar(
+    name: str, link: str, folder: Path, retries: Retries, advance: Callable[[float], None], stop: Event
+) -> None:
     """Download a tar to `folder/name`; until whole it is `folder/name.part`, which a later call continues.
 
     Whole means that it has the length that the server announced, and is a tar from its first header to its end.
@@ -61,8 +69,10 @@ def fetch_tar(name: str, link: str, folder: Path, retries: Retries, advance: Cal
         folder: where the tar goes; must exist.
         retries: attempts and waits.
         advance: called with the share of the file just received, in [0, 1].
+        stop: once set, there is no further attempt.
 
     Raises:
+        CancelledError: `stop` was set.
         DownloadError: the link has expired or does not exist, or the server keeps failing.
         UserError: the file cannot be written.
     """
@@ -72,20 +82,26 @@ def fetch_tar(name: str, link: str, folder: Path, retries: Retries, advance: Cal
         try:
             _attempt(link, part, advance)
             _check_tar(part)
-            break
+            _finish(part, folder / name)
+            return
         except _WORTH_ANOTHER_ATTEMPT as error:
             failures = 1 if _size(part) > best else failures + 1
             best = max(best, _size(part))
             if failures >= retries.attempts:
-                raise DownloadError(f"{name}: {error}, {failures} times in a row: try again later.") from error
-            time.sleep(min(retries.first_wait * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS))
+                raise DownloadError(f"{name}: {_plain(error)}, {failures} times in a row: try again later.") from error
+            if stop.wait(min(retries.first_wait * 2 ** (failures - 1), _LONGEST_WAIT_SECONDS)):
+                raise CancelledError from error
         except OSError as error:
             raise UserError(
                 f"Cannot write {part}: {error.strerror}; fix that and run the same command again."
             ) from error
+
+
+def _finish(part: Path, path: Path) -> None:
     with part.open("rb+") as file:
         os.fsync(file.fileno())
-    part.replace(folder / name)
+    part.replace(path)
+    fsync_directory(path.parent)
 
 
 def _size(path: Path) -> int:
@@ -100,6 +116,10 @@ def _attempt(link: str, part: Path, advance: Callable[[float], None]) -> None:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         return _handle_status(error, part, start)
+    except ValueError as error:  # of a redirection; `read_links` has checked the link
+        raise DownloadError(
+            f"{part.stem}: the server leads to a link that cannot be used ({_plain(error)})."
+        ) from error
     with response:
         first, total = _extent(response.status, response.headers)
         if first not in (0, start):
@@ -107,10 +127,9 @@ def _attempt(link: str, part: Path, advance: Callable[[float], None]) -> None:
         with part.open("rb+" if part.exists() else "wb") as file:
             file.truncate(first)  # to 0 where the server ignores ranges
             file.seek(first)
-            while chunk := response.read(_CHUNK):
+            while chunk := response.read1(_CHUNK):  # what has come, however little, so that `advance` can end it
                 file.write(chunk)
-                if total:
-                    advance(len(chunk) / total)
+                advance(len(chunk) / total if total else 0.0)
     if total is not None and _size(part) != total:
         too_long = _size(part) > total
         if too_long:
@@ -132,7 +151,9 @@ def _handle_status(error: urllib.error.HTTPError, part: Path, start: int) -> Non
         raise _Interrupted("the part downloaded before does not belong to this file") from error
     if error.code in _WORTH_A_RETRY or error.code >= 500:
         raise _Interrupted(f"the server answered {error.code}") from error
-    raise DownloadError(f"{part.stem}: the server answered {error.code} ({error.reason}): check its link.") from error
+    raise DownloadError(
+        f"{part.stem}: the server answered {error.code} ({_plain(error.reason)}): check its link."
+    ) from error
 
 
 def _extent(status: int, headers: Message) -> tuple[int, int | None]:
@@ -140,10 +161,20 @@ def _extent(status: int, headers: Message) -> tuple[int, int | None]:
     if status == 206:
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
         if not match or match[1] is None:
-            raise _Interrupted("the server sent a part without its range")
+            raise _Interrupted(f"the server sent a part with the range {_plain(headers.get('Content-Range'), 30)}")
         return int(match[1]), int(match[2])
-    length = headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
+    length = headers.get("Content-Length")
+    if length is None:
+        return 0, None
+    if not _LENGTH.fullmatch(length):
+        raise _Interrupted(f"the server announced a length of {_plain(length, 30)} bytes")
+    return 0, int(length)
+
+
+def _plain(text: object, most: int = 200) -> str:
+    """What a server says, for a sentence on a terminal."""
+    words = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    return words if len(words) <= most else f"{words[:most]}... of {len(words)} characters"
 
 
 def _check_tar(part: Path) -> None:

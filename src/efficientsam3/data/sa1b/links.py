@@ -39,12 +39,25 @@ def read_links(path: Path) -> dict[str, str]:
         name, _, link = line.partition("\t")
         if not SAFE_NAME.fullmatch(name) or name in links:
             raise UserError(f"Line {number} of --links {path} has {name!r}, which is unsafe or repeated: correct it.")
-        if urlsplit(link).scheme not in {"http", "https"}:
+        try:
+            _check_link(link)
+        except ValueError as error:
             raise UserError(
-                f"Line {number} of --links {path} has no http(s) link for {name}: download it again from {SOURCE}."
-            )
+                f"Line {number} of --links {path} has no http(s) link for {name} ({error}): get the file from {SOURCE}."
+            ) from error
         links[name] = link
     return links
+
+
+def _check_link(link: str) -> None:
+    """Raises ValueError for what cannot be requested."""
+    if not all("!" <= letter <= "~" for letter in link):
+        raise ValueError("it has a space or a letter that is not ASCII")
+    parts = urlsplit(link)
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError(f"it begins with {parts.scheme or 'nothing'}:")
+    if not parts.hostname or parts.port == 0:  # reading the port checks it
+        raise ValueError("it names no server")
 
 
 def subset_names(subset: Subset) -> list[str] | None:

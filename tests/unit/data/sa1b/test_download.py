@@ -224,11 +224,15 @@ def test_a_full_disk_ends_the_download(tmp_path: Path, server: Server) -> None:
         ("file_name\tcdn_link\nx.tar\tfile:///etc/passwd\n", "Line 2"),
         ("file_name\tcdn_link\nx.tar\thttp://h/x\nx.tar\thttp://h/y\n", "Line 3"),
         ("file_name\tcdn_link\nx.tar\n", "Line 2"),
+        ("file_name\tcdn_link\nx.tar\thttp://[::1/x\n", "Invalid IPv6 URL"),
+        ("file_name\tcdn_link\nx.tar\thttp://h:abc/x\n", "Port could not be cast"),
+        ("file_name\tcdn_link\nx.tar\thttp:///x\n", "names no server"),
+        ("file_name\tcdn_link\nx.tar\thttp://h/\u00e9\n", "not ASCII"),
     ],
 )
 def test_wrong_links_are_refused(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "links.txt"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=words):
         read_links(path)
 

@@ -77,6 +77,17 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     assert [name for name, _ in read(path)[1]] == [".."]
 
 
+def test_what_could_be_missed_is_named(tmp_path: Path) -> None:
+    """A hidden file that macOS did not add, and an archive appended by `cat`: the tar may be deleted afterwards."""
+    first, second = (build(tmp_path / name, ("sa_1.jpg", b"1")).read_bytes() for name in ("a.tar", "b.tar"))
+    (tmp_path / "c.tar").write_bytes(first + second)
+    assert read(tmp_path / "c.tar") == ({"sa_1.jpg": b"1"}, [(tars.AFTER_END, read(tmp_path / "c.tar")[1][0][1])])
+    assert read(build(tmp_path / "d.tar", ("sa_0/.notes", b"x"))) == ({}, [("sa_0/.notes", "a hidden file")])
+    with (tmp_path / "a.tar").open("ab") as file:  # zeros, as a sparse file
+        file.truncate(1 << 40)
+    assert read(tmp_path / "a.tar") == ({"sa_1.jpg": b"1"}, [])
+
+
 def test_a_member_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 100)
     members, skipped = read(build(tmp_path / "a.tar", ("sa_1.jpg", bytes(101)), ("sa_2.jpg", bytes(100))))
