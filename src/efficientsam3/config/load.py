@@ -11,11 +11,15 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from efficientsam3.config.yaml_text import parse_yaml
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import require_file
+from efficientsam3.runtime.files import read_bytes, require_file, unreadable
+from efficientsam3.runtime.request import shorten
 
 Config = TypeVar("Config", bound=BaseModel)
 Tree = dict[str, Any]
+_LARGEST = 1 << 20  # bytes of a file
+_MOST_FILES = 50  # that one configuration builds on
 
 
 def load_config(
@@ -44,28 +48,48 @@ def load_config(
         raise UserError(f"Configuration {path}: {'; '.join(_explain(schema, error))}.") from error
 
 
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
+def read_yaml(path: Path) -> Tree:
     """Read one YAML file over the files its BASE names.
 
     Raises:
-        UserError: the file is missing, is not a YAML mapping, or is its own BASE.
+        UserError: the file, or one that it builds on, is missing, unreadable, no YAML mapping, or its own BASE.
     """
+    return _read(path, (), [])
+
+
+def _read(path: Path, above: tuple[Path, ...], read: list[Path]) -> Tree:
+    """Read `path`, which the files `above` build on; `read` collects all files."""
     require_file(path, "Configuration file", "give a YAML file with --cfg, e.g. stage1/configs/es_rv_m.yaml")
     resolved = path.resolve()
-    if resolved in seen:
+    if resolved in above:
         raise UserError(f"Configuration {path} is its own BASE: take the loop out of its BASE lines.")
+    read.append(resolved)
+    if len(read) > _MOST_FILES:
+        raise UserError(
+            f"Configuration {read[0]} builds on more than {_MOST_FILES} files, {path} among them: name each once in "
+            "its BASE lines."
+        )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = parse_yaml(read_bytes(path, _LARGEST).decode("utf-8")) or {}
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"Configuration {path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
         raise UserError(f"Configuration {path} holds a {type(tree).__name__}, not KEY: value lines.")
-    bases = tree.pop("BASE", [])
     merged: Tree = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        _merge(merged, read_yaml(path.parent / base, (*seen, resolved)))
+    for base in _bases(path, tree.pop("BASE", [])):
+        _merge(merged, _read(base, (*above, resolved), read))
     _merge(merged, tree)
     return merged
+
+
+def _bases(path: Path, value: Any) -> list[Path]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        text = shorten(repr(value))
+        raise UserError(f"Configuration {path}: BASE {text} is neither the path of a YAML file nor a list of paths.")
+    return [path.parent / name for name in names]
 
 
 def parse_opts(opts: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -78,9 +102,11 @@ def parse_opts(opts: Sequence[str]) -> Iterator[tuple[str, Any]]:
         raise UserError(f"--opts takes KEY VALUE pairs, and {opts[-1]!r} has no value.")
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         try:
-            yield key, yaml.safe_load(text)
+            yield key, parse_yaml(text)
         except yaml.YAMLError as error:
-            raise UserError(f"--opts {key}: {text!r} is not a YAML value; quote it.") from error
+            reason = getattr(error, "problem", None) or str(error)
+            shown = shorten(repr(text))
+            raise UserError(f"--opts {key}: {shown} is not a YAML value ({reason}); quote it.") from error
 
 
 def _set(tree: Tree, key: str, value: Any) -> None:
@@ -88,14 +114,19 @@ def _set(tree: Tree, key: str, value: Any) -> None:
     for parent in parents:
         child = tree.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"{key}: {parent} is a value here ({child!r}), not a section with keys of its own.")
+            raise UserError(
+                f"{key}: {parent} is a value here ({shorten(repr(child))}), not a section with keys of its own."
+            )
         tree = child
     tree[leaf] = value
 
 
 def _merge(below: Tree, above: Tree) -> None:
+    """Change `below` by what is in `above`, of which it keeps copies: an alias repeats one section under two names."""
     for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
+        if isinstance(value, dict):
+            section = below.get(key)
+            below[key] = section if isinstance(section, dict) else {}
             _merge(below[key], value)
         else:
             below[key] = value
@@ -116,8 +147,8 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> list[str]:
             key = ".".join(str(part) for part in item["loc"] if str(part).isupper())
             message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
             if item["type"] not in ("missing", "value_error"):
-                message = f"{item['input']!r}: {message}"
-        problems.setdefault(key, []).append(message)
+                message = f"{shorten(repr(item['input']))}: {message}"
+        problems.setdefault(shorten(key), []).append(message)
     return [f"{key} {' or '.join(messages)}".strip() for key, messages in problems.items()]
 
 

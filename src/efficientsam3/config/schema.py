@@ -5,7 +5,7 @@ not read does not exist for it.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -13,7 +13,7 @@ from efficientsam3.data.layouts import DATASETS, DEFAULT_DATASET, DatasetName
 from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName
 from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.request import describe
+from efficientsam3.runtime.request import check_paths, describe
 from efficientsam3.store.codecs import CODECS, DEFAULT_CODEC, CodecName
 
 Channels = tuple[float, float, float]
@@ -26,6 +26,11 @@ class Section(BaseModel):
     """Base of all sections: immutable, unknown keys refused, NaN and infinities refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _has_possible_paths(cls, value: Any) -> Any:
+        return check_paths(value)
 
 
 class AugmentConfig(Section):
@@ -197,6 +202,13 @@ class RunConfig(Section):
     PRINT_FREQ: Positive = Field(10, description="a log line every N batches")
     DEVICE: DeviceName = "auto"
 
+    @field_validator("TAG")
+    @classmethod
+    def _is_a_subfolder(cls, value: str) -> str:
+        if value and not value.strip("."):
+            raise ValueError(f"{value} is not a subfolder of OUTPUT: give a name")
+        return value
+
 
 class ExportConfig(RunConfig):
     """Root of the configuration of `efficientsam3 embed`."""
@@ -223,6 +235,13 @@ class TrainConfig(RunConfig):
     PROBE: ProbeConfig = Field(default_factory=ProbeConfig)
     OUTPUT: Path | None = Field(None, description="where everything is written; by default output/stage1/<MODEL.NAME>")
     SAVE_FREQ: Positive = Field(1, description="a checkpoint every N epochs; the last epoch is always saved")
+
+    @model_validator(mode="after")
+    def _stays_below_its_default_output(self) -> "TrainConfig":
+        name = Path(self.MODEL.NAME)
+        if self.OUTPUT is None and (name.is_absolute() or ".." in name.parts):
+            raise ValueError(f"MODEL.NAME {name} leads out of the default folder output/stage1: give OUTPUT")
+        return self
 
     @model_validator(mode="after")
     def _all_has_effect(self) -> "TrainConfig":

@@ -192,6 +192,10 @@ def require_file(path: Path, what: str, remedy: str) -> Path:
     Raises:
         UserError: `path` is not a file; the message names `what` was expected and the `remedy`.
     """
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # a part that is too long, a folder that may not be entered
+        raise UserError(f"{what} {str(path)[:200]} is not a possible path ({error.strerror}): {remedy}.") from error
+    if not found:
         raise UserError(f"{what} {path} is not a file: {remedy}.")
     return path

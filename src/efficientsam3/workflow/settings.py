@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import yaml
+from pydantic import TypeAdapter
 
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig, TrainConfig
@@ -21,6 +22,7 @@ from efficientsam3.sam3.contents import read_contents
 from efficientsam3.workflow.request import DistillRequest
 
 _LONGEST_WARMUP = 5  # epochs
+_PRETRAINED = TypeAdapter[bool | Path](bool | Path)  # as in the schema
 _WARMUP_SHARE = 0.1  # of the epochs
 
 
@@ -49,13 +51,13 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     if not any(len(list_images(request.images, split, dataset)) for split in SPLITS):
         raise UserError(f"--images {request.images} has no images (.jpg .jpeg .png .webp): give another folder.")
     trunk = original_trunk(read_contents(request.sam3))
-    pretrained = yaml.safe_load(request.pretrained)
+    pretrained = _PRETRAINED.validate_python(request.pretrained)
     size, width, grid = trunk.image_size, trunk.hidden_size, trunk.image_size // trunk.patch_size
     backbone = find_backbone(request.student)
     architecture = StudentArchitecture(backbone, width, grid, size, request.head)
     check_student_grid(architecture)
     if pretrained and not any(request.student_dir.glob("ckpt_*.pth")):  # now rather than after days of embedding
-        build_student(architecture, Path(pretrained) if isinstance(pretrained, str) else True)
+        build_student(architecture, pretrained)
     data = {
         "DATA_PATH": str(request.images),
         "DATASET": dataset,
@@ -78,7 +80,7 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
             "NAME": request.student,
             "BACKBONE": backbone,
             "HEAD": request.head,
-            "PRETRAINED": pretrained,
+            "PRETRAINED": pretrained if isinstance(pretrained, bool) else str(pretrained),
         },
         "DISTILL": {"ONLINE": True} if request.online else source,
         "TRAIN": {

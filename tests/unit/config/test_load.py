@@ -80,6 +80,12 @@ def test_all_errors_are_reported_at_once_with_their_keys(tmp_path: Path) -> None
         (["TRAIN.BASE_LR", ".nan"], "TRAIN.BASE_LR"),
         (["DATA.STD", "[0, 1, 1]"], "DATA.STD"),
         (["TAG", "a/b"], "TAG"),
+        (["TAG", ".."], "TAG .. is not a subfolder of OUTPUT"),
+        (["TAG", "."], "TAG . is not a subfolder"),
+        (["MODEL.NAME", "../../x"], "leads out of the default folder"),
+        (["OUTPUT", "x" * 300], "OUTPUT is not a possible path"),
+        (["OUTPUT", '"a\\0b"'], "OUTPUT is not a possible path"),
+        (["SEED", "[" * 30], "SEED: '[[["),
         (["SEED"], "SEED"),
         (["DATA.IMG_SIZE.X", "1"], "IMG_SIZE"),
         (["SEED", "["], "SEED"),
@@ -97,11 +103,43 @@ def test_keys_that_a_command_would_not_read_do_not_exist_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("a: [", "not valid YAML"), ("- 1", "list"), ("BASE: c.yaml", "its own BASE")]
+    ("text", "named"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "list"),
+        ("BASE: c.yaml", "its own BASE"),
+        ("BASE: 5", "BASE 5 is neither"),
+        ("BASE: [1]", "BASE"),
+        ("BASE:", "BASE None"),
+        ("BASE: {a: b}", "BASE"),
+        ("BASE: " + "x" * 300, "not a possible path"),
+        ('BASE: "a\\0b"', "is not a file"),
+    ],
 )
 def test_broken_files_are_refused(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         read_yaml(write(tmp_path / "c.yaml", text))
+
+
+def test_files_that_build_on_ever_more_files_are_refused(tmp_path: Path) -> None:
+    for level in range(60):
+        write(tmp_path / f"chain{level}.yaml", f"BASE: chain{level + 1}.yaml")
+        write(tmp_path / f"tree{level}.yaml", f"BASE: [tree{level + 1}.yaml, tree{level + 1}.yaml]")
+    for name in ("chain0.yaml", "tree0.yaml"):
+        with pytest.raises(UserError, match="more than 50 files"):
+            read_yaml(tmp_path / name)
+
+
+def test_what_an_alias_repeats_is_set_in_one_place_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "DISTILL: {AUGMENT: &same {HFLIP: 0.1}}\nDATA: {AUGMENT: *same}\n")
+    write(tmp_path / "upper.yaml", "BASE: c.yaml\nDATA: {AUGMENT: {HFLIP: 0.3}}")
+    assert read_yaml(tmp_path / "upper.yaml")["DISTILL"] == {"AUGMENT": {"HFLIP": 0.1}}
+    assert read_yaml(path)["DATA"] == {"AUGMENT": {"HFLIP": 0.1}}
+
+
+def test_a_date_may_name_a_folder() -> None:
+    config = load_config(TrainConfig, CONFIGS / "es_rv_m.yaml", ["OUTPUT", "2024-13-45"])
+    assert Path("2024-13-45") == config.OUTPUT
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
