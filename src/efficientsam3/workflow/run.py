@@ -33,8 +33,8 @@ def distill(request: DistillRequest) -> bool:
     console = Console(soft_wrap=True)
     dataset = request.dataset or guess_dataset(request.images)
     annotated = DATASETS[dataset].has_annotations(request.images, "val")
-    write_configs(request, dataset, annotated)
     record = Record(request.out)
+    write_configs(request, dataset, annotated)
     try:
         for step in first_steps(request):
             _run(step, (), record, console)

@@ -1,17 +1,21 @@
 """The steps from images to a deployed model, each a command of its own."""
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from efficientsam3.data.layouts import DatasetName
+from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file, write_json
+from efficientsam3.runtime.json_files import read_json_object
+from efficientsam3.runtime.request import shorten
 from efficientsam3.train.folder import BEST_NAME
 from efficientsam3.workflow.request import DistillRequest
 
 RECORD_NAME = "steps.json"
+_LARGEST_RECORD = 1 << 20  # bytes
 _MOST_IMAGES, _MOST_OBJECTS = 100, 4
 
 
@@ -59,21 +63,39 @@ def _distributed(request: DistillRequest, name: str, config: Path) -> Step:
 
 
 def best_checkpoint(student_dir: Path) -> Path:
-    """The training's best checkpoint according to `best.json`; the last one where nothing was validated."""
+    """The training's best checkpoint according to `best.json`; the last one where nothing was validated.
+
+    Raises:
+        UserError: `best.json` is damaged or names no checkpoint of this folder, or there are no checkpoints.
+    """
     best = student_dir / BEST_NAME
+    numbered = {int(path.stem[11:]): path for path in student_dir.glob("ckpt_epoch_*.pth") if path.stem[11:].isdigit()}
+    if not numbered:
+        raise UserError(f"{student_dir} has no checkpoint of an epoch: run the same command again, which trains.")
+    last = numbered[max(numbered)]
     if best.is_file():
-        name: str = json.loads(best.read_text(encoding="utf-8"))["path"]
+        remedy = f"remove it, and the same command goes on with the last checkpoint, {last.name}"
+        name = read_json_object(best, remedy, _LARGEST_RECORD).get("path")
+        if not isinstance(name, str) or Path(name).name != name or not (student_dir / name).is_file():
+            raise UserError(f"{best} names {shorten(repr(name))}, which is no checkpoint of its folder: {remedy}.")
         return student_dir / name
-    return max(student_dir.glob("ckpt_epoch_*.pth"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    return last
 
 
 class Record:
     """OUT/steps.json: which steps are complete, with their commands and the checkpoint that they read."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the record, if there is one."""
+        """Read the record, if there is one.
+
+        Raises:
+            UserError: it is damaged.
+        """
         self._path = folder / RECORD_NAME
-        self._done: dict[str, Any] = json.loads(self._path.read_text("utf-8")) if self._path.is_file() else {}
+        self._done: dict[str, Any] = {}
+        if os.path.lexists(self._path):
+            remedy = "remove it, and the steps that it recorded run again"
+            self._done = read_json_object(self._path, remedy, _LARGEST_RECORD)
 
     def has(self, step: Step, inputs: Sequence[Path] = ()) -> bool:
         """Whether this very step is complete."""

@@ -87,6 +87,39 @@ def test_the_best_checkpoint_is_merged_else_the_last(request_for: DistillRequest
     assert str(request_for.student_dir / "ckpt_epoch_9.pth") in commands.seen[-1]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"path": "ckpt', r"best\.json is not JSON"),
+        ("[]", r"best\.json holds a list"),
+        ('{"path": 5}', "names 5"),
+        ('{"path": "../../x"}', "which is no checkpoint of its folder"),
+        (
+            '{"path": "ckpt_epoch_77.pth"}',
+            r"ckpt_epoch_77\.pth.*go(es)? on with the last checkpoint, ckpt_epoch_10\.pth",
+        ),
+    ],
+)
+def test_a_damaged_best_json_is_named(
+    request_for: DistillRequest, commands: Commands, content: str, message: str
+) -> None:
+    distill(request_for)
+    (request_for.student_dir / "best.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        distill(request_for)
+
+
+@pytest.mark.parametrize(("content", "message"), [('{"merge": {"comm', "is not JSON"), ("[]", "holds a list")])
+def test_a_damaged_record_is_named_before_anything_runs(
+    request_for: DistillRequest, commands: Commands, content: str, message: str
+) -> None:
+    request_for.out.mkdir()
+    (request_for.out / "steps.json").write_text(content)
+    with pytest.raises(UserError, match=rf"steps\.json {message}.*remove it"):
+        distill(request_for)
+    assert commands.names() == []
+
+
 def test_a_step_that_fails_ends_the_run_and_is_not_complete(request_for: DistillRequest, commands: Commands) -> None:
     commands.codes["plan"] = 2
     with pytest.raises(UserError, match="The step plan returned 2"):
