@@ -7,17 +7,20 @@ launcher sends both signals to the workers themselves, which save and end in the
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from efficientsam3.runtime.device import usable_cores
+from efficientsam3.runtime.endings import run_to_the_end
+from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.signals import SAVED_VARIABLE, handled
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -35,10 +38,19 @@ class Outcome:
     code: int  # exit code; also 0 where the command reported that everything is saved
     signals: tuple[int, ...]  # those that were passed on to it
 
+    @property
+    def exit_code(self) -> int:
+        """The exit code as shells have it: 128 and its number for a signal."""
+        return self.code if self.code >= 0 else 128 - self.code
 
-def run_alone(command: Sequence[str]) -> Outcome:
-    """Run a command of this environment; signals that ask it to stop are passed on as SIGTERM."""
-    return _run(command, workers=False)
+
+def run_alone(command: Sequence[str], variables: Mapping[str, str] | None = None) -> Outcome:
+    """Run a command of this environment, changed by `variables`; signals that ask it to stop are passed on as SIGTERM.
+
+    Raises:
+        UserError: TMPDIR is not a folder.
+    """
+    return _run(command, workers=False, variables=variables)
 
 
 def run_torchrun(processes: int, arguments: Sequence[str]) -> Outcome:
@@ -47,16 +59,23 @@ def run_torchrun(processes: int, arguments: Sequence[str]) -> Outcome:
     Args:
         processes: number of workers on this machine; they share its cores unless OMP_NUM_THREADS is set.
         arguments: torchrun's arguments.
+
+    Raises:
+        UserError: TMPDIR is not a folder.
     """
     # SIGUSR1 would kill torchrun itself, which ignores it from its start; the workers install their own handlers.
-    ignoring = ("sh", "-c", 'trap "" USR1; exec "$0" "$@"', "torchrun", *arguments)
+    torchrun = (sys.executable, "-m", "efficientsam3.runtime.torchrun")
+    ignoring = ("sh", "-c", 'trap "" USR1; exec "$0" "$@"', *torchrun, *arguments)
     return _run(ignoring, workers=True, threads=max(1, usable_cores() // processes))
 
 
-def _run(command: Sequence[str], workers: bool, threads: int | None = None) -> Outcome:
+def _run(
+    command: Sequence[str], workers: bool, threads: int | None = None, variables: Mapping[str, str] | None = None
+) -> Outcome:
+    _check_temporary_folder()
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "saved"
-        environment = {**os.environ, "PATH": own_path(), SAVED_VARIABLE: str(saved)}
+        environment = {**os.environ, **(variables or {}), "PATH": own_path(), SAVED_VARIABLE: str(saved)}
         if threads is not None:  # torchrun gives each worker one thread by default
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         with _forwarding(workers) as (signals, started):
@@ -67,6 +86,13 @@ def _run(command: Sequence[str], workers: bool, threads: int | None = None) -> O
             with process:
                 code = process.wait()
         return Outcome(0 if saved.exists() else code, tuple(signals))
+
+
+def _check_temporary_folder() -> None:
+    """Python takes another folder where TMPDIR is none, which nobody would look into."""
+    folder = os.environ.get("TMPDIR")
+    if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(f"TMPDIR={folder} is not a folder that you may write to: make it, or unset TMPDIR.")
 
 
 @contextmanager
@@ -115,6 +141,16 @@ def _send(process: int, number: int) -> None:
         return
 
 
+def _main(processes: str = "", *arguments: str) -> int:
+    codes: list[int] = []
+
+    def work() -> None:
+        if not re.fullmatch("[1-9][0-9]{0,5}", processes):
+            raise UserError(f"{processes or 'Nothing'} is not a number of processes: give 1 or more.")
+        codes.append(run_torchrun(int(processes), arguments).exit_code)
+
+    return run_to_the_end("efficientsam3.runtime.launch", work) or codes[0]
+
+
 if __name__ == "__main__":
-    outcome = run_torchrun(int(sys.argv[1]), sys.argv[2:])
-    sys.exit(outcome.code if outcome.code >= 0 else 128 - outcome.code)
+    sys.exit(_main(*sys.argv[1:]))
