@@ -19,7 +19,7 @@ COMMANDS = {
     "distill": "from a folder of images to a merged model: plan, embed, train, evaluate and merge in one",
     "plan": "estimate the disk space, memory and time that embedding a dataset will take",
     "embed": "run the teacher over the dataset once and store its embeddings",
-    "store": "look after an embedding store: info, verify, convert, merge-shards, export-missing-list, "
+    "store": "look after an embedding store: info, verify, bind, convert, merge-shards, export-missing-list, "
     "statistics, advise",
     "train": "train a student to reproduce the stored embeddings",
     "merge": "put a trained student in the place of SAM3's image trunk",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from efficientsam3.store.requests import (
     AdviseRequest,
+    BindRequest,
     ConvertRequest,
     MissingRequest,
     StatisticsRequest,
@@ -20,35 +21,67 @@ if TYPE_CHECKING:
 def _info(request: StoreRequest) -> None:
     """Print what a store holds."""
     from rich.table import Table
+    from rich.text import Text
 
     from efficientsam3.runtime.console import Console
     from efficientsam3.store.maintenance import describe_store
 
     info = describe_store(request.store)
     print(info.manifest.model_dump_json(indent=2))
-    table = Table("shard", "records", "MB", "uncommitted MB", "checksums", title=str(request.store))
+    title = Text(str(request.store))  # which may have what looks like markup
+    table = Table("shard", "records", "MB", "uncommitted MB", "checksums", "bound", title=title)
     for shard in info.shards:
         sizes = (f"{shard.size / 1e6:.1f}", f"{shard.uncommitted / 1e6:.1f}")
-        table.add_row(f"rank{shard.rank}", str(shard.records), *sizes, "yes" if shard.checksums else "no")
+        bound = "ids changed" if shard.bound is None else "yes" if shard.bound == shard.records else str(shard.bound)
+        table.add_row(f"rank{shard.rank}", str(shard.records), *sizes, "yes" if shard.checksums else "no", bound)
     total = sum(shard.size for shard in info.shards)
-    table.add_row("all", str(info.records), f"{total / 1e6:.1f}", "", "")
+    table.add_row("all", str(info.records), f"{total / 1e6:.1f}", "", "", "")
     Console().print(table)
+    if any(shard.bound is None for shard in info.shards):
+        print(f"Ids were changed since they were written: run `efficientsam3 store verify {request.store}`.")
+    _tell_unbound(request, sum(shard.records - shard.bound for shard in info.shards if shard.bound is not None))
+
+
+def _tell_unbound(request: StoreRequest, count: int) -> None:
+    if count:
+        print(f"{count} records are not bound to their ids: run `efficientsam3 store bind {request.store}` once.")
 
 
 def _verify(request: VerifyRequest) -> None:
     """Read every record and name the damaged ones; exit code 1 if there are any."""
+    from efficientsam3.data.layouts import list_images
     from efficientsam3.runtime.progress import progress_bar
-    from efficientsam3.store.maintenance import describe_store, verify_store
+    from efficientsam3.store.gather import replaced_since
+    from efficientsam3.store.maintenance import describe_store
+    from efficientsam3.store.repair import verify_store
 
+    folder = request.data_path
+    listings = [list_images(folder, split, request.dataset) for split in ("train", "val")] if folder else []
     with progress_bar("verify", describe_store(request.store).records) as advance:
-        result = verify_store(request.store, request.repair, advance)
+        is_stale = replaced_since(listings) if folder else None
+        result = verify_store(request.store, request.repair, advance, is_stale)
+    for name in result.renamed:
+        print(f"ids {'put back' if result.repaired else 'changed'}: {name}")
     for shard, key in result.damaged:
         print(f"damaged: {key} ({shard})")
     print(f"{result.records} records, {len(result.damaged)} damaged, {result.unchecked} without a checksum")
-    if result.repaired:
+    _tell_unbound(request, result.unbound)
+    if result.repaired and result.damaged:
         print("Dropped the damaged ones: run `efficientsam3 embed` again to redo them.")
-    elif result.damaged:
+    elif (result.damaged or result.renamed) and not result.repaired:
         sys.exit(1)
+
+
+def _bind(request: BindRequest) -> None:
+    """Bind every record to its id, in a store of an older version or in the published format."""
+    from efficientsam3.runtime.progress import progress_bar
+    from efficientsam3.store.maintenance import bind_store
+    from efficientsam3.store.shards import find_shards
+
+    count = sum(len(shard.read_keys()) for shard in find_shards(request.store))
+    with progress_bar("bind", count) as advance:
+        bound, present = bind_store(request.store, advance, _published(request))
+    print(f"{bound} records bound to their ids, {present} were before")
 
 
 def _convert(request: ConvertRequest) -> None:
@@ -107,7 +140,7 @@ def _statistics(request: StatisticsRequest) -> None:
     print(f"standard deviations from {deviation.min():.4g} to {deviation.max():.4g}, median {deviation.median():.4g}")
 
 
-def _published(request: StatisticsRequest) -> "StoreManifest | None":
+def _published(request: BindRequest) -> "StoreManifest | None":
     from pydantic import ValidationError
 
     from efficientsam3.data.preprocess import Preprocessing
@@ -160,6 +193,7 @@ def _advise(request: AdviseRequest) -> None:
 ACTIONS = {
     "info": (StoreRequest, _info),
     "verify": (VerifyRequest, _verify),
+    "bind": (BindRequest, _bind),
     "convert": (ConvertRequest, _convert),
     "merge-shards": (StoreRequest, _merge),
     "export-missing-list": (MissingRequest, _missing),

@@ -6,8 +6,9 @@ Only the functions that return tensors import PyTorch, so that images can be rea
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,21 @@ _TURNED = {5, 6, 7, 8}  # its values that swap height and width
 _STRIP_ROWS = 64
 # Twice what the most pixels that Pillow opens take as RGB; a sparse file may claim terabytes.
 MAX_IMAGE_BYTES = 1 << 30
+
+
+class ImageStamp(NamedTuple):
+    """What an image's file held, by which one that was replaced is noticed."""
+
+    size: int  # bytes
+    crc: int  # CRC-32
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """The stamp of a file's content."""
+        return cls(len(data), zlib.crc32(data))
+
+
+UNKNOWN_IMAGE = ImageStamp(0, 0)
 
 
 class BrokenImageError(UserError):
@@ -65,9 +81,30 @@ def read_image(path: Path) -> bytes:
     return read_bytes(path, MAX_IMAGE_BYTES)
 
 
+def stamp_image(path: Path) -> ImageStamp:
+    """The stamp of an image's file.
+
+    Raises:
+        BrokenImageError: the file cannot be read.
+    """
+    try:
+        return ImageStamp.of(read_image(path))
+    except OSError as error:
+        raise _broken(path, error) from error
+
+
 def read_rgb(path: Path) -> torch.Tensor:
     """`read_pixels` as (3, H, W), a view of (H, W, 3) memory: the layout in which resizing is fastest."""
-    return _as_tensor(read_pixels(path))
+    return read_stamped(path)[0]
+
+
+def read_stamped(path: Path) -> tuple[torch.Tensor, ImageStamp]:
+    """`read_rgb` of a file, and the stamp of what it held."""
+    try:
+        data = read_image(path)
+    except OSError as error:
+        raise _broken(path, error) from error
+    return decode_rgb(data, path), ImageStamp.of(data)
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from efficientsam3.data.augment import Augmentation, augment
-from efficientsam3.data.images import read_rgb
+from efficientsam3.data.images import UNKNOWN_IMAGE, ImageStamp, read_stamped
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, resize_image
 from efficientsam3.runtime.errors import UnreadableError, UserError
@@ -34,6 +34,7 @@ class ImageSample:
     content_size: tuple[int, int]  # height, width in pixels, see resize_image
     seed: int
     row: int = NO_ROW
+    stamp: ImageStamp = UNKNOWN_IMAGE
 
 
 @dataclass
@@ -46,6 +47,7 @@ class ImageBatch:
     seeds: torch.Tensor  # (B,) int32
     rows: list[int]  # where the embeddings are, see `Targets.rows`; NO_ROW for a stand-in
     broken: list[str]
+    stamps: list[ImageStamp] = field(default_factory=list, kw_only=True)  # of the images' files
 
     def pin_memory(self) -> Self:
         """Called by a DataLoader that pins."""
@@ -67,9 +69,9 @@ def read_sample(
     Raises:
         BrokenImageError: the image cannot be read.
     """
-    image = augment(read_rgb(listing.path(index)), seed, augmentation)
-    pixels, content_size = resize_image(image, preprocessing)
-    return ImageSample(listing.id(index), pixels, content_size, seed, row)
+    image, stamp = read_stamped(listing.path(index))
+    pixels, content_size = resize_image(augment(image, seed, augmentation), preprocessing)
+    return ImageSample(listing.id(index), pixels, content_size, seed, row, stamp)
 
 
 class ImageDataset(Dataset[ImageSample | UserError | None]):
@@ -146,6 +148,7 @@ def collate_images(samples: list[ImageSample | UserError | None]) -> ImageBatch:
         torch.tensor([sample.seed for sample in whole], dtype=torch.int32),
         [sample.row for sample in whole],
         [str(sample) for sample in samples if isinstance(sample, UserError)],
+        stamps=[sample.stamp for sample in whole],
     )
 
 

@@ -126,7 +126,7 @@ def _write(
     # Statistics are of what is stored, so that they can be made again from the store.
     statistics = measure_batch(codec.decode(payloads), batch.content_sizes, manifest)
     records = pack_records(batch.seeds.numpy(), payloads.cpu().numpy())
-    for image_id, *rest in zip(batch.image_ids, records, statistics, strict=True):
+    for image_id, *rest in zip(batch.image_ids, records, statistics, batch.stamps, strict=True):
         writer.append(image_id, *rest)
 
 

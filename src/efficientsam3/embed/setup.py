@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from efficientsam3.store.manifest import (
     write_store_manifest,
 )
 from efficientsam3.store.projection import PROJECTION_IMAGES, fit_projection, save_projection
+from efficientsam3.store.reader import EmbeddingStore, replaced_image
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -29,12 +31,14 @@ def prepare_store(plan: EmbedPlan, process: Process) -> StoreManifest:
     Rank 0 does it; a refusal reaches every rank.
 
     Raises:
-        UserError: the store was begun with other settings, or a projection cannot be fitted.
+        UserError: the store was begun with other settings, an image is not the one that was embedded, or a projection
+            cannot be fitted.
     """
 
     def prepare() -> StoreManifest:
         manifest = _with_projection(plan, process, _with_teacher(plan, process))
         write_store_manifest(plan.store_dir, manifest)
+        _refuse_replaced(plan)
         return manifest
 
     return on_main(process, prepare)
@@ -74,3 +78,23 @@ def _with_projection(plan: EmbedPlan, process: Process, manifest: StoreManifest)
         images=len(fitted),
     )
     return manifest.model_copy(update={"projection": identity})
+
+
+def _refuse_replaced(plan: EmbedPlan) -> None:
+    """Refuse images whose files have other sizes than when they were embedded.
+
+    That finds most images that were replaced or renamed, without reading them. Whatever reads an image together with its
+    record compares all that the file holds.
+    """
+    store = EmbeddingStore(plan.store_dir)
+    replaced: list[str] = []
+    for split in plan.splits:
+        rows = store.rows(split.ids)
+        present = np.flatnonzero(rows >= 0)
+        for index, row, size in zip(present, rows[present], store.image_sizes(rows[present]), strict=True):
+            with suppress(OSError):  # it is reported where it is read
+                differs = size and split.path(index).stat().st_size != size
+                if differs and store.read_image_stamp(int(row)).size == size:  # whose entry holds
+                    replaced.append(split.id(index))
+    if replaced:
+        raise replaced_image(replaced[0], plan.store_dir, len(replaced))

@@ -98,7 +98,10 @@ def _compare(batch: ImageBatch, computed: torch.Tensor, store: EmbeddingStore) -
     if not batch.image_ids:
         return []
     ids = np.array([image_id.encode() for image_id in batch.image_ids], dtype=np.bytes_)
-    records = torch.stack([store.read(int(row)) for row in store.rows(ids)])
+    rows = [int(row) for row in store.rows(ids)]
+    for row, stamp in zip(rows, batch.stamps, strict=True):
+        store.check_image(row, stamp)
+    records = torch.stack([store.read(row) for row in rows])
     seeds, stored = store.decode(records.to(computed.device))
     if not torch.equal(seeds.cpu(), batch.seeds):
         raise UserError(

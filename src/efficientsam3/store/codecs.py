@@ -130,10 +130,13 @@ def build_codec(name: str, embed_dim: int, embed_size: int, projection: "Project
         projection: needed by the codecs with components.
 
     Raises:
-        UserError: there is no such codec.
+        UserError: there is no such codec, or the projection is not one for it.
     """
     kind, components = parse_codec(name)
-    if components:
-        assert projection is not None, name
-        assert projection.basis.shape == (components, embed_dim), projection.basis.shape
+    found = None if projection is None else tuple(projection.basis.shape)
+    if components and found != (components, embed_dim):
+        raise UserError(
+            f"Codec {name} needs a projection of {embed_dim} channels on {components} components, and the store's "
+            f"manifest names {'none' if found is None else f'one of shape {found}'}: restore manifest.json from a copy."
+        )
     return kind.build(embed_dim, embed_size, components, projection)

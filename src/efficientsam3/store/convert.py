@@ -11,8 +11,13 @@ import torch
 
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.codecs import pca_components
-from efficientsam3.store.maintenance import open_manifest
-from efficientsam3.store.manifest import ProjectionIdentity, StoreManifest, read_store_manifest, write_store_manifest
+from efficientsam3.store.manifest import (
+    ProjectionIdentity,
+    StoreManifest,
+    open_manifest,
+    read_store_manifest,
+    write_store_manifest,
+)
 from efficientsam3.store.projection import PROJECTION_IMAGES, fit_projection, save_projection
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.records import pack_records, storable
@@ -61,7 +66,7 @@ def convert_store(
             payloads = encoder.encode(embeddings).cpu().numpy()
             records = pack_records(seeds.cpu().numpy(), payloads)
             for row, record in zip(batch, records, strict=True):
-                writer.append(os.fsdecode(store.ids[row]), record)
+                writer.append(os.fsdecode(store.ids[row]), record, image=store.read_image_stamp(int(row)))
             advance(len(batch))
     _hand_on_statistics(source, output, manifest.embed_dim)
     return len(rows)

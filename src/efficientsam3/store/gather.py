@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from efficientsam3.data.images import read_size
+from efficientsam3.data.images import UNKNOWN_IMAGE, ImageStamp, read_size, stamp_image
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, build_valid_mask
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.store.binding import read_bound_lines
 from efficientsam3.store.encodings import Codec
 from efficientsam3.store.manifest import MANIFEST_NAME, StoreManifest, read_store_manifest
 from efficientsam3.store.records import SEED_BYTES
+from efficientsam3.store.scan import read_records
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ChannelStatistics, ShardStatistics, store_statistics
 
@@ -29,16 +31,39 @@ def content_sizes(preprocessing: Preprocessing, listings: Sequence[ImageListing]
     def content_size(key: bytes) -> tuple[int, int]:
         if preprocessing.resize == "square":
             return preprocessing.image_size, preprocessing.image_size
-        for listing in listings:
-            place = int(np.searchsorted(listing.ids, key))
-            if place < len(listing) and listing.ids[place] == key:
-                return preprocessing.content_size(*read_size(listing.path(place)))
+        path = _find(key, listings)
+        if path is not None:
+            return preprocessing.content_size(*read_size(path))
         raise UserError(
             f"Image {os.fsdecode(key)!r} of the store is not in the dataset, so its padding is not known: give the "
             "--data-path that was embedded."
         )
 
     return content_size
+
+
+def replaced_since(listings: Sequence[ImageListing]) -> Callable[[bytes, ImageStamp], bool]:
+    """A function that says of an image, by its id and the stamp of the file that was embedded, whether it was replaced.
+
+    An image that is not in the listings, and one whose stamp is not known, was not.
+
+    Raises:
+        BrokenImageError: by that function, if the image cannot be read.
+    """
+
+    def is_replaced(key: bytes, stamp: ImageStamp) -> bool:
+        path = _find(key, listings)
+        return stamp != UNKNOWN_IMAGE and path is not None and stamp_image(path) != stamp
+
+    return is_replaced
+
+
+def _find(key: bytes, listings: Sequence[ImageListing]) -> Path | None:
+    for listing in listings:
+        place = int(np.searchsorted(listing.ids, key))
+        if place < len(listing) and listing.ids[place] == key:
+            return listing.path(place)
+    return None
 
 
 def measure_batch(embeddings: torch.Tensor, sizes: torch.Tensor, manifest: StoreManifest) -> list[ChannelStatistics]:
@@ -72,12 +97,13 @@ def continue_statistics(
     Raises:
         UserError: a record is damaged, or an image is missing or unreadable.
     """
-    keys = shard.read_keys() if shard.keys_path.exists() else []
+    lines = read_bound_lines(shard, manifest.record_size)[0] if shard.keys_path.exists() else b""
+    keys = lines.split(b"\n")[:-1]
     statistics = ShardStatistics.read(shard, keys) or ShardStatistics(shard, manifest.embed_dim)
     if statistics.records == len(keys):
         return statistics
-    for record in shard.read_records(manifest.record_size, start=statistics.records):
-        shard.check_intact(record)
+    for record in read_records(shard, keys, manifest.record_size, start=statistics.records):
+        record.check_intact(shard)
         embeddings = codec.decode(torch.from_numpy(record.content)[None, SEED_BYTES:])
         sizes = torch.tensor([content_size(record.key)])
         statistics.add([record.key], measure_batch(embeddings, sizes, manifest)[0])

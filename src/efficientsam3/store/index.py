@@ -7,7 +7,9 @@ import numpy.typing as npt
 import torch
 
 from efficientsam3.data.listing import ids_from_tensor, ids_to_tensor
-from efficientsam3.store.shards import Shard
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.store.binding import read_bound_lines
+from efficientsam3.store.shards import MOST_ID_BYTES, Shard
 
 _NEWLINE = 10
 
@@ -22,12 +24,17 @@ class StoreIndex:
         """Read the key files.
 
         Raises:
-            UserError: a shard's other files are shorter than its keys promise.
+            UserError: a shard's record file is shorter than its keys promise, or its keys are no longer those of its
+                records.
         """
         tables = []
         for shard in shards:
-            tables.append(parse_keys(shard.keys_path.read_bytes()))
-            shard.check_sizes(len(tables[-1]), record_size)
+            tables.append(parse_keys(read_bound_lines(shard, record_size)[0]))
+            if tables[-1].itemsize > MOST_ID_BYTES:
+                raise UserError(
+                    f"{shard.keys_path} has an id of {tables[-1].itemsize} bytes, which no image's can be: restore the "
+                    "file from a copy."
+                )
         counts = [len(table) for table in tables]
         ids = np.concatenate([np.empty(0, "S1"), *tables])
         shard_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -51,6 +58,10 @@ class StoreIndex:
     def place(self, row: int) -> tuple[int, int]:
         """Which shard has a row's record, and at which position there."""
         return int(self._shard_of[row]), int(self._position_of[row])
+
+    def places(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """`place` of many rows at once."""
+        return self._shard_of.numpy()[rows], self._position_of.numpy()[rows]
 
     def rows(self, ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
         """Rows of image ids, -1 where there is none."""

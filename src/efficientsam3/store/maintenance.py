@@ -1,16 +1,19 @@
-"""Maintaining a store: describing, verifying, repairing and merging it."""
+"""Maintaining a store: describing, binding and merging it; `repair` verifies it."""
 
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import fsync_directory
-from efficientsam3.store.manifest import MANIFEST_NAME, StoreManifest, read_store_manifest
-from efficientsam3.store.shards import Shard, find_shards
+from efficientsam3.runtime.files import atomic_path, fsync_directory
+from efficientsam3.store.binding import Binding, Header, KeyLines, read_bound_lines
+from efficientsam3.store.manifest import StoreManifest, open_manifest, store_identity
+from efficientsam3.store.scan import read_records
+from efficientsam3.store.shards import Shard, file_size, find_shards
 from efficientsam3.store.statistics import ShardStatistics
-from efficientsam3.store.writer import ShardWriter, lock_keys
+from efficientsam3.store.writer import ShardWriter, lock_keys, rewrite_keys
 
 Advance = Callable[[int], object]
 
@@ -24,6 +27,7 @@ class ShardInfo:
     size: int  # bytes of its files
     uncommitted: int  # bytes beyond the last commit, which the next writer cuts off
     checksums: bool
+    bound: int | None  # records with an entry in the file of `binding`; None where the keys are no longer theirs
 
 
 @dataclass(frozen=True)
@@ -39,92 +43,76 @@ class StoreInfo:
         return sum(shard.records for shard in self.shards)
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What `verify_store` found."""
-
-    records: int
-    damaged: tuple[tuple[str, str], ...]  # key file's name and image id of each damaged record
-    unchecked: int  # records of shards without checksums
-    repaired: bool
-
-
-def open_manifest(directory: Path) -> StoreManifest:
-    """The manifest of a store that must have one.
-
-    Raises:
-        UserError: the store or its manifest does not exist.
-    """
-    manifest = read_store_manifest(directory) if directory.is_dir() else None
-    if manifest is None:
-        raise UserError(f"{directory} has no {MANIFEST_NAME}: give the folder of an embedding store.")
-    return manifest
-
-
 def describe_store(directory: Path) -> StoreInfo:
     """Count records and bytes.
 
     Raises:
-        UserError: there is no store, or a shard has lost its key file.
+        UserError: there is no store, a file of it cannot be read, or a shard has lost its key file.
     """
     manifest = open_manifest(directory)
     return StoreInfo(manifest, tuple(_describe(shard, manifest.record_size) for shard in find_shards(directory)))
 
 
 def _describe(shard: Shard, record_size: int) -> ShardInfo:
-    count = len(shard.read_keys())
-    sizes = [path.stat().st_size if path.exists() else 0 for path in shard.paths]
+    binding = Binding(shard)  # first: a run that is writing may commit more at any moment
+    lines = shard.read_lines()
+    count = lines.count(b"\n")
+    sizes = [file_size(path) for path in shard.paths]
     uncommitted = max(0, sizes[0] - count * record_size)
-    return ShardInfo(shard.rank, count, sum(sizes), uncommitted, shard.crc_path.exists())
+    held = binding.lines_hold(lines, count) and not binding.lost(count, record_size)
+    bound = sum(entry is not None for entry in binding.entries(0, count)) if held else None
+    return ShardInfo(shard.rank, count, sum(sizes), uncommitted, bool(sizes[1]) or not count, bound)
 
 
-def verify_store(directory: Path, repair: bool = False, advance: Advance = lambda count: None) -> Verification:
-    """Read every record and check its checksum.
+def bind_store(
+    directory: Path, advance: Advance = lambda count: None, published: StoreManifest | None = None
+) -> tuple[int, int]:
+    """Bind every record to its id, its place and its bytes, as they are now. If interrupted, run it again.
 
     Args:
         directory: the store.
-        repair: drop damaged records, so that the next run computes them again. The intact records behind the first
-            damaged one of a shard move to a new shard, and the shard ends before it; if that is interrupted, every
-            intact record stays in the store.
         advance: called with the number of records just read.
+        published: describes a store in the published format, which has no manifest of its own.
+
+    Returns:
+        How many records were bound, and how many had been before.
 
     Raises:
-        UserError: there is no store, a shard has lost its key file, or, when repairing, another process writes to it.
+        UserError: there is no store, a record is damaged, the keys are known to have been changed, another process
+            writes to the store, or it cannot be written.
     """
-    manifest = open_manifest(directory)
-    damaged: list[tuple[str, str]] = []
-    records = 0
-    unchecked = 0
-    for shard in tuple(find_shards(directory)):
-        count = 0
-        bad: list[int] = []
-        for record in shard.read_records(manifest.record_size):
-            if not record.intact:
-                bad.append(count)
-                damaged.append((shard.keys_path.name, os.fsdecode(record.key)))
-            count += 1
+    record_size = (published or open_manifest(directory)).record_size
+    present = found = 0
+    for shard in find_shards(directory):
+        with lock_keys(shard):
+            lines, binding = read_bound_lines(shard, record_size)
+            keys = lines.split(b"\n")[:-1]
+            known = sum(entry is not None for entry in binding.entries(0, len(keys)))
+            if known < len(keys) or binding.header is None:
+                _check_counted(shard, keys)
+                header = Header(record_size, store_identity(directory), len(keys))
+                _write_entries(shard, keys, binding.header or header, advance)
+        found, present = found + len(keys), present + known
+    return found - present, present
+
+
+def _check_counted(shard: Shard, keys: list[bytes]) -> None:
+    """Refuse keys that the shard's statistics tell were changed."""
+    if not ShardStatistics.agrees(shard, keys):
+        raise UserError(
+            f"{shard.keys_path} was changed since {shard.statistics_path.name} was written with it: restore it from a "
+            f"copy, or delete {shard.statistics_path.name} if you are sure of the ids."
+        )
+
+
+def _write_entries(shard: Shard, keys: list[bytes], header: Header, advance: Advance) -> None:
+    lines = KeyLines()
+    with atomic_path(shard.bound_path) as temporary, temporary.open("wb") as file:
+        file.write(header.pack())
+        for position, record in enumerate(read_records(shard, keys, header.record_size)):
+            record.check_intact(shard)
+            file.write(lines.bind(record.key, zlib.crc32(record.content.data), record.image).pack(position))
             advance(1)
-        records += count
-        unchecked += 0 if shard.crc_path.exists() else count
-        if repair and bad:
-            _cut_off(shard, manifest.record_size, bad[0])
-    return Verification(records, tuple(damaged), unchecked, repair and bool(damaged))
-
-
-def _cut_off(shard: Shard, record_size: int, first_bad: int) -> None:
-    """End a shard before record `first_bad`, its later intact records moved to a new shard first."""
-    with lock_keys(shard) as keys:
-        new = Shard(shard.directory, max(other.rank for other in find_shards(shard.directory)) + 1)
-        writer = ShardWriter(new, record_size)
-        try:
-            for position, record in enumerate(shard.read_records(record_size)):
-                if position > first_bad and record.intact:
-                    writer.append(os.fsdecode(record.key), record.content)
-            writer.commit()
-        finally:
-            writer.close()
-        keys.truncate(sum(len(key) + 1 for key in shard.read_keys()[:first_bad]))
-        os.fsync(keys.fileno())
 
 
 def merge_shards(directory: Path, advance: Advance = lambda count: None) -> int:
@@ -138,7 +126,8 @@ def merge_shards(directory: Path, advance: Advance = lambda count: None) -> int:
         How many shards were merged into the first.
 
     Raises:
-        UserError: another process writes to the store, a record is damaged, or the disk cannot hold one shard more.
+        UserError: another process writes to the store, a record is damaged, keys were changed, or the disk cannot hold
+            one shard more. Nothing is lost then.
     """
     manifest = open_manifest(directory)
     target, *others = tuple(find_shards(directory)) or (None,)
@@ -148,20 +137,20 @@ def merge_shards(directory: Path, advance: Advance = lambda count: None) -> int:
     try:
         present = set(target.read_keys())
         for shard in others:
-            with lock_keys(shard) as keys:
+            with lock_keys(shard):
                 statistics = _joint_statistics(target, shard, present)
-                for record in shard.read_records(manifest.record_size):
-                    shard.check_intact(record)
+                lines, _ = read_bound_lines(shard, manifest.record_size)
+                for record in read_records(shard, lines.split(b"\n")[:-1], manifest.record_size):
+                    record.check_intact(shard)
                     if record.key not in present:
                         present.add(record.key)
-                        writer.append(os.fsdecode(record.key), record.content)
+                        writer.append(os.fsdecode(record.key), record.content, image=record.image)
                     advance(1)
                 writer.commit()
                 if statistics is not None:
                     statistics.write()
                 # From here on the records are the target's: an empty key file commits nothing, and goes last.
-                keys.truncate(0)
-                os.fsync(keys.fileno())
+                rewrite_keys(shard, ())
                 for path in shard.paths:
                     path.unlink(missing_ok=True)
         fsync_directory(directory)
@@ -196,6 +185,8 @@ def missing_ids(directory: Path, wanted: list[str]) -> list[str]:
     Raises:
         UserError: there is no store.
     """
-    open_manifest(directory)
-    present = {key for shard in find_shards(directory) for key in shard.read_keys()}
+    record_size = open_manifest(directory).record_size
+    present: set[bytes] = set()
+    for shard in find_shards(directory):
+        present.update(read_bound_lines(shard, record_size)[0].split(b"\n"))
     return [image_id for image_id in wanted if os.fsencode(image_id) not in present]

@@ -1,5 +1,7 @@
 """`manifest.json`: what an embedding store contains and how it was computed."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -8,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import write_text
+from efficientsam3.runtime.files import read_bytes, write_text
 from efficientsam3.store.codecs import build_codec, payload_size
 from efficientsam3.store.encodings import Codec
 from efficientsam3.store.projection import load_projection
 from efficientsam3.store.records import SEED_BYTES
 
 MANIFEST_NAME = "manifest.json"
+_MOST_BYTES = 1 << 20
+NO_IDENTITY = bytes(16)
 
 
 class TeacherIdentity(BaseModel):
@@ -56,7 +60,7 @@ class StoreManifest(BaseModel):
         """The codec of the payloads of the store in `directory`.
 
         Raises:
-            UserError: the codec is not known, or its projection is missing.
+            UserError: the codec is not known, or its projection is missing or not one for it.
         """
         projection = None
         if self.projection is not None:
@@ -68,23 +72,51 @@ class StoreManifest(BaseModel):
         """Bytes per record."""
         return SEED_BYTES + payload_size(self.codec, self.embed_dim, self.embed_size)
 
+    @property
+    def identity(self) -> bytes:
+        """16 bytes that differ for different manifests; settings at their defaults, also those to come, do not count."""
+        content = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
 
 def read_store_manifest(directory: Path) -> StoreManifest | None:
     """The manifest of the store in `directory`, or None for a store in the published format, which has none.
 
     Raises:
-        UserError: the manifest is damaged or has a newer format.
+        UserError: the manifest cannot be read, is damaged or has a newer format.
     """
     path = directory / MANIFEST_NAME
-    if not path.exists():
-        return None
     try:
-        return StoreManifest.model_validate_json(path.read_text(encoding="utf-8"))
+        return StoreManifest.model_validate_json(read_bytes(path, _MOST_BYTES).decode("utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(
+            f"Store manifest {path} cannot be read ({error.strerror}): restore it, or let it be read."
+        ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise UserError(
             f"Store manifest {path} is damaged or of another version ({' '.join(str(error).split())[:200]}); "
             "restore it, or use the version that wrote it."
         ) from error
+
+
+def open_manifest(directory: Path) -> StoreManifest:
+    """The manifest of a store that must have one.
+
+    Raises:
+        UserError: the store or its manifest does not exist, or cannot be read.
+    """
+    manifest = read_store_manifest(directory) if directory.is_dir() else None
+    if manifest is None:
+        raise UserError(f"{directory} has no {MANIFEST_NAME}: give the folder of an embedding store.")
+    return manifest
+
+
+def store_identity(directory: Path) -> bytes:
+    """The identity of a store's manifest, NO_IDENTITY where it has none; errors as for `read_store_manifest`."""
+    manifest = read_store_manifest(directory)
+    return NO_IDENTITY if manifest is None else manifest.identity
 
 
 def write_store_manifest(directory: Path, manifest: StoreManifest) -> None:

@@ -21,7 +21,14 @@ class StoreRequest(Request):
 class VerifyRequest(StoreRequest):
     """Which store to verify, and whether to repair it."""
 
-    repair: bool = Field(False, description="drop damaged records: the next `efficientsam3 embed` computes them again")
+    repair: bool = Field(
+        False,
+        description="put changed ids back and drop damaged records: the next `efficientsam3 embed` computes them again",
+    )
+    data_path: Folder | None = Field(
+        None, description="folder of the dataset: also find records whose images were replaced since"
+    )
+    dataset: Dataset = DEFAULT_DATASET
 
 
 class ConvertRequest(StoreRequest):
@@ -39,16 +46,21 @@ class MissingRequest(StoreRequest):
     dataset: Dataset = DEFAULT_DATASET
 
 
-class StatisticsRequest(StoreRequest):
-    """The store whose statistics to gather, and what its manifest does not say."""
+class BindRequest(StoreRequest):
+    """The store to bind, and what its manifest does not say."""
 
-    data_path: Folder | None = Field(
-        None, description="folder of the dataset that was embedded; needed where its images are padded"
-    )
     published: Annotated[tuple[str, str, str, str] | None, Argument(("DIM", "SIZE", "PIXELS", "RESIZE"))] = Field(
         None,
         description="shape of a store without a manifest: channels, cells a side, pixels a side of the input, square "
         "or pad",
+    )
+
+
+class StatisticsRequest(BindRequest):
+    """The store whose statistics to gather, and what its manifest does not say."""
+
+    data_path: Folder | None = Field(
+        None, description="folder of the dataset that was embedded; needed where its images are padded"
     )
     dataset: Dataset = DEFAULT_DATASET
 

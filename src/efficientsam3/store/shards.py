@@ -1,34 +1,23 @@
 """The files of a shard.
 
 `rankN-keys.txt`: one image id a line. `rankN-values.bin`: fixed-size records in the same order. `rankN-crc32.bin`: a
-little-endian uint32 CRC-32 per record (stores in the published format have none). A key line commits its record:
-values and checksums beyond the last whole line were left by an interrupted run.
+little-endian uint32 CRC-32 per record (stores in the published format have none). `rankN-bound.bin`: what binds each
+record to its id, see `binding`. A key line commits its record: what the other files hold beyond the last whole line was
+left by an interrupted run.
 """
 
-import os
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import open_regular, read_bytes, unreadable
 
 CRC_BYTES = 4
+MOST_ID_BYTES = 4096  # no path is longer
+_MOST_KEY_BYTES = 1 << 31  # a hundred million ids; a sparse file may claim terabytes
 _KEYS_NAME = re.compile(r"rank(\d+)-keys\.txt")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One committed record."""
-
-    key: bytes
-    content: npt.NDArray[np.uint8]  # (record_size,)
-    intact: bool  # whole, and equal to its checksum if there is one
 
 
 @dataclass(frozen=True)
@@ -54,77 +43,93 @@ class Shard:
         return self.directory / f"rank{self.rank}-crc32.bin"
 
     @property
+    def bound_path(self) -> Path:
+        """The file of `binding`."""
+        return self.directory / f"rank{self.rank}-bound.bin"
+
+    @property
     def statistics_path(self) -> Path:
         """The file of `statistics`."""
         return self.directory / f"rank{self.rank}-statistics.safetensors"
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Values, checksums, statistics and keys: the order in which to remove them."""
-        return self.values_path, self.crc_path, self.statistics_path, self.keys_path
+        """Every file: the order in which to remove them."""
+        return self.values_path, self.crc_path, self.bound_path, self.statistics_path, self.keys_path
+
+    def read_lines(self) -> bytes:
+        """The key lines of the committed records; a torn last line does not count.
+
+        Raises:
+            UserError: the key file cannot be read.
+        """
+        content = self.read_key_file()
+        return content[: content.rfind(b"\n") + 1]
+
+    def read_key_file(self) -> bytes:
+        """All of the key file; errors as for `read_lines`."""
+        try:
+            return read_bytes(self.keys_path, _MOST_KEY_BYTES)
+        except OSError as error:
+            raise unreadable(self.keys_path, error) from error
 
     def read_keys(self) -> list[bytes]:
-        """Ids of the committed records, in record order; a torn last line does not count."""
-        return self.keys_path.read_bytes().split(b"\n")[:-1]
+        """Ids of the committed records, in record order; errors as for `read_lines`."""
+        return self.read_lines().split(b"\n")[:-1]
 
-    def read_records(self, record_size: int, start: int = 0) -> Iterator["Record"]:
-        """The committed records front to back from record `start`; a record that cannot be read whole is not intact."""
-        with ExitStack() as files:
-            values = files.enter_context(self.values_path.open("rb")) if self.values_path.exists() else None
-            crcs = files.enter_context(self.crc_path.open("rb")) if self.crc_path.exists() else None
-            if values is not None:
-                values.seek(start * record_size)
-            if crcs is not None:
-                crcs.seek(start * CRC_BYTES)
-            for key in self.read_keys()[start:]:
-                content = np.empty(record_size, np.uint8)
-                whole = values is not None and values.readinto(content.data) == record_size
-                checksum = zlib.crc32(content.data).to_bytes(CRC_BYTES, "little")
-                yield Record(key, content, whole and (crcs is None or crcs.read(CRC_BYTES) == checksum))
-
-    def check_intact(self, record: "Record") -> None:
-        """Refuse a damaged record.
+    def check_values(self, count: int, record_size: int) -> None:
+        """Verify that the record file has at least the `count` committed records.
 
         Raises:
-            UserError: the record is not intact.
+            UserError: it has fewer, or cannot be read.
         """
-        if not record.intact:
-            raise UserError(
-                f"The record of image {os.fsdecode(record.key)!r} in {self.values_path} is damaged: run `efficientsam3 "
-                f"store verify --repair {self.directory}` first."
-            )
-
-    def check_sizes(self, count: int, record_size: int) -> None:
-        """Verify that the other files have at least the `count` committed records.
-
-        Raises:
-            UserError: a file is shorter than the keys promise.
-        """
-        found = self.values_path.stat().st_size // record_size if self.values_path.exists() else 0
+        found = file_size(self.values_path) // record_size
         if found < count:
             raise UserError(
                 f"{self.values_path} has {found} records of {record_size} bytes where {self.keys_path.name} promises "
-                f"{count}: restore it from a copy, or delete this shard's files and embed again."
+                f"{count}: restore it from a copy, or run `efficientsam3 store verify --repair {self.directory}`, "
+                "which drops those that it lacks, and embed again."
             )
-        if self.crc_path.exists() and self.crc_path.stat().st_size < count * CRC_BYTES:
-            raise UserError(
-                f"{self.crc_path} is shorter than the {count} checksums that {self.keys_path.name} promises: restore "
-                "it from a copy, or delete this shard's files and embed again."
-            )
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file, 0 if there is none.
+
+    Raises:
+        UserError: it cannot be read, or is not a regular file.
+    """
+    try:
+        with open_regular(path, buffering=0) as file:
+            return file.seek(0, 2)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def find_shards(directory: Path) -> Iterator[Shard]:
     """The shards of a store, by rank.
 
     Raises:
-        UserError: a record file lacks its key file.
+        UserError: the folder cannot be read, a record file lacks its key file, or a shard's name is not one that a
+            writer gives.
     """
-    ranks = sorted(int(match[1]) for path in directory.iterdir() if (match := _KEYS_NAME.fullmatch(path.name)))
-    for path in directory.glob("rank*-values.bin"):
-        keys_path = path.with_name(path.name.replace("-values.bin", "-keys.txt"))
-        if not keys_path.exists():
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise unreadable(directory, error) from error
+    shards = {name: Shard(directory, int(match[1])) for name in names if (match := _KEYS_NAME.fullmatch(name))}
+    for name, shard in shards.items():
+        if shard.keys_path.name != name:
             raise UserError(
-                f"{path} has no {keys_path.name} next to it, so its records have no names: restore that file from a "
-                "copy, or delete this shard's files and embed again."
+                f"{directory / name} is not the name of a shard's key file: rename the shard's files to "
+                f"{shard.keys_path.name} and so on."
             )
-    return (Shard(directory, rank) for rank in ranks)
+    for name in names:
+        keys_name = name.removesuffix("-values.bin") + "-keys.txt"
+        if re.fullmatch(r"rank.*-values\.bin", name) and keys_name not in names:
+            raise UserError(
+                f"{directory / name} has no {keys_name} next to it, so its records have no names: restore that file "
+                "from a copy, or delete this shard's files and embed again."
+            )
+    return iter(sorted(shards.values(), key=lambda shard: shard.rank))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_path
-from efficientsam3.store.shards import Shard, find_shards
+from efficientsam3.store.shards import Shard, file_size, find_shards
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,31 @@ class ShardStatistics:
             save_file(tensors, temporary, metadata)
 
     @classmethod
+    def agrees(cls, shard: Shard, keys: list[bytes]) -> bool:
+        """Whether the file, if there is one, covers some of `keys`, and these are as they were then.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        found = cls._load(shard)
+        return found is None or found.records > len(keys) or _crc_of_lines(keys[: found.records]) == found._keys_crc
+
+    @classmethod
     def read(cls, shard: Shard, keys: list[bytes]) -> "ShardStatistics | None":
         """Read a shard's file; None if there is no file, or its records are not the first of `keys`.
 
         Raises:
             UserError: the file is damaged.
         """
+        read = cls._load(shard)
+        if read is None or len(keys) < read.records or _crc_of_lines(keys[: read.records]) != read._keys_crc:
+            return None
+        return read
+
+    @classmethod
+    def _load(cls, shard: Shard) -> "ShardStatistics | None":
         path = shard.statistics_path
-        if not path.exists():
+        if not file_size(path):
             return None
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
@@ -110,8 +127,7 @@ class ShardStatistics:
             read.total = ChannelStatistics(int(cells), mean, m2)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): delete it, it can be computed again.") from error
-        expected = _crc_of_lines(keys[: read.records])
-        return read if len(keys) >= read.records and expected == read._keys_crc else None
+        return read
 
 
 def _crc_of_lines(keys: Sequence[bytes], before: int = 0) -> int:

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 import torch
 
+from efficientsam3.data.images import UNKNOWN_IMAGE, ImageStamp
 from efficientsam3.data.loader import NO_ROW, ImageBatch
 from efficientsam3.runtime.errors import UnreadableError, UserError
 from efficientsam3.train.stages import Label
@@ -57,14 +58,22 @@ class Records(Protocol):
         """
         ...
 
+    def check_image(self, row: int, image: ImageStamp) -> None:
+        """Compare an image's file with the one that a row's record was computed from.
+
+        Raises:
+            UserError: they differ.
+        """
+        ...
+
 
 def with_records(batches: Iterable[ImageBatch], records: Records, device: torch.device) -> Iterator[TrainBatch]:
     """The batches, in their order, with the records of their rows.
 
     Threads read each record from the file into the batch's own memory, the only copy that is made on the CPU, two
     batches ahead. For a GPU that memory is pinned; PyTorch's allocator gives it out again once it has been copied from.
-    A damaged record comes as zeros of weight 0, which every codec decodes to finite values, and as its sentence in
-    `broken`. The threads end with the iterator, however it ends: exhausted, failed, closed or garbage-collected.
+    A damaged record, or one of another image, comes as zeros of weight 0, which every codec decodes to finite values,
+    and as its sentence in `broken`. The threads end with the iterator, however it ends: exhausted, failed, closed or garbage-collected.
     """
     pool = ThreadPoolExecutor(_THREADS, "record-reader")
     reading: deque[_Reading] = deque()
@@ -87,7 +96,8 @@ class _Reading:
         self._pinned = pinned
         size = records.record_size([row for row in batch.rows if row != NO_ROW])
         self._records = _allocate(len(batch.rows), size, pinned)
-        places = zip(batch.rows, self._records, strict=True) if size else ()
+        stamps = batch.stamps or [UNKNOWN_IMAGE] * len(batch.rows)
+        places = zip(batch.rows, self._records, stamps, strict=True) if size else ()
         self._reads: list[Future[str | None]] = [pool.submit(_read, records, *place) for place in places]
 
     def finish(self) -> TrainBatch:
@@ -115,12 +125,13 @@ def _allocate(count: int, size: int, pinned: bool) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8).reshape(count, size)
 
 
-def _read(records: Records, row: int, record: torch.Tensor) -> str | None:
-    """Fill `record`, with zeros where there is nothing to read; returns what is wrong with a damaged one."""
+def _read(records: Records, row: int, record: torch.Tensor, image: ImageStamp) -> str | None:
+    """Fill `record`, with zeros where there is nothing to read; returns what is wrong with a damaged or foreign one."""
     if row == NO_ROW:
         record.zero_()
         return None
     try:
+        records.check_image(row, image)
         records.read_into(row, record)
     except UnreadableError:  # so will others be
         raise

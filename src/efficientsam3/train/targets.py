@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from efficientsam3.data.images import ImageStamp
 from efficientsam3.data.loader import SeedOf
 from efficientsam3.embed.batches import (
     check_storable,
@@ -151,6 +152,10 @@ class StoredTargets:
         """See `Records`."""
         self.store.read_into(row, record)
 
+    def check_image(self, row: int, image: ImageStamp) -> None:
+        """See `Records`."""
+        self.store.check_image(row, image)
+
     def open(self, process: Process) -> AbstractContextManager[None]:
         """See `Targets`; the store is open already."""
         return nullcontext()
@@ -207,6 +212,11 @@ class ComputedTargets:
         """See `Records`; from the cache."""
         assert self._cache is not None
         self._cache.read_into(int(self._cache_rows[row]), record)
+
+    def check_image(self, row: int, image: ImageStamp) -> None:
+        """See `Records`; as of the cache."""
+        assert self._cache is not None
+        self._cache.check_image(int(self._cache_rows[row]), image)
 
     @contextmanager
     def open(self, process: Process) -> Iterator[None]:
@@ -313,13 +323,13 @@ class ComputedTargets:
         assert self._shard is not None
         self._writer = self._writer or BackgroundWriter(self._shard, self.manifest.record_size)
         records = pack_records(batch.seeds.numpy(), payloads.cpu().numpy())
-        columns = zip(batch.image_ids, batch.rows, records, storable(embeddings).tolist(), strict=True)
-        for image_id, row, record, is_finite in columns:
+        columns = zip(batch.image_ids, batch.rows, records, storable(embeddings).tolist(), batch.stamps, strict=True)
+        for image_id, row, record, is_finite, stamp in columns:
             if image_id in self._written or not image_id or self._cache_rows[row] >= 0:
                 continue
             if not is_finite:
                 raise not_storable(image_id)
-            self._writer.append(image_id, record)
+            self._writer.append(image_id, record, image=stamp)
             self._written.add(image_id)
 
     def _close_writer(self) -> None:

@@ -11,8 +11,8 @@ from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.embed.run import embed_dataset
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.maintenance import verify_store
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.repair import verify_store
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import ShardWriter
 

@@ -15,9 +15,10 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.convert import convert_store
 from efficientsam3.store.gather import compute_statistics
-from efficientsam3.store.maintenance import merge_shards, verify_store
+from efficientsam3.store.maintenance import merge_shards
 from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.records import pack_records
+from efficientsam3.store.repair import verify_store
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.statistics import (
     ChannelStatistics,

@@ -19,8 +19,10 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.repair import verify_store
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.writer import BackgroundWriter, ShardWriter
+from killed import cut_keys
 
 MANIFEST = StoreManifest(embed_dim=3, embed_size=2, preprocessing=Preprocessing(image_size=28))
 SIZE = MANIFEST.record_size
@@ -99,7 +101,7 @@ def test_threads_may_read_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda row: store.read(row).numpy().tobytes(), rows))
     assert found == [expected(range(40))[store.ids[row].decode()] for row in rows]
-    assert len(store._files) == 2
+    assert len(store._files) == 2  # values, and what binds them
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,13 +113,13 @@ def test_any_torn_tail_is_cut_off_and_the_next_run_continues(
     directory = tmp_path_factory.mktemp("store")
     fill(directory, 0, range(4))
     shard = Shard(directory, 0)
-    for path in (shard.values_path, shard.crc_path):
+    for path in (shard.values_path, shard.crc_path, shard.bound_path):
         with path.open("ab") as file:
             file.write(data.draw(st.binary(max_size=2 * SIZE)))
     keep = data.draw(st.integers(0, 4))
     lines = shard.keys_path.read_bytes().splitlines(keepends=True)
     torn = lines[keep][: data.draw(st.integers(0, 4))] if keep < 4 else b"sa_"
-    shard.keys_path.write_bytes(b"".join(lines[:keep]) + torn)
+    cut_keys(shard, keep, torn)
     assert content(directory) == expected(range(keep))
     fill(directory, 0, range(keep, 6))
     assert content(directory) == expected(range(6))
@@ -200,7 +202,7 @@ def test_values_reach_the_disk_before_keys(tmp_path: Path, monkeypatch: pytest.M
     writer.append("sa_1", record(1))
     writer.commit()
     writer.close()
-    assert order == ["rank0-values.bin", "rank0-crc32.bin", "rank0-keys.txt"]
+    assert order == ["rank0-values.bin", "rank0-crc32.bin", "rank0-bound.bin", "rank0-keys.txt"]
 
 
 def test_a_flipped_bit_is_named_by_key(tmp_path: Path) -> None:
@@ -216,14 +218,36 @@ def test_a_flipped_bit_is_named_by_key(tmp_path: Path) -> None:
         store.read(1)
 
 
-@pytest.mark.parametrize("name", ["rank0-values.bin", "rank0-crc32.bin"])
-def test_a_shortened_file_is_refused_by_reader_and_writer(tmp_path: Path, name: str) -> None:
+def test_a_shortened_record_file_is_refused_by_reader_and_writer(tmp_path: Path) -> None:
     fill(tmp_path, 0, range(3))
-    path = tmp_path / name
+    path = tmp_path / "rank0-values.bin"
     path.write_bytes(path.read_bytes()[:-1])
     for open_it in (lambda: EmbeddingStore(tmp_path), lambda: ShardWriter(Shard(tmp_path, 0), SIZE)):
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(UserError, match=path.name):
             open_it()
+
+
+@pytest.mark.parametrize("size", [None, 0, 7])
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_short_or_lost_checksum_file_says_nothing_against_a_record(
+    tmp_path: Path, size: int | None, bound: bool
+) -> None:
+    fill(tmp_path, 0, range(3))
+    shard = Shard(tmp_path, 0)
+    checksums = shard.crc_path.read_bytes()
+    shard.crc_path.unlink() if size is None else os.truncate(shard.crc_path, size)
+    if not bound:
+        shard.bound_path.unlink()
+    assert content(tmp_path) == expected(range(3))
+    fill(tmp_path, 0, range(3, 5))
+    assert content(tmp_path) == expected(range(5))
+    result = verify_store(tmp_path, repair=True)
+    assert (result.damaged, result.unchecked, result.unbound) == ((), *((0, 0) if bound else (3 - (size or 0) // 4, 3)))
+    if bound:  # it is completed
+        assert shard.crc_path.read_bytes()[: len(checksums)] == checksums
+        assert len(shard.crc_path.read_bytes()) == 5 * 4
+    else:  # nothing stands in for a lost one
+        assert (shard.crc_path.stat().st_size if shard.crc_path.exists() else None) == size
 
 
 def test_a_missing_key_file_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.student_files import read_student
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.store.maintenance import verify_store
 from efficientsam3.store.reader import EmbeddingStore
+from efficientsam3.store.repair import verify_store
 from efficientsam3.store.statistics import store_statistics
 from efficientsam3.train.plan import plan_training
 from efficientsam3.train.run import check_training, train
