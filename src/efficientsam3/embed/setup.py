@@ -83,18 +83,19 @@ def _with_projection(plan: EmbedPlan, process: Process, manifest: StoreManifest)
 def _refuse_replaced(plan: EmbedPlan) -> None:
     """Refuse images whose files have other sizes than when they were embedded.
 
-    That finds most images that were replaced or renamed, without reading them. Whatever reads an image together with its
-    record compares all that the file holds.
+    That finds most images that were replaced or renamed, without reading them. Whatever reads an image with its record
+    compares all that the file holds.
     """
     store = EmbeddingStore(plan.store_dir)
     replaced: list[str] = []
     for split in plan.splits:
         rows = store.rows(split.ids)
         present = np.flatnonzero(rows >= 0)
-        for index, row, size in zip(present, rows[present], store.image_sizes(rows[present]), strict=True):
+        sizes = store.image_sizes(rows[present])
+        for index, row, size in zip(present.tolist(), rows[present].tolist(), sizes.tolist(), strict=True):
             with suppress(OSError):  # it is reported where it is read
                 differs = size and split.path(index).stat().st_size != size
-                if differs and store.read_image_stamp(int(row)).size == size:  # whose entry holds
+                if differs and store.read_image_stamp(row).size == size:  # whose entry holds
                     replaced.append(split.id(index))
     if replaced:
         raise replaced_image(replaced[0], plan.store_dir, len(replaced))

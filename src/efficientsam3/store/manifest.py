@@ -74,7 +74,7 @@ class StoreManifest(BaseModel):
 
     @property
     def identity(self) -> bytes:
-        """16 bytes that differ for different manifests; settings at their defaults, also those to come, do not count."""
+        """16 bytes that differ for different manifests; settings at their defaults, also future ones, do not count."""
         content = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=16).digest()
 

@@ -180,6 +180,6 @@ def replaced_image(image_id: str, directory: Path, count: int = 1) -> UserError:
     more = f" and {count - 1} more are" if count > 1 else " is"
     return UserError(
         f"Image {image_id!r}{more} not what the embeddings in {directory} were computed from, since the file was "
-        f"replaced or renamed: put it back, or run `efficientsam3 store verify {directory} --data-path DIR --repair` to "
-        "drop the records of such images, and embed again."
+        f"replaced or renamed: put it back, or run `efficientsam3 store verify {directory} --data-path DIR --repair` "
+        "to drop the records of such images, and embed again."
     )

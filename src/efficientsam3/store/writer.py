@@ -199,15 +199,14 @@ def rewrite_keys(shard: Shard, keys: Sequence[bytes]) -> None:
         UserError: likewise.
     """
     lines = b"".join(key + b"\n" for key in keys)
-    if shard.read_key_file() == lines:
-        return
     header = Binding(shard).header
     if header is not None and header.committed > len(keys):  # first, so that fewer lines are not taken for a loss
         with shard.bound_path.open("r+b", buffering=0) as file:
             file.write(replace(header, committed=len(keys)).pack())
             os.fsync(file.fileno())
-    with atomic_path(shard.keys_path) as temporary:
-        temporary.write_bytes(lines)
+    if shard.read_key_file() != lines:
+        with atomic_path(shard.keys_path) as temporary:
+            temporary.write_bytes(lines)
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

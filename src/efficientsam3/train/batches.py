@@ -73,7 +73,8 @@ def with_records(batches: Iterable[ImageBatch], records: Records, device: torch.
     Threads read each record from the file into the batch's own memory, the only copy that is made on the CPU, two
     batches ahead. For a GPU that memory is pinned; PyTorch's allocator gives it out again once it has been copied from.
     A damaged record, or one of another image, comes as zeros of weight 0, which every codec decodes to finite values,
-    and as its sentence in `broken`. The threads end with the iterator, however it ends: exhausted, failed, closed or garbage-collected.
+    and as its sentence in `broken`. The threads end with the iterator, however it ends: exhausted, failed, closed or
+    garbage-collected.
     """
     pool = ThreadPoolExecutor(_THREADS, "record-reader")
     reading: deque[_Reading] = deque()

@@ -129,7 +129,7 @@ def test_any_torn_tail_is_cut_off_and_the_next_run_continues(
 def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import itertools, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = {[str(Path(__file__).parents[number]) for number in (0, 2)]!r}
         import test_store
         test_store.write_store_manifest(test_store.Path(sys.argv[1]), test_store.MANIFEST)
         shard = test_store.Shard(test_store.Path(sys.argv[1]), 0)
