@@ -11,8 +11,8 @@ const FILLED = 10; // logit of a filled pixel
 export function fillHoles(logits, maxArea) {
   if (maxArea <= 0) return logits;
   const { data, width, height } = logits;
-  const filled = Float32Array.from(data);
-  const seen = Uint8Array.from(data, (value) => (value <= 0 ? 0 : 1));
+  const [filled, seen] = [new Float32Array(data), new Uint8Array(data.length)];
+  for (let pixel = 0; pixel < data.length; pixel++) seen[pixel] = data[pixel] <= 0 ? 0 : 1;
   const part = new Int32Array(width * height);
   for (let start = 0; start < part.length; start++) {
     if (seen[start]) continue;
