@@ -331,6 +331,7 @@ def _run_forked(words: list[str], setup: _Setup, streams: list[Path]) -> None:
     os.environ.clear()
     os.environ.update(setup.environment)
     setup.enter()
+    multiprocessing.set_start_method(None, force=True)  # a child's own children would be started as it was
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if setup.inject is not None:
         setup.inject()
