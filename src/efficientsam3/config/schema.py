@@ -17,9 +17,9 @@ from efficientsam3.runtime.request import check_paths, describe
 from efficientsam3.store.codecs import CODECS, DEFAULT_CODEC, CodecName
 
 Channels = tuple[float, float, float]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 OrTeachers = Literal["teacher"] | Positive  # teacher: what the teacher has
-NonNegative = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):

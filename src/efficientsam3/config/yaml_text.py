@@ -13,6 +13,18 @@ _MOST_VALUES = 10_000  # values, those that aliases repeat included
 class _Loader(yaml.SafeLoader):
     """The safe one; but a date is text, since a folder may be called 2026-11-28."""
 
+    def compose_mapping_node(self, anchor: str | None) -> Any:
+        """As PyYAML, which otherwise lets the last of two equal keys replace the first, a whole section at worst."""
+        node = super().compose_mapping_node(anchor)
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in names:
+                    problem = f"{shorten(key.value, 50)} stands here twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                names.add(key.value)
+        return node
+
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """As PyYAML, except that a value such as 0b_ is named with its line."""
         try:

@@ -42,7 +42,7 @@ def load(folder: Path) -> Names | None:
             if cache["stamp"].tolist() != _stamp(folder):
                 return None
             return Names(cache["ids"], cache["codes"], cache["suffixes"].tolist())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # among them UserError: no home, no cache
         return None
 
 
@@ -75,5 +75,8 @@ def _stamp(folder: Path) -> list[int]:
 
 
 def _cache_file(folder: Path) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise UserError("This user has no home folder: set XDG_CACHE_HOME to a folder for caches.") from error
     return root / "efficientsam3/listings" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.npz"

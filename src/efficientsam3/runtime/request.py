@@ -97,8 +97,8 @@ def describe(table: Mapping[str, Any]) -> str:
 Folder = Annotated[Path, Argument("DIR")]
 File = Annotated[Path, Argument("FILE")]
 FileOrFolder = Annotated[Path, Argument("PATH")]
-Count = Annotated[int, Field(ge=1), Argument("N")]
-CountOrZero = Annotated[int, Field(ge=0), Argument("N")]
+Count = Annotated[int, Field(ge=1, lt=2**31), Argument("N")]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31), Argument("N")]
 
 
 def make_request(request: type[AnyRequest], values: Mapping[str, Any]) -> AnyRequest:

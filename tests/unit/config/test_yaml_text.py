@@ -42,6 +42,7 @@ def laughs(levels: int) -> str:
         ("- " * 50 + "x", "within each other"),
         ("a: &a [*a]", "part of what it repeats"),
         ("a: *b", "undefined alias"),
+        ("DATA: {A: 1}\nDATA: {B: 2}", "DATA stands here twice"),
         ("x: 0b_", "0b_ cannot be read as int"),
         ("9" * 5000, "cannot be read as int"),
         ("!!timestamp 2024-13-45", "cannot be read as timestamp"),
