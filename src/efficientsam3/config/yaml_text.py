@@ -13,7 +13,7 @@ _MOST_VALUES = 10_000  # values, those that aliases repeat included
 class _Loader(yaml.SafeLoader):
     """The safe one; but a date is text, since a folder may be called 2026-11-28."""
 
-    def compose_mapping_node(self, anchor: str | None) -> Any:
+    def compose_mapping_node(self, anchor: Any) -> Any:
         """As PyYAML, which otherwise lets the last of two equal keys replace the first, a whole section at worst."""
         node = super().compose_mapping_node(anchor)
         names: set[str] = set()

@@ -166,7 +166,7 @@ OPTS = [
         "config-h28",
         "BATCH_SIZE 99999999999999999999 (dry run)",
         f"{{train}} --dry-run --batch-size {'9' * 20}",
-        works(),
+        refused("batch"),
     ),
     Fault(
         "config-h29",
