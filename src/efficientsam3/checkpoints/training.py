@@ -9,9 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from efficientsam3.checkpoints.reading import load_pickled
+from efficientsam3.checkpoints.writing import save_content
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_path, require_file
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -98,12 +97,7 @@ def save_training_checkpoint(path: Path, content: dict[str, Any]) -> None:
         UserError: the file cannot be written; what was at `path` is still there.
     """
     with atomic_path(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # what PyTorch's zip writer raises on a full disk
-            raise UserError(
-                f"Cannot write {path} ({error}): free some space and run the same command again."
-            ) from error
+        save_content(temporary, content, path)
 
 
 def load_training_checkpoint(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -13,21 +13,35 @@ from efficientsam3.runtime.memory import release_pages
 _RELEASE_EVERY = 1 << 28  # bytes
 
 
-class _ReleasingFile:
-    """What `torch.save` writes to: hashes on the way, and gives back the source's pages every 256 MB."""
+class _File:
+    """What `torch.save` writes to: keeps the error that PyTorch turns into a RuntimeError without the reason."""
 
-    def __init__(self, file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._file, self._tensors = file, tensors
-        self._since_release = 0
-        self.digest = hashlib.sha256()
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         try:
-            written = self._file.write(data)
+            return self._file.write(data)
         except OSError as error:
-            self.error = error  # PyTorch turns it into a RuntimeError that has lost the reason
+            self.error = error
             raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class _ReleasingFile(_File):
+    """Also hashes on the way, and gives back the source's pages every 256 MB."""
+
+    def __init__(self, file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+        self._since_release = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        written = super().write(data)
         self.digest.update(data)
         self._since_release += written
         if self._since_release >= _RELEASE_EVERY:
@@ -35,8 +49,11 @@ class _ReleasingFile:
             self._since_release = 0
         return written
 
-    def flush(self) -> None:
-        self._file.flush()
+
+def save_content(path: Path, content: dict[str, Any], final: Path) -> None:
+    """Write nested containers of tensors and plain values as `torch.save` does; arguments and errors as below."""
+    with path.open("wb") as file:
+        _save(content, _File(file), final)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], final: Path) -> str:
@@ -52,12 +69,20 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], final: Path) -
     """
     with path.open("wb") as file:
         sink = _ReleasingFile(file, tensors)
-        try:
-            torch.save(dict(tensors), sink)  # type: ignore[arg-type]
-        except (RuntimeError, OSError) as error:
-            reason = sink.error.strerror if sink.error else error
-            raise UserError(f"Cannot write {final} ({reason}): free some space or choose another path.") from error
+        _save(dict(tensors), sink, final)
     return sink.digest.hexdigest()
+
+
+def _save(content: dict[str, Any], sink: _File, final: Path) -> None:
+    try:
+        torch.save(content, sink)  # type: ignore[arg-type]
+    except (RuntimeError, OSError) as error:
+        if sink.error is None and isinstance(error, RuntimeError):
+            raise
+        reason = (sink.error or error).strerror
+        raise UserError(
+            f"Cannot write {final} ({reason}): free some space and run the same command again, or choose another path."
+        ) from error
 
 
 def digest_tensor(tensor: torch.Tensor) -> bytes:

@@ -153,7 +153,7 @@ class ConfiguredRequest(Request):
     opts: Annotated[list[str], Argument("KEY VALUE", action="extend")] = Field(
         [], description="set any configuration key, e.g. --opts DATA.NUM_SAMPLES 100 SEED 1"
     )
-    dry_run: Annotated[int | None, Argument("PROCESSES", const=1)] = Field(
+    dry_run: Annotated[Count | None, Argument("PROCESSES", const=1)] = Field(
         None,
         description="check the configuration and everything it names, for that many processes on this machine, then "
         "stop",

@@ -1,24 +1,26 @@
-"""What looks at a student after each epoch of its training."""
+"""What looks at a student after each epoch of its training.
+
+matplotlib, and for the probe transformers, are imported where they are used: every process of a training would wait for
+them.
+"""
 
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from efficientsam3.data.loader import NO_ROW
-from efficientsam3.evaluate.masks.encoders import Encoder, ModuleEncoder, StoreEncoder
-from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
-from efficientsam3.evaluate.masks.open_models import check_fits
-from efficientsam3.evaluate.masks.probe import MaskProbe
-from efficientsam3.evaluate.report.features import feature_pairs
-from efficientsam3.evaluate.report.figures import feature_figure
 from efficientsam3.models.student import Student
-from efficientsam3.sam3.decoders import load_decoder
 from efficientsam3.train.plan import ProbePlan, TrainPlan
 from efficientsam3.train.run import Observers
 from efficientsam3.train.targets import StoredTargets, Targets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from efficientsam3.evaluate.masks.encoders import Encoder
+    from efficientsam3.evaluate.masks.probe import MaskProbe
 
 _IMAGES = 3  # whose features are drawn
 
@@ -30,19 +32,28 @@ def training_observers(plan: TrainPlan, device: torch.device) -> Observers:
         UserError: the probe's decoder or the dataset's annotations are missing, or do not fit the teacher.
     """
 
-    def features(student: nn.Module) -> Figure:
+    def features(student: nn.Module) -> "Figure":
+        from efficientsam3.evaluate.report.features import feature_pairs
+        from efficientsam3.evaluate.report.figures import feature_figure
+
         return feature_figure(feature_pairs(cast(Student, student), plan.targets, plan.val, _IMAGES))
 
     probe = None if plan.probe is None else build_probe(plan.probe, plan.targets, plan.seed, device)
     return Observers(probe, features)
 
 
-def build_probe(probe: ProbePlan, targets: Targets, seed: int, device: torch.device) -> MaskProbe:
+def build_probe(probe: ProbePlan, targets: Targets, seed: int, device: torch.device) -> "MaskProbe":
     """The mask probe of a training.
 
     Raises:
         UserError: see `training_observers`.
     """
+    from efficientsam3.evaluate.masks.encoders import ModuleEncoder, StoreEncoder
+    from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
+    from efficientsam3.evaluate.masks.open_models import check_fits
+    from efficientsam3.evaluate.masks.probe import MaskProbe
+    from efficientsam3.sam3.decoders import load_decoder
+
     decoder = load_decoder(probe.decoder, device)
     manifest = targets.manifest
     check_fits("The teacher", (manifest.embed_dim, manifest.embed_size), manifest.preprocessing, decoder)

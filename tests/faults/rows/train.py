@@ -343,18 +343,19 @@ def _full_before_the_first_file(place: Place, run: Run) -> None:
 
 def _full_while_saving(place: Place, run: Run, times: int = 1, room: bool = False) -> None:
     output = place.root / "disk/new"
-    line = "{train} DATA.NUM_SAMPLES 2 TRAIN.EPOCHS 4 --output {root}/disk/new"
+    keys = "{train} DATA.NUM_SAMPLES 2 TRAIN.EPOCHS 4"
+    line = f"{keys} --output {{root}}/disk/new"
     with _disk(place.root / "disk", "26m"):
         for number in range(times):
             outcome = run(line)
-            refused("No space left", "ckpt_epoch_")(place, outcome)
+            refused("Cannot write", "ckpt_epoch_")(place, outcome)
             assert number == 0 or "continuing from" in outcome.err, outcome
             whole = sorted(path.name for path in output.glob("ckpt_*"))
             assert whole == ["ckpt_epoch_0.pth", "ckpt_epoch_1.pth"]
             assert all(torch.load(output / name, weights_only=True)["finished"] for name in whole)
         if room:
             (output / "ckpt_epoch_0.pth").unlink()
-            works("ckpt_epoch_1.pth", "done")(place, run(f"{line} TRAIN.KEEP_EPOCHS 1"))
+            works("ckpt_epoch_1.pth", "done")(place, run(line.replace(keys, f"{keys} TRAIN.KEEP_EPOCHS 1")))
             assert _epochs(output) == [0, 1, 2, 3]
 
 
@@ -396,6 +397,20 @@ def _one_nan(place: Place) -> None:
 
 def _image_gone(place: Place) -> None:
     place.image.unlink()
+
+
+def _swap(place: Place) -> None:
+    first, second = sorted(place.images.glob("*.jpg"))[:2]
+    first.rename(place.root / "first")
+    second.rename(first)
+    (place.root / "first").rename(second)
+
+
+def _both_named(place: Place, outcome: Outcome) -> None:
+    """Neither is trained on, with the other's embedding."""
+    assert outcome.code in (0, 2), outcome
+    for image in sorted(place.images.glob("*.jpg"))[:2]:
+        assert f"{image.stem}'" in outcome.err, outcome
 
 
 def _split_gone(split: str) -> Callable[[Place], object]:
@@ -597,6 +612,13 @@ ROWS = [
         _NEW,
         refused("cannot be locked", "No locks available", "local disk"),
         options={"inject": _no_locks},
+    ),
+    Fault(
+        "U-swap2",
+        "two images have swapped names since the export",
+        "{train} TRAIN.EPOCHS 1 --output {root}/new",
+        _both_named,
+        _swap,
     ),
     Fault("new-train-2", "killed while an image-reading process is there, and run again", _killed_leaves_no_lock),
     Fault("new-train-3", "--resume of an earlier checkpoint of the same OUTPUT", _went_back),
