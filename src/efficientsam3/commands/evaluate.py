@@ -17,6 +17,8 @@ def run(request: EvaluationRequest) -> None:
     Console().print(score_table(evaluation.summaries, measurement.images))
     if measurement.broken:
         console.print(f"{len(measurement.broken)} images were skipped as broken.")
+    if measurement.left_out:
+        console.print(f"{len(measurement.left_out)} objects were left out: a prompt could not be asked of them.")
     if measurement.lacking:
         console.print(f"{measurement.lacking} images were skipped because they have no embedding.")
     console.print(f"{evaluation.report} and {evaluation.results.name}, in {evaluation.seconds:.0f} s")

@@ -11,6 +11,7 @@ class Kind(StrEnum):
     BROKEN_IMAGE = "broken image"
     BROKEN_ANNOTATION = "broken annotation"
     NO_IMAGE = "annotation without image"
+    UNREADABLE = "unreadable"  # as on a failing disk: it may be right
     MASK = "questionable mask"
     SIZE = "annotation of another size"
     DUPLICATE = "same content"

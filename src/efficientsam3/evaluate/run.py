@@ -105,8 +105,11 @@ def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, st
         "fed": f"resize {request.resize}, mean and deviation {request.mean}",
         "holes": f"filled up to {request.max_hole_area} low-resolution pixels" if request.max_hole_area else "left",
     }
-    if measurement.broken or measurement.lacking:
-        facts["skipped"] = f"{len(measurement.broken)} broken images, {measurement.lacking} without an embedding"
+    if measurement.broken or measurement.lacking or measurement.left_out:
+        facts["skipped"] = (
+            f"{len(measurement.broken)} broken images, {measurement.lacking} without an embedding, "
+            f"{len(measurement.left_out)} objects left out"
+        )
     return facts
 
 
@@ -134,5 +137,6 @@ def _results(request: EvaluationRequest, measurement: Measurement, summaries: li
         "summary": [asdict(summary) for summary in summaries],
         "images": images,
         "broken": measurement.broken,
+        "left_out": measurement.left_out,
         "without_embedding": measurement.lacking,
     }

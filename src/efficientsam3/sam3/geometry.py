@@ -8,14 +8,35 @@ import numpy as np
 import numpy.typing as npt
 
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.holes import fill_holes
-from efficientsam3.sam3.prompts import Box, ObjectPrompt, Point, Prompt
+from efficientsam3.sam3.prompts import Box, ObjectPrompt, Point, Prompt, PromptError
 
 Floats = npt.NDArray[np.float32]
 Masks = npt.NDArray[np.bool_]
 # Labels of a box's top left and bottom right corner where SAM's prompt encoder takes it as points.
 _CORNER_LABELS = (2, 3)
+
+
+def check_prompt(prompt: Prompt, size: tuple[int, int]) -> None:
+    """Refuse a prompt whose points or boxes are not in an image of (height, width) pixels.
+
+    Raises:
+        PromptError: a point or box lies outside the image, or a box is empty.
+    """
+    for box, _ in prompt.labelled_boxes:
+        _check_inside(box, 4, "box", size)
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise PromptError(f"The box {list(box)} is empty: give x0 y0 x1 y1, the top left corner first.")
+    for point, _ in prompt.labelled_points:
+        _check_inside(point, 2, "point", size)
+
+
+def _check_inside(coordinates: Sequence[float], count: int, what: str, size: tuple[int, int]) -> None:
+    height, width = size
+    xs, ys = coordinates[0::2], coordinates[1::2]
+    inside = all(0 <= x <= width for x in xs) and all(0 <= y <= height for y in ys)
+    if len(coordinates) != count or not inside:
+        raise PromptError(f"The {what} {list(coordinates)} is not in the image of {width}x{height} pixels.")
 
 
 @dataclass(frozen=True)
@@ -30,26 +51,6 @@ class Placement:
     def of(cls, height: int, width: int, preprocessing: Preprocessing) -> "Placement":
         """The placement of an image of `height` x `width` pixels."""
         return cls((height, width), preprocessing.content_size(height, width), preprocessing.image_size)
-
-    def check(self, prompt: Prompt) -> None:
-        """Refuse a prompt whose points or boxes are not in the image.
-
-        Raises:
-            UserError: a point or box lies outside the image, or a box is empty.
-        """
-        for box, _ in prompt.labelled_boxes:
-            self._check_inside(box, 4, "box")
-            if not (box[0] < box[2] and box[1] < box[3]):
-                raise UserError(f"The box {list(box)} is empty: give x0 y0 x1 y1, the top left corner first.")
-        for point, _ in prompt.labelled_points:
-            self._check_inside(point, 2, "point")
-
-    def _check_inside(self, coordinates: Sequence[float], count: int, what: str) -> None:
-        height, width = self.size
-        xs, ys = coordinates[0::2], coordinates[1::2]
-        inside = all(0 <= x <= width for x in xs) and all(0 <= y <= height for y in ys)
-        if len(coordinates) != count or not inside:
-            raise UserError(f"The {what} {list(coordinates)} is not in the image of {width}x{height} pixels.")
 
     def points_to_input(self, points: Sequence[Point]) -> Floats:
         """(N, 2) pixels of the image to pixels of the input."""

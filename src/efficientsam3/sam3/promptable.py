@@ -12,7 +12,7 @@ from PIL import Image
 
 from efficientsam3.data.images import read_pixels
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.geometry import Floats, Placement
+from efficientsam3.sam3.geometry import Floats, Placement, check_prompt
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt, Prompt
 
@@ -107,7 +107,7 @@ class Promptable(ABC, Generic[Array]):
         max_hole_area: int = MAX_HOLE_AREA,
     ) -> Segmentation[Array]:
         """Answer a prompt; see `segment`."""
-        self._placement.check(prompt)
+        check_prompt(prompt, self._placement.size)
         if isinstance(prompt, ObjectPrompt):
             return self._track(prompt, candidates, max_hole_area)
         return self._detect(prompt, threshold)

@@ -9,6 +9,11 @@ import numpy as np
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.parts import VISUAL_PROMPT
 
+
+class PromptError(UserError):
+    """A prompt cannot be asked: it does not fit its image, or the text encoder."""
+
+
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 edges
 Point = tuple[float, float]  # x, y
 
@@ -95,12 +100,12 @@ def pad_phrase(text: str, ids: Sequence[int], length: int, pad_id: int) -> tuple
         pad_id: the token that fills the remaining positions.
 
     Raises:
-        UserError: the phrase is empty, or longer than the text encoder takes.
+        PromptError: the phrase is empty, or longer than the text encoder takes.
     """
     if not text.strip():
-        raise UserError("The text prompt is empty: name something, such as 'a dog'.")
+        raise PromptError("The text prompt is empty: name something, such as 'a dog'.")
     if len(ids) > length:
-        raise UserError(f"The text prompt {text!r} has {len(ids)} tokens, at most {length} fit: shorten it.")
+        raise PromptError(f"The text prompt {text!r} has {len(ids)} tokens, at most {length} fit: shorten it.")
     row = np.full((1, length), pad_id, dtype=np.int64)
     row[0, : len(ids)] = ids
     return row, (np.arange(length) < len(ids)).astype(np.int64)[None]

@@ -20,9 +20,11 @@ from efficientsam3.data.annotations.sa1b import (
     ImageAnnotation,
     ImageRecord,
     MaskAnnotation,
+    UnreadableAnnotationError,
 )
 from efficientsam3.data.find import IMAGE_SUFFIXES
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import read_bytes
 
 MAX_INSTANCES_BYTES = 4 << 30
 _LONGEST_SIDE = 46_340  # so that no image has 2**31 pixels
@@ -246,11 +248,11 @@ def _check_polygons(polygons: list[Polygon], size: tuple[int, int]) -> None:
 
 def _parse(path: Path, model: type[Parsed]) -> Parsed:
     try:
-        if path.stat().st_size > MAX_INSTANCES_BYTES:
-            raise _broken(path, f"more than {MAX_INSTANCES_BYTES} bytes")
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate_json(read_bytes(path, MAX_INSTANCES_BYTES))
     except OSError as error:
-        raise BrokenAnnotationError(f"Instances file {path} cannot be read ({error.strerror}): replace it.") from error
+        raise UnreadableAnnotationError(
+            f"Instances file {path} cannot be read ({error.strerror}): replace it."
+        ) from error
     except ValidationError as error:
         raise _broken(path, _first_error(error)) from error
 

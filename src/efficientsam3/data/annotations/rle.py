@@ -6,15 +6,18 @@ says that more follow. The format is that of `rleToString` in
 https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c, whose own reader overruns malformed strings.
 """
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-# Groups that end in a character without the sixth bit; 7 of 5 bits hold any count below 2**34.
-_WELL_FORMED = re.compile(rb"(?:[P-o]{0,6}[0-O])*")
+_MORE = 0x20  # of a character's six bits: further ones of its group follow
+_SIGN = 0x10  # in a group's last character
+_LONGEST_GROUP = 7  # characters; 5 bits of each hold any count below 2**34
 _LARGEST_IMAGE = 1 << 31  # pixels
+_CHUNK = 1 << 20  # characters parsed at a time
+
+Runs = npt.NDArray[np.uint32]
 
 
 class PixelBox(NamedTuple):
@@ -43,12 +46,10 @@ class Rle:
         if height < 1 or width < 1 or height * width > _LARGEST_IMAGE:
             raise ValueError(f"a mask of {height} x {width}")
         self.height, self.width = height, width
-        self.runs = _parse(counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts)
-        if len(self.runs) and not 0 <= self.runs.min() <= self.runs.max() <= height * width:
-            raise ValueError("a run that is negative or longer than the mask")
-        if int(self.runs.sum()) != height * width:
-            raise ValueError(f"runs of {int(self.runs.sum())} pixels in a mask of {height} x {width}")
-        self._ends = np.cumsum(self.runs)
+        self.runs = _parse(
+            counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts, height * width
+        )
+        self._ends: Runs = np.cumsum(self.runs, dtype=np.uint32)
 
     @property
     def area(self) -> int:
@@ -81,18 +82,61 @@ class Rle:
         return np.repeat(values, self.runs).reshape(self.width, self.height).T
 
 
-def _parse(text: bytes) -> npt.NDArray[np.int64]:
-    if not _WELL_FORMED.fullmatch(text):
+def _parse(text: bytes, pixels: int) -> Runs:
+    """Parse the runs of a mask, in memory of a few bytes for each of them; see the module's description.
+
+    Raises:
+        ValueError: as for `Rle`.
+    """
+    characters = np.frombuffer(text, dtype=np.uint8)
+    count = np.count_nonzero(characters < 48 + _MORE)
+    if count > pixels + 2:
+        raise ValueError(f"{count} runs in a mask of {pixels} pixels")
+    runs = np.empty(count, dtype=np.uint32)
+    before = np.zeros(2, dtype=np.int64)  # the last two runs, older first
+    start = done = total = 0
+    while start < len(characters):
+        values, used = _read_groups(characters[start : start + _CHUNK])
+        _add_differences(values, before, done)
+        if not 0 <= values.min() <= values.max() <= pixels:
+            raise ValueError("a run that is negative or longer than the mask")
+        runs[done : done + len(values)] = values
+        before = np.concatenate((before, values))[-2:]
+        start, done, total = start + used, done + len(values), total + int(values.sum())
+    if total != pixels:
+        raise ValueError(f"runs of {total} pixels in a mask of {pixels}")
+    return runs
+
+
+def _read_groups(characters: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], int]:
+    """Read the whole groups: the number of each, and how many characters they take."""
+    codes = characters.astype(np.int64) - 48
+    ends = np.flatnonzero(codes & _MORE == 0)
+    starts = np.concatenate(([0], ends[:-1] + 1))[: len(ends)]
+    lengths = ends - starts + 1
+    if not len(ends) or lengths.max() > _LONGEST_GROUP or codes.min() < 0 or codes.max() >= 2 * _MORE:
         raise ValueError("malformed run lengths")
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & 0x20 == 0)
-    if not len(ends):
-        return np.zeros(0, dtype=np.int64)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    digit = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    values = np.add.reduceat((codes & 0x1F) << (5 * digit), starts)
-    # The fifth bit of the last character is the sign, extended upwards.
-    values -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * (ends - starts + 1)), 0)
-    for parity in (1, 2):
-        values[parity::2] = np.cumsum(values[parity::2])
-    return values
+    used = int(ends[-1]) + 1
+    if len(characters) < _CHUNK and used < len(characters):
+        raise ValueError("malformed run lengths")
+    digit = np.arange(used) - np.repeat(starts, lengths)
+    values = np.add.reduceat((codes[:used] & (_MORE - 1)) << (5 * digit), starts)
+    return values - np.where(codes[ends] & _SIGN, np.int64(1) << (5 * lengths), 0), used
+
+
+def _add_differences(values: npt.NDArray[np.int64], before: npt.NDArray[np.int64], done: int) -> None:
+    """Turn differences into runs, in place: each of the fourth and later adds to the run two before it.
+
+    Args:
+        values: of a chunk.
+        before: the last two runs of the chunks before.
+        done: how many runs these have.
+    """
+    for parity in (0, 1):
+        own = values[parity::2]
+        if not len(own):
+            continue
+        if done + parity >= 3:
+            own[0] += before[parity]
+        first = 1 if done == 0 and parity == 0 else 0
+        own[first:] = np.cumsum(own[first:])

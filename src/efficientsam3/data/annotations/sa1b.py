@@ -7,12 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from efficientsam3.data.annotations.rle import PixelBox, Rle
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import read_bytes
 
 MAX_ANNOTATION_BYTES = 64 << 20
 
 
 class BrokenAnnotationError(UserError):
     """An annotation file is missing, unreadable, or not in SA-1B's format."""
+
+
+class UnreadableAnnotationError(BrokenAnnotationError):
+    """A file that the system does not give: what is in it may be right."""
 
 
 class _Record(BaseModel):
@@ -68,11 +73,9 @@ def read_annotation(path: Path) -> ImageAnnotation:
         BrokenAnnotationError: the file cannot be read, or is not in SA-1B's format.
     """
     try:
-        if path.stat().st_size > MAX_ANNOTATION_BYTES:
-            raise BrokenAnnotationError(f"Annotation {path} has more than {MAX_ANNOTATION_BYTES} bytes: replace it.")
-        return ImageAnnotation.model_validate_json(path.read_bytes())
+        return ImageAnnotation.model_validate_json(read_bytes(path, MAX_ANNOTATION_BYTES))
     except OSError as error:
-        raise BrokenAnnotationError(f"Annotation {path} cannot be read ({error.strerror}): replace it.") from error
+        raise UnreadableAnnotationError(f"Annotation {path} cannot be read ({error.strerror}): replace it.") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -8,7 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from efficientsam3.data.annotations.coco import ImageInstances
-from efficientsam3.data.annotations.sa1b import BrokenAnnotationError, mask_problems, read_annotation
+from efficientsam3.data.annotations.sa1b import (
+    BrokenAnnotationError,
+    UnreadableAnnotationError,
+    mask_problems,
+    read_annotation,
+)
 from efficientsam3.data.check.coco_problems import instance_problems
 from efficientsam3.data.images import BrokenImageError, decode_rgb, read_image
 from efficientsam3.data.parallel import Advance
@@ -50,7 +55,7 @@ def check_files(unit: CheckUnit, advance: Advance) -> Checked:
         _check_image(image, row, checked)
         if isinstance(annotation, ImageInstances):
             _check_instances(annotation, row, checked)
-        elif annotation is not None and annotation.exists():
+        elif annotation is not None:
             _check_annotation(annotation, row, checked)
         advance(1)
     return checked
@@ -65,7 +70,7 @@ def _check_image(path: Path, row: int, checked: Checked) -> None:
     except FileNotFoundError:
         checked.problems.append(Problem(Kind.MISSING, path, "named, but not there"))
     except OSError as error:
-        checked.problems.append(Problem(Kind.BROKEN_IMAGE, path, f"cannot be read ({error.strerror})"))
+        checked.problems.append(Problem(Kind.UNREADABLE, path, f"cannot be read ({error.strerror})"))
     else:
         checked.bytes += len(data)
         checked.sizes[row] = height, width
@@ -76,6 +81,10 @@ def _check_image(path: Path, row: int, checked: Checked) -> None:
 def _check_annotation(path: Path, row: int, checked: Checked) -> None:
     try:
         annotation = read_annotation(path)
+    except UnreadableAnnotationError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):  # not every image has one
+            checked.problems.append(Problem(Kind.UNREADABLE, path, str(error)))
+        return
     except BrokenAnnotationError as error:
         checked.problems.append(Problem(Kind.BROKEN_ANNOTATION, path, str(error)))
         return

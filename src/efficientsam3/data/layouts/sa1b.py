@@ -58,7 +58,11 @@ class Sa1b(Layout):
         problems = []
         for split, listing in listings.items():
             folder = data_path / "annotations" / split
-            names = os.listdir(os.fsencode(folder)) if folder.is_dir() else []
+            try:
+                names = os.listdir(os.fsencode(folder)) if folder.is_dir() else []
+            except OSError as error:
+                problems.append(Problem(Kind.UNREADABLE, folder, f"cannot be listed ({error.strerror})"))
+                continue
             stems = np.array([name[:-5] for name in names if name.endswith(b".json")], dtype=np.bytes_)
             for stem in np.setdiff1d(stems, listing.ids).tolist():
                 path = annotation_path(data_path, split, os.fsdecode(stem))

@@ -26,6 +26,7 @@ class TrueImage:
     path: Path
     size: tuple[int, int]  # height, width in pixels, as the annotation says
     objects: tuple[TrueObject, ...]
+    source: Path  # the file of its annotation
 
 
 @dataclass(frozen=True)
@@ -130,4 +131,4 @@ def _true_image(image: AnnotatedImage, categories: Mapping[int, str]) -> TrueIma
             continue
         category = categories[mask.category_id] if isinstance(mask, InstanceMask) else None
         objects.append(TrueObject(number, rle, next(iter(mask.point_coords), None), category))
-    return TrueImage(image_id, image.path, size, tuple(objects))
+    return TrueImage(image_id, image.path, size, tuple(objects), source)

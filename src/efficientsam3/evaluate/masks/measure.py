@@ -1,7 +1,7 @@
 """Measuring: every model answers every prompt of every object, image by image."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +19,8 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.sam3.decoders import Answer
-from efficientsam3.sam3.geometry import mask_iou
+from efficientsam3.sam3.geometry import check_prompt, mask_iou
+from efficientsam3.sam3.prompts import PromptError
 
 logger = logging.getLogger(LOGGER_NAME)
 
@@ -31,6 +32,7 @@ class Measurement:
     scores: list[ObjectScore] = field(default_factory=list)
     images: int = 0  # measured
     broken: list[str] = field(default_factory=list)  # a sentence for each image or annotation that cannot be read
+    left_out: list[str] = field(default_factory=list)  # a sentence for each object that a prompt cannot be asked of
     lacking: int = 0  # images that a store has no embedding of
 
 
@@ -81,14 +83,20 @@ def measure(
                 things = choose_objects(image, selection)
                 measurement.images += 1
                 if things:
-                    measurement.scores += _measure_image(segmenters, image, pixels, things, prompts, observer)
+                    _measure_image(segmenters, image, pixels, things, prompts, observer, measurement)
             advance(1)
     if not measurement.scores:
         raise UserError(
             f"No object could be measured: of {len(truth.ids)} images {measurement.lacking} have no embedding and "
-            f"{len(measurement.broken)} are broken; check the dataset, or lower --min-area."
+            f"{len(measurement.broken)} are broken, and {len(measurement.left_out)} objects could not be asked for"
+            f"{_first(measurement)}; check the dataset, or lower --min-area."
         )
     return measurement
+
+
+def _first(measurement: Measurement) -> str:
+    found = [*measurement.broken, *measurement.left_out]
+    return f", the first being: {found[0].rstrip('.')}" if found else ""
 
 
 def _with_embedding(
@@ -117,16 +125,24 @@ def _measure_image(
     things: Sequence[TrueObject],
     prompts: Sequence[PromptKind],
     observer: Observer | None,
-) -> Iterator[ObjectScore]:
+    measurement: Measurement,
+) -> None:
     asks = [segmenter.open(image.image_id, pixels) for segmenter in segmenters]
     for thing in things:
         true = torch.from_numpy(np.ascontiguousarray(thing.rle.mask()))
         for kind in prompts:
-            prompt = thing.prompt(kind)
+            try:
+                prompt = thing.prompt(kind)
+                check_prompt(prompt, image.size)
+                matches = [_match(ask(prompt), true) for ask in asks]
+            except PromptError as error:
+                sentence = f"Annotation {image.source}, object {thing.number} of image {image.image_id}: {error}"
+                logger.warning("%s It is left out of prompt %s.", sentence, kind)
+                measurement.left_out.append(sentence)
+                continue
             masks: list[torch.Tensor] = []
             scores: list[ObjectScore] = []
-            for segmenter, ask in zip(segmenters, asks, strict=True):
-                mask, iou, score = _match(ask(prompt), true)
+            for segmenter, (mask, iou, score) in zip(segmenters, matches, strict=True):
                 masks.append(mask)
                 agreement = mask_iou(mask, masks[0])
                 area = thing.rle.area
@@ -135,7 +151,7 @@ def _measure_image(
                 )
             if observer is not None:
                 observer(image, thing, masks, scores)
-            yield from scores
+            measurement.scores += scores
 
 
 def _match(answer: Answer, true: torch.Tensor) -> tuple[torch.Tensor, float, float]:

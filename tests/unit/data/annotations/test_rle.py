@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
+from efficientsam3.data.annotations import rle as rle_module
 from efficientsam3.data.annotations.rle import Rle
 
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=30))
@@ -65,3 +66,17 @@ def test_strings_that_run_over_are_malformed(counts: str) -> None:
 def test_a_mask_that_would_not_fit_in_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="a mask of"):
         Rle(1 << 20, 1 << 20, "0")
+
+
+@settings(max_examples=100, deadline=None)
+@given(masks, st.integers(7, 20))
+def test_long_strings_are_parsed_in_pieces(mask: npt.NDArray[np.bool_], piece: int) -> None:
+    counts = encode(mask)["counts"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rle_module, "_CHUNK", piece)
+        assert np.array_equal(Rle(*mask.shape, counts).mask(), mask)
+
+
+def test_more_runs_than_pixels_are_refused_before_they_are_parsed() -> None:
+    with pytest.raises(ValueError, match="1000 runs in a mask of 16 pixels"):
+        Rle(4, 4, "0" * 1000)

@@ -96,7 +96,7 @@ def test_missing_and_oversized_files_are_refused(tmp_path: Path, monkeypatch: py
         read_annotation(tmp_path / "absent.json")
     path = write(tmp_path, record())
     monkeypatch.setattr(annotations, "MAX_ANNOTATION_BYTES", 10)
-    with pytest.raises(BrokenAnnotationError, match="more than 10 bytes"):
+    with pytest.raises(BrokenAnnotationError, match="more than the 10 that are read"):
         read_annotation(path)
 
 

@@ -1,6 +1,7 @@
 """What counts of several masks, with a model whose masks are given."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,18 @@ def test_the_found_mask_that_overlaps_most_counts_and_agreement_is_with_the_firs
     assert seen == [(0, 3), (0, 3), (1, 3), (1, 3)]
     assert first.opened == {"one": 1}, "an image is encoded once, for all its prompts"
     assert scores[0].area == 100
+
+
+def test_objects_that_cannot_be_asked_for_are_named_and_left_out(tmp_path: Path, write_coco) -> None:
+    masks = np.zeros((2, 10, 20), dtype=bool)
+    masks[0, :, :10] = masks[1, :5, 10:] = True
+    path = write_coco(tmp_path, {"one": list(masks)})
+    model = Given("model", torch.ones(1, 10, 20, dtype=torch.bool), [1.0])
+    truth = open_ground_truth(path)
+    image = truth.load(0)
+    outside = replace(image, objects=(replace(image.objects[0], annotated_point=(1e6, -5.0)), image.objects[1]))
+    truth.load = lambda _: outside  # type: ignore[method-assign]
+    measurement = measure([model], truth, ["box", "point"], Selection())
+    assert [(score.number, score.prompt) for score in measurement.scores] == [(0, "box"), (1, "box"), (1, "point")]
+    (sentence,) = measurement.left_out
+    assert f"Annotation {path}, object 0 of image one: The point [1000000.0, -5.0] is not in the image" in sentence

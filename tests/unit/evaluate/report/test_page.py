@@ -97,7 +97,7 @@ def test_charts_hold_every_value() -> None:
 def offer(gallery: Gallery, image_id: str, number: int, *ious: float, area: int = 4) -> None:
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask.view(-1)[:area] = True
-    image = TrueImage(image_id, Path(f"{image_id}.jpg"), (8, 8), ())
+    image = TrueImage(image_id, Path(f"{image_id}.jpg"), (8, 8), (), Path())
     scores = [ObjectScore(f"m{place}", image_id, number, "box", area, iou, 1.0, 0.5) for place, iou in enumerate(ious)]
     gallery(image, TrueObject(number, to_rle(mask)), [mask] * len(ious), scores)
 
@@ -149,7 +149,7 @@ def test_overlays_colour_the_mask_alone(tmp_path: Path) -> None:
     gallery = Gallery()
     thing = TrueObject(0, to_rle(mask))
     score = ObjectScore("m", "grey", 0, "box", 100, 1.0, 1.0, 0.5)
-    gallery(TrueImage("grey", tmp_path / "grey.png", (40, 60), (thing,)), thing, [~mask], [score])
+    gallery(TrueImage("grey", tmp_path / "grey.png", (40, 60), (thing,), Path()), thing, [~mask], [score])
     asked, true, found = (
         np.asarray(image).astype(int) for image in example_images(gallery.groups()["box", "Best of m"][0])
     )
