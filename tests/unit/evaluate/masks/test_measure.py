@@ -82,4 +82,4 @@ def test_objects_that_cannot_be_asked_for_are_named_and_left_out(tmp_path: Path,
     measurement = measure([model], truth, ["box", "point"], Selection())
     assert [(score.number, score.prompt) for score in measurement.scores] == [(0, "box"), (1, "box"), (1, "point")]
     (sentence,) = measurement.left_out
-    assert f"Annotation {path}, object 0 of image one: The point [1000000.0, -5.0] is not in the image" in sentence
+    assert f"{image.source}, object 0 of image one: The point [1000000.0, -5.0] is not in the image" in sentence
