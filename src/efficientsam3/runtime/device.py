@@ -2,6 +2,7 @@
 
 import os
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from efficientsam3.runtime.request import OneOf, describe
 if TYPE_CHECKING:
     import torch
 
+_DEVICES = Path("/dev")
 DEVICES = {
     "auto": "CUDA, then MPS, then CPU",
     "cpu": "the processor",
@@ -28,8 +30,11 @@ DeviceName = Annotated[
 def select_device(name: DeviceName, local_rank: int = 0) -> "torch.device":
     """The device for one process: `auto` takes CUDA, then MPS, then the CPU.
 
+    On CUDA, float32 then means float32: PyTorch's convolutions would round their inputs to TF32's 10 bits by default.
+
     Raises:
-        UserError: PyTorch does not see the device that was named, or there are more local processes than GPUs.
+        UserError: PyTorch does not see the device that was named, there are more local processes than GPUs or several
+            on MPS, or `auto` would take the CPU on a machine with NVIDIA's GPUs.
     """
     import torch
 
@@ -40,11 +45,23 @@ def select_device(name: DeviceName, local_rank: int = 0) -> "torch.device":
                 f"Process {local_rank} on this machine has no GPU of its own: PyTorch sees {count}; "
                 "start no more processes than GPUs (GPUS=...), or compute on the CPU with --only-cpu."
             )
+        torch.backends.cudnn.allow_tf32 = False
         return torch.device("cuda", local_rank)
     if name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
         if not torch.backends.mps.is_available():
             raise UserError("DEVICE mps is not available here; use DEVICE auto or --only-cpu.")
+        if local_rank > 0:
+            raise UserError(
+                f"PyTorch joins no processes on MPS, and this is number {local_rank + 1}: start one (GPUS=1), or "
+                "compute on the CPU with --only-cpu."
+            )
         return torch.device("mps")
+    if name == "auto" and "CUDA_VISIBLE_DEVICES" not in os.environ and any(_DEVICES.glob("nvidia[0-9]*")):
+        raise UserError(
+            f"This machine has NVIDIA GPUs, but PyTorch {torch.__version__}, made for CUDA {torch.version.cuda}, sees "
+            "none: install a PyTorch that fits the driver that `nvidia-smi` shows (such as pip install torch "
+            "--index-url https://download.pytorch.org/whl/cu126), or choose the CPU, with --only-cpu or --device cpu."
+        )
     return torch.device("cpu")
 
 

@@ -65,10 +65,10 @@ def process_group(device_name: DeviceName) -> Iterator[Process]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.world_size, timeout=_TIMEOUT)
-    try:
-        yield process
-    finally:
-        dist.destroy_process_group()
+    # After an exception the group is left as it is: NCCL would wait here for peers that wait for this process, and the
+    # error would stay unsaid. torchrun ends the peers once this process has ended.
+    yield process
+    dist.destroy_process_group()
 
 
 def _meet(place: Place) -> Any:

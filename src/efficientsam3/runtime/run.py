@@ -5,6 +5,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from efficientsam3.runtime.device import DeviceName
 from efficientsam3.runtime.distributed import Process, on_main, process_group
 from efficientsam3.runtime.errors import UserError
@@ -33,8 +35,8 @@ def run_step(device: DeviceName, output_dir: Path, writes: bool = True) -> Itera
         writes: whether more than the log is written there, so that no other such run may use it meanwhile.
 
     Raises:
-        UserError: the device is not available, another run uses the folder, or it cannot be written to; or a process
-            that reads images has died.
+        UserError: the device is not available, another run uses the folder, or it cannot be written to; or the GPU's
+            memory does not suffice, or a process that reads images has died.
     """
     with process_group(device) as process, ExitStack() as stack:
         if writes:
@@ -42,6 +44,12 @@ def run_step(device: DeviceName, output_dir: Path, writes: bool = True) -> Itera
         start_logging(output_dir, process.rank)
         try:
             yield process
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"The GPU has too little memory ({' '.join(str(error).split())[:200]}): halve the batch size "
+                "(BATCH_SIZE=...) and double --accumulation-steps, or give --use-checkpoint, if this is a training; "
+                "docs/gpu.md has the batch that fits each student and card."
+            ) from error
         except RuntimeError as error:
             if not str(error).startswith(_DEAD_READER):
                 raise

@@ -2,6 +2,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -26,6 +27,11 @@ def test_a_dead_reader_is_a_sentence_and_other_errors_are_not(tmp_path: Path) ->
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
     with pytest.raises(RuntimeError, match="shape"), run_step("cpu", tmp_path):
         raise RuntimeError("shape")
+
+
+def test_too_little_memory_of_a_gpu_is_a_sentence_with_what_to_change(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too little memory .CUDA out.*--accumulation"), run_step("cpu", tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
 
 def test_a_log_that_cannot_be_written_is_named_once_and_the_run_goes_on(

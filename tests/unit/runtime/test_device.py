@@ -1,0 +1,53 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from efficientsam3.runtime import device as device_module
+from efficientsam3.runtime.device import select_device
+from efficientsam3.runtime.errors import UserError
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A machine whose PyTorch sees no GPU, and whose /dev is the test's."""
+    monkeypatch.setattr(device_module, "_DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    tf32 = torch.backends.cudnn.allow_tf32
+    yield monkeypatch
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+def test_auto_does_not_take_the_cpu_where_a_gpu_is_hidden_by_its_driver(
+    machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert select_device("auto").type == "cpu"
+    (tmp_path / "nvidiactl").touch()
+    assert select_device("auto").type == "cpu"
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(UserError, match="NVIDIA GPUs, but PyTorch .* sees none"):
+        select_device("auto")
+    assert select_device("cpu").type == "cpu"
+    machine.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert select_device("auto").type == "cpu"
+
+
+def test_float32_means_float32_on_a_gpu(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(torch.cuda, "is_available", lambda: True)
+    machine.setattr(torch.cuda, "device_count", lambda: 2)
+    torch.backends.cudnn.allow_tf32 = True
+    assert select_device("auto", 1) == torch.device("cuda", 1)
+    assert not torch.backends.cudnn.allow_tf32
+    with pytest.raises(UserError, match="Process 2 .* has no GPU of its own: PyTorch sees 2"):
+        select_device("auto", 2)
+
+
+@pytest.mark.parametrize("name", ["auto", "mps"])
+def test_mps_has_one_process(machine: pytest.MonkeyPatch, name: str) -> None:
+    machine.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device(name).type == "mps"
+    with pytest.raises(UserError, match="GPUS=1"):
+        select_device(name, 1)
