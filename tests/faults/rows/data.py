@@ -2,14 +2,14 @@
 
 from functools import partial
 
-from faults.fault import Fault, Place, Run, refused, snapshot
+from faults.fault import Fault, Place, Run, refused, snapshot, works
 from faults.system import fail_file, small_disk
 
 
 def _images_fail(place: Place, run: Run) -> None:
     before = snapshot(place.data)
     inject = partial(fail_file, ".jpg", "read")
-    refused(".jpg", "Input/output")(place, run("data check {data} --fix", inject=inject))
+    works("unreadable", code=1)(place, run("data check {data} --fix --workers 1", inject=inject))
     after = snapshot(place.data)
     assert before.items() <= after.items(), "images were moved"
 
@@ -19,7 +19,9 @@ def _full(place: Place, run: Run) -> None:
         path.write_bytes(b"")  # a long list of problems
     with small_disk(place.root / "disk", 4096) as disk:
         (disk / "filled").write_bytes(bytes(4096))
-        refused("problems.tsv")(place, run(["data", "check", place.data, "--report", disk / "problems.tsv"]))
+        refused("problems.tsv")(
+            place, run(["data", "check", place.data, "--workers", 1, "--report", disk / "problems.tsv"])
+        )
 
 
 ROWS = [

@@ -10,7 +10,7 @@ def _samples(place: Place, run: Run) -> None:
 
 
 def _dry_run(place: Place, run: Run) -> None:
-    refused("dry")(place, run(export_with(place, "--dry-run", 0)))
+    refused("dry-run")(place, run(export_with(place, "--dry-run", 0)))
 
 
 ROWS = [

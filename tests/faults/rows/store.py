@@ -388,6 +388,13 @@ def _new_export(inject: Callable[[], None], *words: str) -> Callable[[Place, Run
     return partial(_export_after, inject, words)
 
 
+def _export_in_little_memory(place: Place, run: Run) -> None:
+    (place.root / "teacher").mkdir()
+    line = [*place.export, "DATA.NUM_WORKERS", 2]
+    refused("/dev/shm")(place, run(line, inject=partial(small_shared_memory, 1 << 18)))
+    works()(place, run(place.export))
+
+
 def _export_after(inject: Callable[[], None], words: tuple[str, ...], place: Place, run: Run) -> None:
     (place.root / "teacher").mkdir()  # so that no finished one is copied there
     _export_again(inject, words, place, run)
@@ -399,11 +406,10 @@ def _export_after(inject: Callable[[], None], words: tuple[str, ...], place: Pla
 def _killed(
     command: str, moments: tuple[float, ...], spoil: Callable[[Place], None] | None, place: Place, run: Run
 ) -> None:
-    before = records(place.store)
-    lost = 0
+    lost = 0 if spoil is None else 1
     if spoil is not None:
         spoil(place)
-        lost = 1
+    before = records(place.store)
     for moment in moments:
         run(command, signals=[(moment, signal.SIGKILL)])
         _all_but(place, lost, before)
@@ -432,8 +438,8 @@ def _two(place: Place, run: Run, *lines: list[str]) -> str:
 
 
 def _two_repairs(place: Place, run: Run) -> None:
-    before = records(place.store)
     damage(place.store)
+    before = records(place.store)
     line = ["store", "verify", "--repair", str(place.store)]
     _two(place, run, line, line)
     _all_but(place, 1, before)
@@ -790,12 +796,7 @@ ROWS = [
         _published,
         slow=True,
     ),
-    Fault(
-        "U-shme",
-        "export with a /dev/shm of 1 MB",
-        partial(_export_again, partial(small_shared_memory, 1 << 20), ("/dev/shm",)),
-        slow=True,
-    ),
+    Fault("U-shme", "export with a small /dev/shm", _export_in_little_memory, slow=True),
     Fault("U-swap", "two images swap their names: export", "{export}", refused("sa_", "replaced"), _two_swap),
     Fault(
         "EIO1",
