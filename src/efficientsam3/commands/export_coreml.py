@@ -10,7 +10,13 @@ def run(request: ExportCoremlRequest) -> None:
     from efficientsam3.export.coreml.run import export_coreml
     from efficientsam3.runtime.console import Console
 
-    report = export_coreml(request.model, request.out, precision=request.precision, images=request.images)
+    report = export_coreml(
+        request.model,
+        request.out,
+        precision=request.precision,
+        images=request.images,
+        overwrite=request.overwrite,
+    )
     kept = f", {len(report.float32_operations)} of them in float32" if report.float32_operations else ""
     Console(soft_wrap=True).print(
         f"{report.bytes / 1e6:9.1f} MB  {request.out}: {request.precision}, {report.operations} operations{kept}; "

@@ -16,6 +16,7 @@ def run(request: ExportOnnxRequest) -> None:
         variants=request.variants,
         calibrate=request.calibrate,
         images=request.images,
+        overwrite=request.overwrite,
     )
     console = Console(soft_wrap=True)
     for graph in (*manifest.graphs.values(), *manifest.variants.values()):

@@ -10,4 +10,4 @@ def run(request: FuseRequest) -> None:
     """Fuse, and print the account."""
     from efficientsam3.merge.fuse import fuse
 
-    print_account(fuse(request.model, request.output))
+    print_account(fuse(request.model, request.output, request.overwrite))

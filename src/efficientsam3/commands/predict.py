@@ -21,6 +21,7 @@ def run(request: PredictRequest) -> None:
         max_hole_area=request.max_hole_area,
         device=request.device,
         variant=request.variant,
+        overwrite=request.overwrite,
     )
     console = Console(soft_wrap=True)
     for path, count in report.written.items():

@@ -16,14 +16,16 @@ from efficientsam3.evaluate.masks.scores import Summary, summarise
 from efficientsam3.evaluate.masks.segmenters import Segmenter, WholeModel
 from efficientsam3.evaluate.report.feature_rows import feature_rows
 from efficientsam3.evaluate.report.gallery import Gallery
-from efficientsam3.evaluate.report.page import REPORT_NAME, ReportContent, write_report
+from efficientsam3.evaluate.report.page import REPORT_NAME, ReportContent, render_report
 from efficientsam3.runtime.device import select_device
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import write_json
+from efficientsam3.runtime.files import to_json
+from efficientsam3.runtime.own_files import check_files, write_own_text
 from efficientsam3.train.metrics import read_metrics
 
 RESULTS_NAME = "results.json"
 RESULTS_VERSION = 1
+EVALUATION = "an evaluation"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
             `open_ground_truth`, `read_metrics` and `measure`.
     """
     started = time.monotonic()
+    path, report = request.out / RESULTS_NAME, request.out / REPORT_NAME
+    check_files((path, report), EVALUATION, request.overwrite)
     truth = open_ground_truth(request.data, request.split, request.images)
     if "text" in request.prompt and not truth.has_categories:
         raise UserError("--prompt text needs the categories of a COCO dataset: SA-1B's objects have no names.")
@@ -60,8 +64,8 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
     summaries = [
         summarise(measurement.scores, segmenter.name, prompt) for prompt in request.prompt for segmenter in segmenters
     ]
-    path, report = request.out / RESULTS_NAME, request.out / REPORT_NAME
-    write_json(path, _results(request, measurement, summaries))
+    results = to_json(_results(request, measurement, summaries))
+    write_own_text(path, results, EVALUATION, request.overwrite)
     content = ReportContent(
         title=f"Masks of {measurement.images} images",
         facts=_facts(request, measurement),
@@ -71,7 +75,7 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
         features=feature_rows(segmenters, list(gallery.first_images.values())),
         examples=gallery.groups(),
     )
-    write_report(report, content)
+    write_own_text(report, render_report(content), EVALUATION, request.overwrite)
     return Evaluation(summaries, measurement, time.monotonic() - started, path, report)
 
 

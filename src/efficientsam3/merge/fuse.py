@@ -9,11 +9,12 @@ from efficientsam3.checkpoints.reading import StateDict, read_tensors
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.merge.account import MergeAccount, account_for
-from efficientsam3.merge.hf_directory import write_hf_directory
+from efficientsam3.merge.hf_directory import HF_DIRECTORY, write_hf_directory
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, check_output
-from efficientsam3.merge.native_file import write_native_file
+from efficientsam3.merge.native_file import check_native_output, write_native_file
 from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.own_files import check_folder
 from efficientsam3.sam3.contents import Contents, read_contents
 from efficientsam3.sam3.parts import PARTS, VISUAL_PROMPT_KEY, Part, part_of
 
@@ -21,17 +22,22 @@ from efficientsam3.sam3.parts import PARTS, VISUAL_PROMPT_KEY, Part, part_of
 TOLERANCE = 1e-4
 
 
-def fuse(model: Path, output: Path) -> MergeAccount:
+def fuse(model: Path, output: Path, overwrite: bool = False) -> MergeAccount:
     """Write an EfficientSAM3 with its student fused, verified before it replaces what was at `output`.
 
     Args:
         model: an EfficientSAM3, a native file or a Hugging Face directory.
         output: the same kind; next to a native file, `<output>.json` and `<output>.md` are written too.
+        overwrite: whether to replace files that the program did not write.
 
     Raises:
         UserError: the model holds no student, or a fused one; or the output cannot be written.
     """
     check_output(output, (model,))
+    if model.is_dir():
+        check_folder(output, HF_DIRECTORY, overwrite)
+    else:
+        check_native_output(output, overwrite)
     contents = read_contents(model)
     student, note = fuse_student(_student_of(contents))
     native = None if model.is_dir() else read_tensors(model)
@@ -41,9 +47,9 @@ def fuse(model: Path, output: Path) -> MergeAccount:
     account.removed = "the student before fusing"
     account.notes.append(note)
     if native is None:
-        write_hf_directory(output, student, sam3, None, account)
+        write_hf_directory(output, student, sam3, None, account, overwrite)
     else:
-        write_native_file(output, student, sam3, (STUDENT_PREFIX, TRUNK_PREFIX), parts, None, account)
+        write_native_file(output, student, sam3, (STUDENT_PREFIX, TRUNK_PREFIX), parts, None, account, overwrite)
     return account
 
 

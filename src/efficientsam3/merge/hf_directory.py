@@ -18,23 +18,30 @@ from efficientsam3.merge.card import model_card, model_metadata
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, without_trunk
 from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import atomic_directory, write_json, write_text
+from efficientsam3.runtime.files import write_json, write_text
 from efficientsam3.runtime.memory import release_pages
+from efficientsam3.runtime.own_files import own_folder
 from efficientsam3.sam3.build import check_whole
 from efficientsam3.sam3.contents import METADATA_KEY, read_contents, student_config
 from efficientsam3.sam3.parts import PARTS
 from efficientsam3.sam3.text import build_tokenizer
 
+HF_DIRECTORY = "a Hugging Face directory"
 _SHARD_BYTES = 500_000_000
 
 
 def write_hf_directory(
-    output: Path, student: StudentInput, sam3: Sam3Input, dtype: torch.dtype | None, account: MergeAccount
+    output: Path,
+    student: StudentInput,
+    sam3: Sam3Input,
+    dtype: torch.dtype | None,
+    account: MergeAccount,
+    overwrite: bool = False,
 ) -> None:
     """Write the directory, verified before it replaces what was there; `account` gets its size.
 
     Raises:
-        UserError: `output` exists and is not a Hugging Face directory, or the disk is full.
+        UserError: `output` holds what the program did not write and `overwrite` is False, or the disk is full.
     """
     tensors = without_trunk(sam3.contents)
     tensors |= {HF_STUDENT_PREFIX + key: value for key, value in student.state.items()}
@@ -43,7 +50,7 @@ def write_hf_directory(
     expected = fingerprints(tensors, sam3.path)
     metadata = model_metadata(student, sam3, frozenset(PARTS), dtype)
     stored = dtype or next(value.dtype for value in tensors.values() if value.is_floating_point())
-    with atomic_directory(output, "config.json", "Hugging Face directory") as folder:
+    with own_folder(output, HF_DIRECTORY, overwrite) as folder:
         _write_shards(folder, tensors, output)
         del tensors
         write_json(folder / "config.json", _config(student, sam3, stored) | {METADATA_KEY: metadata})

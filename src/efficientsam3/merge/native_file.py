@@ -13,10 +13,13 @@ from efficientsam3.merge.inputs import Sam3Input, StudentInput
 from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
 from efficientsam3.models.student_files import to_published_layout
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import atomic_path, write_json, write_text
+from efficientsam3.runtime.files import to_json
+from efficientsam3.runtime.own_files import check_files, own_path, write_own_text
 from efficientsam3.sam3.contents import metadata_path
 from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY, Part, part_of
 from efficientsam3.sam3.text import compute_visual_prompt
+
+MERGED_MODEL = "a merged model"
 
 
 def write_native_file(
@@ -27,6 +30,7 @@ def write_native_file(
     parts: frozenset[Part],
     dtype: torch.dtype | None,
     account: MergeAccount,
+    overwrite: bool = False,
 ) -> None:
     """Write the file, verified before it replaces what was there.
 
@@ -38,23 +42,38 @@ def write_native_file(
         parts: the parts of SAM3 to keep.
         dtype: dtype of all floating-point weights; None leaves each as it is.
         account: gets the file's size and SHA-256.
+        overwrite: whether to replace files that the program did not write.
 
     Raises:
-        UserError: `output` is a folder, or a file cannot be written, or was read back differently.
+        UserError: a file cannot be written, or was read back differently, or the program did not write what is there.
     """
-    if output.is_dir():
-        raise UserError(f"The output {output} is a folder: give a file name, such as {output / 'efficient_sam3.pt'}.")
     merged = _assemble(student, sam3, prefixes, parts, dtype)
     expected = fingerprints(merged, sam3.path)
     metadata = model_metadata(student, sam3, parts, dtype)
-    with atomic_path(output) as temporary:
+    with own_path(output, MERGED_MODEL, overwrite) as temporary:
         account.sha256 = save_tensors(temporary, merged, output)
         del merged  # the source's mapping counts as memory
         verify_written(temporary, expected)
         verify_student(temporary, student, dtype, prefixes[0])
         account.bytes = temporary.stat().st_size
-    write_json(metadata_path(output), metadata | {"bytes": account.bytes, "sha256": account.sha256})
-    write_text(output.with_name(output.name + ".md"), model_card(output.name, metadata, account))
+    metadata |= {"bytes": account.bytes, "sha256": account.sha256}
+    write_own_text(metadata_path(output), to_json(metadata), MERGED_MODEL, overwrite)
+    write_own_text(_card_path(output), model_card(output.name, metadata, account), MERGED_MODEL, overwrite)
+
+
+def check_native_output(output: Path, overwrite: bool) -> None:
+    """Check that a native file and what is written beside it replace nothing of the user's.
+
+    Raises:
+        UserError: `output` is a folder, or the program did not write what is there; the first files are named.
+    """
+    if output.is_dir():
+        raise UserError(f"The output {output} is a folder: give a file name, such as {output / 'efficient_sam3.pt'}.")
+    check_files((output, metadata_path(output), _card_path(output)), MERGED_MODEL, overwrite)
+
+
+def _card_path(output: Path) -> Path:
+    return output.with_name(output.name + ".md")
 
 
 def _assemble(

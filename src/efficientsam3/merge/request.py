@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
-from efficientsam3.runtime.request import Argument, File, FileOrFolder, Request
+from efficientsam3.runtime.request import Argument, File, FileOrFolder, Overwrite, Request
 from efficientsam3.sam3.parts import PARTS
 
 Format = Literal["native", "hf"]
@@ -62,6 +62,7 @@ class MergeRequest(Request):
     )
     fuse: bool = Field(False, description="fuse the student for inference, as `efficientsam3 fuse` does; see there")
     dry_run: bool = Field(False, description="check everything and print where each tensor goes; write nothing")
+    overwrite: Overwrite = False
 
 
 class FuseRequest(Request):
@@ -75,3 +76,4 @@ class FuseRequest(Request):
         "follow them, and RepViT's parallel branches become one convolution each: the same answers but for rounding "
         "(checked to 1e-4), no longer trainable, and not for the published loader"
     )
+    overwrite: Overwrite = False

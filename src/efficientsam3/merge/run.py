@@ -9,11 +9,12 @@ from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.merge.account import MergeAccount, account_for
 from efficientsam3.merge.fuse import fuse_student
-from efficientsam3.merge.hf_directory import write_hf_directory
+from efficientsam3.merge.hf_directory import HF_DIRECTORY, write_hf_directory
 from efficientsam3.merge.inputs import check_output, read_fitting_student, read_sam3
-from efficientsam3.merge.native_file import write_native_file
+from efficientsam3.merge.native_file import check_native_output, write_native_file
 from efficientsam3.merge.request import MergeRequest
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.own_files import check_folder
 from efficientsam3.runtime.request import make_request
 from efficientsam3.sam3.parts import PARTS, Part, parse_parts
 
@@ -39,6 +40,10 @@ def run_merge(request: MergeRequest) -> MergeAccount:
     output, prefixes = request.output, (request.target_prefix, request.replace_prefix)
     parts = parse_parts(request.keep)
     check_output(output, (request.student_ckpt, request.sam3_ckpt))
+    if request.format == "hf":
+        check_folder(output, HF_DIRECTORY, request.overwrite)
+    else:
+        check_native_output(output, request.overwrite)
     sam3 = read_sam3(request.sam3_ckpt)
     student = read_fitting_student(request.student_ckpt, sam3)
     if request.format == "hf":
@@ -58,9 +63,9 @@ def run_merge(request: MergeRequest) -> MergeAccount:
         return account
     dtype: torch.dtype | None = getattr(torch, request.dtype) if request.dtype else None
     if request.format == "hf":
-        write_hf_directory(output, student, sam3, dtype, account)
+        write_hf_directory(output, student, sam3, dtype, account, request.overwrite)
     else:
-        write_native_file(output, student, sam3, prefixes, parts, dtype, account)
+        write_native_file(output, student, sam3, prefixes, parts, dtype, account, request.overwrite)
     return account
 
 

@@ -1,7 +1,6 @@
 """Prompting a list of images and writing the answers."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 from efficientsam3.data.images import BrokenImageError, read_pixels
 from efficientsam3.export.onnx.manifest import Variant, is_onnx_directory
 from efficientsam3.predict.outputs import write_answers
+from efficientsam3.predict.places import check_places, plan_places
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.promptable import Pixels, Promptable
@@ -36,6 +36,7 @@ def predict_files(
     max_hole_area: int = MAX_HOLE_AREA,
     device: str = "auto",
     variant: Variant | None = None,
+    overwrite: bool = False,
 ) -> PredictReport:
     """Encode each image once, answer all prompts, and write overlay, masks and JSON for it.
 
@@ -44,14 +45,16 @@ def predict_files(
             PyTorch is not loaded.
         images: see `data.find.find_images`.
         prompts: asked of every image.
-        output_dir: where to.
+        output_dir: where to, see `places.plan_places`.
         threshold: lowest score that the detector's answers need.
         max_hole_area: see `Promptable.segment`.
         device: where PyTorch computes: auto, cpu, mps or cuda.
         variant: of an ONNX directory's image encoder; None for float32.
+        overwrite: whether to replace files that the program did not write, and answers for other images.
 
     Raises:
-        UserError: there is no prompt or no model, a box lies outside an image, or no image could be read.
+        UserError: there is no prompt or no model, files of the user's are in the way, a box lies outside an image, or
+            no image could be read.
     """
     if not prompts:
         raise UserError("No prompt was given: add --text, --box, --point or --object-box.")
@@ -59,10 +62,12 @@ def predict_files(
         raise UserError("Only negative points were given: add a --point on the object.")
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold {threshold} is not a probability: give a number from 0 to 1.")
+    places = plan_places(images, output_dir)
+    if not overwrite:
+        check_places(places.values())
     model = _open_model(model_path, device, variant)
     report = PredictReport()
-    stems = Counter(path.stem for path in images)
-    for path in images:
+    for path, place in places.items():
         try:
             pixels = read_pixels(path)
         except BrokenImageError as error:
@@ -71,8 +76,7 @@ def predict_files(
             continue
         image = model.encode(pixels)
         answers = [(prompt, image.ask(prompt, threshold=threshold, max_hole_area=max_hole_area)) for prompt in prompts]
-        name = path.stem if stems[path.stem] == 1 else path.name
-        written = write_answers(output_dir, name, path, pixels, answers)
+        written = write_answers(place, path, pixels, answers, overwrite)
         report.written[written] = sum(len(found) for _, found in answers)
     if not report.written:
         raise UserError(f"None of the {len(images)} images could be read, such as {report.broken[0]}: check them.")

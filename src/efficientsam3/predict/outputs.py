@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from efficientsam3.runtime.files import atomic_path, write_json
+from efficientsam3.predict.places import Place, remove_stale_masks
+from efficientsam3.runtime.files import to_json
+from efficientsam3.runtime.own_files import own_path, write_own_text
 from efficientsam3.sam3.geometry import Masks
 from efficientsam3.sam3.promptable import Pixels, Segmentation
 from efficientsam3.sam3.prompts import Prompt
@@ -28,24 +30,26 @@ def encode_rle(mask: Masks) -> dict[str, Any]:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
-def write_answers(folder: Path, name: str, source: Path, pixels: Pixels, answers: Sequence[Answered]) -> Path:
+def write_answers(
+    place: Place, source: Path, pixels: Pixels, answers: Sequence[Answered], overwrite: bool = False
+) -> Path:
     """Write `<name>_overlay.png`, `<name>_mask_NNN.png` and `<name>.json`; returns the path of the JSON.
 
     Args:
-        folder: where to.
-        name: start of the files' names.
+        place: where to.
         source: the image's path, for the record.
         pixels: (H, W, 3) uint8 RGB.
         answers: in the order of the masks' numbers; their prompts are drawn on the overlay.
+        overwrite: whether to replace files that the program did not write.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or something is there that the program did not write.
     """
     objects: list[dict[str, Any]] = []
     for prompt, found in answers:
         for mask, box, score in zip(np.asarray(found.masks), found.boxes.tolist(), found.scores.tolist(), strict=True):
-            file = f"{name}_mask_{len(objects):03d}.png"
-            save_png(folder / file, Image.fromarray(mask.astype(np.uint8) * 255))
+            file = place.mask(len(objects))
+            _save_png(file, Image.fromarray(mask.astype(np.uint8) * 255), place, overwrite)
             x0, y0, x1, y1 = box
             objects.append(
                 {
@@ -53,31 +57,18 @@ def write_answers(folder: Path, name: str, source: Path, pixels: Pixels, answers
                     "score": score,
                     "bbox": [x0, y0, x1 - x0, y1 - y0],  # COCO's xywh, pixels
                     "segmentation": encode_rle(mask),
-                    "mask": file,
+                    "mask": file.name,
                 }
             )
-    _remove_stale_masks(folder, name, len(objects))
-    save_png(folder / f"{name}_overlay.png", draw_overlay(pixels, answers))
+    remove_stale_masks(place, len(objects))
+    _save_png(place.overlay, draw_overlay(pixels, answers), place, overwrite)
     record = {"image": str(source), "height": pixels.shape[0], "width": pixels.shape[1], "objects": objects}
-    write_json(folder / f"{name}.json", record)
-    return folder / f"{name}.json"
+    write_own_text(place.record, to_json(record), place.whole, overwrite, place.own)
+    return place.record
 
 
-def _remove_stale_masks(folder: Path, name: str, count: int) -> None:
-    """Masks of an earlier run that found more would look like answers of this one."""
-    index = count
-    while (stale := folder / f"{name}_mask_{index:03d}.png").is_file():
-        stale.unlink()
-        index += 1
-
-
-def save_png(path: Path, image: Image.Image) -> None:
-    """Write a PNG, atomically.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    with atomic_path(path) as temporary:
+def _save_png(path: Path, image: Image.Image, place: Place, overwrite: bool) -> None:
+    with own_path(path, place.whole, overwrite, place.own) as temporary:
         image.save(temporary, format="PNG")
 
 

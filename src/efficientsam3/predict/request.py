@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from efficientsam3.export.onnx.manifest import Variant
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.request import Argument, CountOrZero, Folder, Request, check_path
+from efficientsam3.runtime.request import Argument, CountOrZero, Folder, Overwrite, Request, check_path
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.prompts import Box, ConceptPrompt, ObjectPrompt, Point, Prompt
 
@@ -51,12 +51,16 @@ class PredictRequest(Request):
         description="fill holes of so many low-resolution pixels or fewer in masks of points and object boxes, as "
         "Meta's code does; 0 fills none",
     )
-    out: Folder = Field(Path("output/predict"), description="where overlays, masks and COCO RLE JSON go")
+    out: Folder = Field(
+        Path("output/predict"),
+        description="where overlays, masks and COCO RLE JSON go; in folders as the images' where those are in several",
+    )
     device: DeviceName = "auto"
     variant: Variant | None = Field(
         None,
         description="the image encoder of an ONNX directory in another precision, if it was exported with it",
     )
+    overwrite: Overwrite = False
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:

@@ -134,38 +134,6 @@ def remove_leftovers(directory: Path, names: re.Pattern[str]) -> None:
         raise UserError(f"Cannot write to {directory}: {error.strerror}; choose another folder.") from error
 
 
-@contextmanager
-def atomic_directory(output: Path, marker: str, kind: str) -> Iterator[Path]:
-    """Yield an empty folder next to `output`; it replaces `output` on success and is removed otherwise.
-
-    Args:
-        output: the final path.
-        marker: name of a file by which an existing folder is known to be replaceable.
-        kind: what such a folder is called in the error.
-
-    Raises:
-        UserError: `output` is a file or a non-empty folder without `marker`, or it cannot be written.
-    """
-    if output.exists() and not (output / marker).is_file() and (output.is_file() or any(output.iterdir())):
-        raise UserError(f"The output {output} is not a {kind} and would be lost: choose another path.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-            fresh, old = Path(scratch, "new"), Path(scratch, "old")
-            fresh.mkdir()
-            yield fresh
-            if output.exists():
-                output.rename(old)
-            try:
-                fresh.rename(output)
-            except OSError:
-                if old.exists():
-                    old.rename(output)
-                raise
-    except OSError as error:
-        raise UserError(f"Cannot write {output}: {error.strerror}; free some space or choose another path.") from error
-
-
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
@@ -173,8 +141,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinities, which JSON does not have, are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write `value` as indented JSON, atomically; see `to_json`."""
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """`value` as indented JSON. NaN and infinities, which JSON does not have, are refused."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def sha256_file(path: Path) -> str:

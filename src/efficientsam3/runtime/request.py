@@ -99,6 +99,7 @@ File = Annotated[Path, Argument("FILE")]
 FileOrFolder = Annotated[Path, Argument("PATH")]
 Count = Annotated[int, Field(ge=1, lt=2**31), Argument("N")]
 CountOrZero = Annotated[int, Field(ge=0, lt=2**31), Argument("N")]
+Overwrite = Annotated[bool, Field(description="replace files that efficientsam3 did not write, or that changed since")]
 
 
 def make_request(request: type[AnyRequest], values: Mapping[str, Any]) -> AnyRequest:

@@ -28,6 +28,10 @@ class ConceptPrompt:
 
     def __post_init__(self) -> None:
         _check_labels(self.labels, len(self.boxes), "box")
+        try:
+            (self.text or "").encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"The text prompt {self.text!r} is not UTF-8: write it in UTF-8.") from error
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from efficientsam3.models.student import Student, StudentArchitecture, check_stu
 from efficientsam3.models.student_files import load_student_state, to_published_layout
 from efficientsam3.models.students import STUDENTS, NamedStudent, backbone_of
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.own_files import LIST_NAME, write_own_text
 from efficientsam3.sam3.build import build_models
 from efficientsam3.sam3.contents import read_contents
 from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY
@@ -34,7 +35,7 @@ Make = Callable[..., Path]
 
 
 def no_trace(folder: Path, *allowed: str) -> bool:
-    return sorted(child.name for child in folder.iterdir()) == sorted(allowed)
+    return sorted(child.name for child in folder.iterdir() if child.name != LIST_NAME) == sorted(allowed)
 
 
 @pytest.mark.parametrize("backbone", NAMED_BACKBONES)
@@ -231,7 +232,7 @@ def broken_sam3(name: str) -> dict[str, torch.Tensor]:
 )
 def test_a_broken_sam3_is_refused(name: str, message: str, student_checkpoint: Make, tmp_path: Path) -> None:
     torch.save(broken_sam3(name), tmp_path / "sam3.pt")
-    (tmp_path / "out.pt").write_text("what was there")
+    write_own_text(tmp_path / "out.pt", "what was there", native_file.MERGED_MODEL)
     with pytest.raises(UserError, match=message):
         merge(student_checkpoint(), tmp_path / "sam3.pt", tmp_path / "out.pt")
     assert (tmp_path / "out.pt").read_text() == "what was there"
@@ -324,7 +325,7 @@ def test_a_full_disk_leaves_the_old_output(
         return written(self, data)
 
     monkeypatch.setattr(_ReleasingFile, "write", fails_late)
-    (tmp_path / "out.pt").write_text("old")
+    write_own_text(tmp_path / "out.pt", "old", native_file.MERGED_MODEL)
     with pytest.raises(UserError, match="No space left on device"):
         merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt")
     assert (tmp_path / "out.pt").read_text() == "old"

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from efficientsam3.data.split import Split
 from efficientsam3.evaluate.masks.objects import PromptKind
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.request import Argument, CountOrZero, File, Folder, Request
+from efficientsam3.runtime.request import Argument, CountOrZero, File, Folder, Overwrite, Request
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
 
 Resize = Literal["teacher", "square", "pad"]
@@ -58,6 +58,7 @@ class EvaluationRequest(Request):
         "Meta's code does; 0 fills none",
     )
     device: DeviceName = "auto"
+    overwrite: Overwrite = False
 
     @field_validator("prompt")
     @classmethod

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -18,7 +17,6 @@ from efficientsam3.evaluate.report.figures import Metrics
 from efficientsam3.evaluate.report.gallery import Example
 from efficientsam3.evaluate.report.overlays import data_uri, example_images, thumbnail
 from efficientsam3.evaluate.report.score_tables import CAPTION, COLUMNS, figure, score_row
-from efficientsam3.runtime.files import write_text
 from efficientsam3.sam3.prompts import ConceptPrompt
 
 REPORT_NAME = "report.html"
@@ -38,17 +36,16 @@ class ReportContent:
     examples: Mapping[tuple[PromptKind, str], Sequence[Example]]
 
 
-def write_report(path: Path, content: ReportContent) -> None:
-    """Write the page, images and all.
+def render_report(content: ReportContent) -> str:
+    """The page, images and all.
 
     Raises:
-        UserError: the folder cannot be written to.
         BrokenImageError: an image has been removed since it was measured.
     """
     # Names of models and files come from the user; autoescape keeps them text.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("efficientsam3.evaluate.report").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
+    return environment.from_string(source).render(
         title=content.title,
         version=efficientsam3.__version__,
         facts=content.facts,
@@ -64,7 +61,6 @@ def write_report(path: Path, content: ReportContent) -> None:
             for (prompt, title), examples in content.examples.items()
         ],
     )
-    write_text(path, page)
 
 
 def _bars(summaries: Sequence[Summary]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from efficientsam3.runtime.request import Argument, Request
+from efficientsam3.runtime.request import Argument, Overwrite, Request
 
 Precision = Literal["fp16", "fp32"]
 
@@ -29,3 +29,4 @@ class ExportCoremlRequest(Request):
         description="images on which fp16's limit is watched and, on macOS, the package is compared with PyTorch, the "
         "first ten by name (default: two made-up ones)",
     )
+    overwrite: Overwrite = False

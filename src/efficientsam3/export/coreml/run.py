@@ -25,7 +25,8 @@ from efficientsam3.export.parity import FEATURE_LIMIT, Run, check, compare
 from efficientsam3.export.ports import EMBEDDING, PIXELS, GraphName
 from efficientsam3.export.source import read_source
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import atomic_directory, atomic_path
+from efficientsam3.runtime.files import atomic_path
+from efficientsam3.runtime.own_files import check_folder, own_folder
 from efficientsam3.sam3.contents import METADATA_KEY
 from efficientsam3.sam3.geometry import Floats
 
@@ -33,7 +34,7 @@ SUFFIX = ".mlpackage"
 NOT_COMPARED = "not compared: CoreML runs on macOS alone"
 # float16 cost 5e-4 of an EfficientViT-B0's embedding in ONNX Runtime; a sum that overflows costs all of it.
 _LIMITS: dict[Precision, float] = {"fp32": FEATURE_LIMIT, "fp16": 1e-2}
-_SPEC = "Data/com.apple.CoreML/model.mlmodel"
+_PACKAGE = "a CoreML package"
 _MOST_IMAGES = 10
 _LICENCE = "SAM3's weights are under Meta's SAM licence; a student's were distilled from SAM3's outputs."
 
@@ -49,7 +50,7 @@ class CoremlReport:
 
 
 def export_coreml(
-    model: Path, output: Path, *, precision: Precision = "fp16", images: Path | None = None
+    model: Path, output: Path, *, precision: Precision = "fp16", images: Path | None = None, overwrite: bool = False
 ) -> CoremlReport:
     """Write the image encoder as an ML program, read it back, and on macOS compare it with PyTorch.
 
@@ -62,17 +63,20 @@ def export_coreml(
         precision: fp16, except for the operations whose values would overflow, or fp32.
         images: folder whose first ten images it is compared on, and float16's limit watched on; None for two made-up
             ones.
+        overwrite: whether to replace files that the program did not write.
 
     Raises:
         UserError: coremltools or the model is missing, the output exists and is not such a package, the encoder cannot
             be converted, or the package is not what was asked for; then nothing is left behind.
     """
     import_coremltools()
-    _check_place(output)
+    if output.suffix != SUFFIX:
+        raise UserError(f"The output {output} must end in {SUFFIX}, by which Xcode knows a package: rename it.")
+    check_folder(output, _PACKAGE, overwrite)
     source = read_source(model)
     graph, preprocessing = source.graphs[0], source.preprocessing
     watched = EncoderInputs(images, preprocessing, _MOST_IMAGES)
-    with atomic_directory(output, _SPEC, "CoreML package") as folder:
+    with own_folder(output, _PACKAGE, overwrite) as folder:
         encoder = graph.fused
         program = convert_encoder(encoder, preprocessing.image_size, float16=precision == "fp16", images=watched)
         compared = _compare(program, folder.parent, graph, watched, precision)
@@ -91,16 +95,6 @@ def _publish(package: Path, folder: Path) -> None:
         if file.is_file():
             with atomic_path(folder / file.relative_to(package)) as copy:
                 shutil.copyfile(file, copy)
-
-
-def _check_place(output: Path) -> None:
-    """Refuse a name that Xcode does not know, and packages that another program made."""
-    if output.suffix != SUFFIX:
-        raise UserError(f"The output {output} must end in {SUFFIX}, by which Xcode knows a package: rename it.")
-    spec = output / _SPEC
-    # The file holds the metadata's key as plain text.
-    if spec.is_file() and METADATA_KEY.encode() not in spec.read_bytes():
-        raise UserError(f"The output {output} is a CoreML package of something else: choose another path.")
 
 
 def _compare(program: Program, scratch: Path, graph: Graph, images: EncoderInputs, precision: Precision) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from efficientsam3.export.onnx.manifest import Variant
-from efficientsam3.runtime.request import Argument, Folder, Request
+from efficientsam3.runtime.request import Argument, Folder, Overwrite, Request
 
 
 class ExportOnnxRequest(Request):
@@ -34,3 +34,4 @@ class ExportOnnxRequest(Request):
         description="images on which each graph is compared with PyTorch, the first ten by name (default: two made-up "
         "ones)",
     )
+    overwrite: Overwrite = False

@@ -24,9 +24,11 @@ from efficientsam3.export.onnx.write import check_file, describe_file, require_p
 from efficientsam3.export.parity import Array, Values, check, compare
 from efficientsam3.export.source import read_source
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import atomic_directory, write_text
+from efficientsam3.runtime.files import write_text
+from efficientsam3.runtime.own_files import check_folder, own_folder
 from efficientsam3.sam3.text import CONTEXT_LENGTH, build_tokenizer
 
+_DIRECTORY = "an ONNX directory"
 _MOST_IMAGES, _MOST_CALIBRATED = 10, 100
 
 
@@ -37,6 +39,7 @@ def export_onnx(
     variants: Sequence[Variant] = (),
     calibrate: Path | None = None,
     images: Path | None = None,
+    overwrite: bool = False,
 ) -> OnnxManifest:
     """Write a model's graphs, `model.json` and `tokenizer.json`, each graph compared with PyTorch first.
 
@@ -47,12 +50,14 @@ def export_onnx(
         variants: further precisions of the image encoder: fp16 and int8.
         calibrate: folder of images that their ranges are found on, at most a hundred; int8 needs it.
         images: folder of images to compare on, the first ten are used; None for two made-up ones.
+        overwrite: whether to replace files that the program did not write.
 
     Raises:
-        UserError: there is no model, int8 without `calibrate`, a package is missing, or a graph differs from PyTorch by
-            more than rounding; then nothing is left behind.
+        UserError: there is no model, int8 without `calibrate`, a package is missing, `output` holds what the program
+            did not write, or a graph differs from PyTorch by more than rounding; then nothing is left behind.
     """
     require_packages()
+    check_folder(output, _DIRECTORY, overwrite)
     if "int8" in variants and calibrate is None:
         raise UserError("--variants int8 needs --calibrate DIR: a hundred images like those it will see.")
     if calibrate is not None and not variants:
@@ -60,7 +65,7 @@ def export_onnx(
     source = read_source(model)
     measured_on = EncoderInputs(images, source.preprocessing, _MOST_IMAGES)
     calibrated_on = EncoderInputs(calibrate, source.preprocessing, _MOST_CALIBRATED) if calibrate else measured_on
-    with atomic_directory(output, MANIFEST, "directory of ONNX graphs") as folder:
+    with own_folder(output, _DIRECTORY, overwrite) as folder:
         for graph in source.graphs:
             write_graph(graph, folder / f"{graph.name}.onnx")
         runs = {graph.name: partial(run_graph, open_graph(folder / f"{graph.name}.onnx")) for graph in source.graphs}

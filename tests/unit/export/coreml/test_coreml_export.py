@@ -26,6 +26,7 @@ from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.own_files import check_folder
 from efficientsam3.sam3.contents import read_contents
 from unit.export.coreml.mil_by_torch import run_package
 
@@ -259,14 +260,14 @@ def test_other_things_are_not_written_over(exported: tuple[Path, CoremlReport], 
         export_coreml(model, tmp_path / "encoder")
     (tmp_path / "folder.mlpackage").mkdir()
     (tmp_path / "folder.mlpackage" / "thesis.tex").write_text("years", encoding="utf-8")
-    with pytest.raises(UserError, match="is not a CoreML package and would be lost"):
+    with pytest.raises(UserError, match=r"would replace .*thesis\.tex, which efficientsam3 did not write"):
         export_coreml(model, tmp_path / "folder.mlpackage")
     other = tmp_path / "other.mlpackage" / "Data/com.apple.CoreML/model.mlmodel"
     other.parent.mkdir(parents=True)
     other.write_bytes(b"another program's")
-    with pytest.raises(UserError, match="is a CoreML package of something else"):
+    with pytest.raises(UserError, match=r"would replace .*mlmodel, which efficientsam3 did not write"):
         export_coreml(model, tmp_path / "other.mlpackage")
-    coreml._check_place(exported[0])  # its own may be replaced
+    check_folder(exported[0], coreml._PACKAGE)  # its own may be replaced
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:

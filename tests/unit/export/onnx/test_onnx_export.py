@@ -157,7 +157,7 @@ def test_figures_see_what_is_wrong() -> None:
     ("arguments", "message"),
     [
         (["absent.pt", "--out", "new"], "absent.pt does not exist"),
-        (["{merged}", "--out", "taken"], "taken is not a directory of ONNX graphs and would be lost"),
+        (["{merged}", "--out", "taken"], "would replace taken/thesis.txt, which efficientsam3 did not write"),
         (["{merged}", "--out", "new", "--pictures", "empty"], "No image matches"),
     ],
 )
