@@ -20,6 +20,7 @@ from efficientsam3.merge.run import merge
 from efficientsam3.models.student_files import load_student_and_preprocessing
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.own_files import LIST_NAME
 from efficientsam3.sam3.build import build_models
 from efficientsam3.sam3.contents import read_contents
 
@@ -36,7 +37,9 @@ def graphs(merged: Path) -> dict[str, Graph]:
 def test_the_directory_holds_what_its_json_says(exported: Path) -> None:
     manifest = read_onnx_manifest(exported)
     assert list(manifest.graphs) == GRAPHS
-    assert {file.name for file in exported.iterdir()} == {MANIFEST, "tokenizer.json"} | {f"{g}.onnx" for g in GRAPHS}
+    assert {file.name for file in exported.iterdir()} == {MANIFEST, LIST_NAME, "tokenizer.json"} | {
+        f"{g}.onnx" for g in GRAPHS
+    }
     for entry in manifest.graphs.values():
         model = onnx.load(exported / entry.file)
         assert model.opset_import[0].version == entry.opset
