@@ -4,13 +4,13 @@ import functools
 import gzip
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from faults.disks import small_disk
 from faults.fault import Fault, Outcome, Place, Run, refused, works
 from faults.rows.archives import pairs, tar_bytes
 
@@ -179,15 +179,9 @@ def _never_ends(handler: _Handler) -> None:
 
 
 def _full_disk(place: Place, run: Run) -> None:
-    disk = place.root / "tars"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", disk], check=True)
-    try:
-        with _serving(_never_ends) as address:
-            _write_links(place, f"{address}/sa_0.tar")
-            _fails("cannot write", "space")(place, run(_DOWNLOAD))
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    with small_disk(place.root / "tars", "30m"), _serving(_never_ends) as address:
+        _write_links(place, f"{address}/sa_0.tar")
+        _fails("cannot write", "space")(place, run(_DOWNLOAD))
 
 
 def _links_are_a_fifo(place: Place) -> None:

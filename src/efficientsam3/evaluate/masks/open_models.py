@@ -118,13 +118,15 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     """Name to model. Without NAME=, the last two parts of the path, which distinguish checkpoints of two runs.
 
     Raises:
-        UserError: two have one name.
+        UserError: two have one name, or a name has no model.
     """
     named: dict[str, str] = {}
     for given in models:
         name, separator, model = given.rpartition("=")
         if not separator or Path(given).exists():
             name, model = "/".join(Path(given).parts[-2:]), given
+        if not model:
+            raise UserError(f"{given!r} names no model: give NAME=MODEL, or a path alone.")
         if not name or name in named:
             raise UserError(f"Two models are called {name!r}: name them, as in student={model}.")
         named[name] = model
