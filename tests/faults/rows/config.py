@@ -6,8 +6,8 @@ from collections.abc import Callable
 from faults.fault import Fault, Outcome, Place, Run, refused, works
 
 LONG = "a" * 300  # more than a part of a path may have
-LAUGHS = "&a [lol, lol, lol, lol, lol, lol, lol, lol, lol]"
-ADD = [f"  l{level}: &a [*a, *a, *a, *a, *a, *a, *a, *a, *a]" for level in range(12)]
+LAUGHS = ["  l0: &l0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+LAUGHS += [f"  l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 9)}]" for level in range(1, 12)]
 BOUNDS = {"timeout": 30, "memory_gb": 3}
 
 
@@ -103,14 +103,14 @@ DRY = "train --cfg c.yaml --dry-run"
 FILES = [
     Fault("P5", "--cfg unreadable", DRY, refused("c.yaml"), _unreadable, options={"unprivileged": True}),
     Fault("config-h1", "FIFO as --cfg", DRY, refused("c.yaml"), _fifo, options=dict(BOUNDS)),
-    _yaml("Y1b", "billion laughs as DATA", "\n".join(["DATA:", f"  l: {LAUGHS}", *ADD])),
-    _yaml("Y1c", "billion laughs as SEED", "\n".join(["X:", f"  l: {LAUGHS}", *ADD, "SEED: *a"])),
-    _yaml("config-h2", "billion laughs (unknown keys)", "\n".join(["FROBNICATE:", f"  l: {LAUGHS}", *ADD])),
+    _yaml("Y1b", "billion laughs as DATA", "\n".join(["X:", *LAUGHS, "DATA: *l11"])),
+    _yaml("Y1c", "billion laughs as SEED", "\n".join(["X:", *LAUGHS, "SEED: *l11"])),
+    _yaml("config-h2", "billion laughs (unknown keys)", "\n".join(["FROBNICATE:", *LAUGHS])),
     _yaml("config-h3", "a command of Python's", "SEED: !!python/object/apply:os.system ['touch pwned']"),
     _yaml("Y3", "BASE: 5", "BASE: 5", "BASE"),
     _yaml("Y3b", "BASE: [1]", "BASE: [1]", "BASE"),
     _yaml("Y3c", "BASE: null", "BASE:", "BASE"),
-    _yaml("config-h4", "BASE: {a: b}", "BASE: {a: b}"),
+    Fault("config-h4", "BASE: {a: b}", DRY, refused(), _writes("BASE: {a: b}")),
     Fault("config-h7", "BASE: empty string", DRY, refused("is not a file"), _writes("BASE: ''")),
     Fault("config-h5", "BASE: a folder", DRY, refused("folder"), _base_is_a_folder),
     Fault("config-h6", "BASE: its own file by another path", DRY, refused("BASE"), _own_base),
