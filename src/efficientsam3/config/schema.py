@@ -52,8 +52,10 @@ class DataConfig(Section):
     MEAN: Literal["teacher"] | Channels = Field("teacher", description="per channel, of pixels in [0, 1]")
     STD: Literal["teacher"] | Channels = Field("teacher", description="per channel, of pixels in [0, 1]")
     BATCH_SIZE: Positive = Field(4, description="images per process and step")
-    NUM_WORKERS: NonNegative = Field(
-        2, description="image-reading processes per process; 0 reads in the process itself"
+    NUM_WORKERS: Literal["auto"] | NonNegative = Field(
+        "auto",
+        description="image-reading processes per process; 0 reads in the process itself; auto: its share of this "
+        "machine's cores, 16 at most",
     )
     NUM_SAMPLES: NonNegative = Field(0, description="use only the first N images of each split; 0 means all")
 

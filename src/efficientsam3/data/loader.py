@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from efficientsam3.data.augment import Augmentation, augment
 from efficientsam3.data.images import UNKNOWN_IMAGE, ImageStamp, read_stamped
 from efficientsam3.data.listing import ImageListing
 from efficientsam3.data.preprocess import Preprocessing, resize_image
+from efficientsam3.runtime.device import usable_cores
+from efficientsam3.runtime.environment import count_from
 from efficientsam3.runtime.errors import UnreadableError, UserError
 from efficientsam3.runtime.signals import end_by_parent_alone
 
@@ -136,6 +138,7 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
 
 Collate = Callable[[list[ImageSample | UserError | None]], ImageBatch]
 _SHARED_MEMORY = Path("/dev/shm")
+_MOST_READERS = 16
 
 
 def collate_images(samples: list[ImageSample | UserError | None]) -> ImageBatch:
@@ -200,6 +203,16 @@ def build_loader(
         generator=torch.Generator(),
     )
     return ImageLoader(loader)
+
+
+def count_readers(setting: Literal["auto"] | int) -> int:
+    """The number of image-reading processes of this process: `auto` shares this machine's cores with its peers.
+
+    A core reads about 66 images/s (docs/training.md), and a GPU trains most students on several times as many.
+    """
+    if setting != "auto":
+        return setting
+    return max(1, min(_MOST_READERS, usable_cores() // count_from("LOCAL_WORLD_SIZE", 1, least=1)))
 
 
 def check_shared_memory(images: int, image_size: int, batch_size: int, num_workers: int) -> None:

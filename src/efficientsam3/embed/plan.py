@@ -13,7 +13,7 @@ from efficientsam3.config.schema import AugmentConfig, DataConfig, EmbeddingConf
 from efficientsam3.data.augment import Augmentation
 from efficientsam3.data.layouts import list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
-from efficientsam3.data.loader import check_shared_memory
+from efficientsam3.data.loader import check_shared_memory, count_readers
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.models.teacher import KNOWN_TEACHERS, TeacherSpec, inspect_teacher
 from efficientsam3.runtime.errors import UserError
@@ -105,7 +105,9 @@ def build_plan(
         augmentation=Augmentation(hflip=augmentation.HFLIP, color_jitter=augmentation.COLOR_JITTER),
         seed=seed,
     )
-    return EmbedPlan(splits, spec, manifest, store_dir, data.BATCH_SIZE, data.NUM_WORKERS, amp, print_freq)
+    return EmbedPlan(
+        splits, spec, manifest, store_dir, data.BATCH_SIZE, count_readers(data.NUM_WORKERS), amp, print_freq
+    )
 
 
 def given_size(value: Literal["teacher"] | int) -> int | None:

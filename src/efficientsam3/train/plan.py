@@ -11,7 +11,7 @@ import numpy as np
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.layouts import list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
-from efficientsam3.data.loader import Collate, ImageDataset, check_shared_memory, collate_never_empty
+from efficientsam3.data.loader import Collate, ImageDataset, check_shared_memory, collate_never_empty, count_readers
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.embed.plan import (
     EMBEDDINGS_DIR,
@@ -140,7 +140,8 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         config.MODEL.HEAD,
     )
     check_student_grid(architecture)
-    check_shared_memory(len(train), architecture.image_size, config.DATA.BATCH_SIZE, config.DATA.NUM_WORKERS)
+    num_workers = count_readers(config.DATA.NUM_WORKERS)
+    check_shared_memory(len(train), architecture.image_size, config.DATA.BATCH_SIZE, num_workers)
     standardise = config.DISTILL.NORMALIZE == "channel"
     weights = _term_weights(config)
     return TrainPlan(
@@ -154,7 +155,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         term_weights=weights,
         optimisation=Optimisation(**{key.lower(): value for key, value in config.TRAIN}),
         batch_size=config.DATA.BATCH_SIZE,
-        num_workers=config.DATA.NUM_WORKERS,
+        num_workers=num_workers,
         read_window=config.DISTILL.READ_WINDOW,
         pretrained=config.MODEL.PRETRAINED,
         resume=config.MODEL.RESUME,

@@ -36,7 +36,8 @@ def launch(script: str, default_cfg: str, arguments: Sequence[str], environment:
     if not values.get("CFG"):
         given = ["--cfg", default_cfg, *given]
     check = [sys.executable, script, *given, "--dry-run", str(rendezvous.processes), *flags]
-    code = run_alone(check, {"WORLD_SIZE": str(rendezvous.world_size)}).exit_code
+    sizes = {"WORLD_SIZE": str(rendezvous.world_size), "LOCAL_WORLD_SIZE": str(rendezvous.processes)}
+    code = run_alone(check, sizes).exit_code
     if code != 0:
         return code
     return run_torchrun(rendezvous.processes, [*rendezvous.arguments, script, *given, *flags]).exit_code

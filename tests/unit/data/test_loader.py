@@ -13,10 +13,22 @@ from efficientsam3.data.loader import (
     check_shared_memory,
     collate_images,
     collate_never_empty,
+    count_readers,
 )
 from efficientsam3.runtime.errors import UnreadableError, UserError
 
 CPU = torch.device("cpu")
+
+
+def test_reading_processes_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("efficientsam3.data.loader.usable_cores", lambda: 96)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert count_readers("auto") == 12
+    assert count_readers(0) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "97")
+    assert count_readers("auto") == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert count_readers("auto") == 16
 
 
 class _Samples(torch.utils.data.Dataset[Any]):
