@@ -77,11 +77,12 @@ def _save(content: dict[str, Any], sink: _File, final: Path) -> None:
     try:
         torch.save(content, sink)  # type: ignore[arg-type]
     except (RuntimeError, OSError) as error:
-        if sink.error is None and isinstance(error, RuntimeError):
+        cause = sink.error or error
+        if not isinstance(cause, OSError):
             raise
-        reason = (sink.error or error).strerror
         raise UserError(
-            f"Cannot write {final} ({reason}): free some space and run the same command again, or choose another path."
+            f"Cannot write {final} ({cause.strerror}): free some space and run the same command again, or choose "
+            "another path."
         ) from error
 
 
