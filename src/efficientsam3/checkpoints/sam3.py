@@ -1,6 +1,5 @@
 """SAM3's image trunk out of a native `sam3.pt` or a Hugging Face SAM3 directory."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ import torch
 from transformers import PreTrainedConfig, Sam3ViTConfig, Sam3ViTModel
 from transformers.utils import logging
 
+from efficientsam3.checkpoints.fitting import Layout, check_finite, differences, layouts
+from efficientsam3.checkpoints.hf_config import parse_hf_config, read_hf_config
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3_convert import convert
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX, STUDENT_PREFIX
@@ -46,21 +47,21 @@ def trunk_config(tensors: Mapping[str, torch.Tensor]) -> Sam3ViTConfig:
         grids = [_root(table.shape[0]) for table in tables]
         head_size = 2 * tables[0].shape[1]
         pretraining_grid = _root(positions.shape[1] - 1)
-    except (KeyError, ValueError, IndexError) as error:
+        window, grid = min(grids), max(grids)
+        return Sam3ViTConfig(
+            hidden_size=width,
+            intermediate_size=mlp_width,
+            num_hidden_layers=depth,
+            num_attention_heads=width // head_size,
+            num_channels=channels,
+            image_size=grid * patch_size,
+            patch_size=patch_size,
+            window_size=window,
+            global_attn_indexes=[index for index, cells in enumerate(grids) if cells == grid],
+            pretrain_image_size=pretraining_grid * patch_size,
+        )
+    except (KeyError, ValueError, IndexError, ArithmeticError) as error:
         raise UserError(f"The checkpoint holds no SAM3 image trunk ({error}): give a native sam3.pt.") from error
-    window, grid = min(grids), max(grids)
-    return Sam3ViTConfig(
-        hidden_size=width,
-        intermediate_size=mlp_width,
-        num_hidden_layers=depth,
-        num_attention_heads=width // head_size,
-        num_channels=channels,
-        image_size=grid * patch_size,
-        patch_size=patch_size,
-        window_size=window,
-        global_attn_indexes=[index for index, cells in enumerate(grids) if cells == grid],
-        pretrain_image_size=pretraining_grid * patch_size,
-    )
 
 
 def _root(cells: int) -> int:
@@ -70,32 +71,17 @@ def _root(cells: int) -> int:
     return root
 
 
-def read_hf_config(directory: Path) -> dict[str, Any]:
-    """The content of a Hugging Face directory's config.json.
-
-    Raises:
-        UserError: there is no config.json, or it is not a JSON object.
-    """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): give a whole Hugging Face directory.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object: give a whole Hugging Face directory.")
-    return config
-
-
 def _hf_trunk_config(directory: Path) -> Sam3ViTConfig:
     config = read_hf_config(directory)
-    config = config.get("detector_config", config)
-    config = config.get("vision_config", config)
-    config = config.get("backbone_config", config)
+    for part in ("detector_config", "vision_config", "backbone_config"):
+        config = config.get(part, config)
+        if not isinstance(config, dict):
+            raise UserError(f"{directory / 'config.json'} has no object as {part}: give a whole SAM3 directory.")
     if config.get("model_type") == _STUDENT_MODEL_TYPE:
         raise UserError(f"{directory} is an EfficientSAM3, whose trunk is a student: give SAM3's own directory.")
     if config.get("model_type") != Sam3ViTConfig.model_type:
         raise UserError(f"{directory / 'config.json'} describes no SAM3 image trunk: give a SAM3 directory.")
-    return Sam3ViTConfig.from_dict(config)
+    return parse_hf_config(Sam3ViTConfig, config, directory)
 
 
 def inspect_trunk(path: Path) -> Sam3ViTConfig:
@@ -106,7 +92,7 @@ def inspect_trunk(path: Path) -> Sam3ViTConfig:
     Raises:
         UserError: the path holds no SAM3 trunk.
     """
-    return _hf_trunk_config(path) if path.is_dir() else trunk_config(read_tensors(path, TRUNK_PREFIX))
+    return _hf_trunk_config(path) if path.is_dir() else trunk_config(read_tensors(path, TRUNK_PREFIX, values=False))
 
 
 def load_trunk(path: Path) -> Sam3ViTModel:
@@ -141,21 +127,35 @@ def _hf_trunk_tensors(directory: Path) -> Mapping[str, torch.Tensor]:
 
 
 def build_model(model_class: Any, config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor], origin: Path) -> Any:
-    """Build a transformers model around tensors, in float32 and eval mode; every key and shape must fit.
+    """Build a transformers model around copies of tensors, in float32 and eval mode; every key and shape must fit.
 
-    Tensors that are float32 already are taken as they are, mapped ones included, without a copy.
+    Copies, since a mapped tensor would follow its file: a model replaced in place on disk would change in memory too,
+    and one cut short would end the program.
 
     Raises:
-        UserError: the tensors do not fit; an example of each difference is named.
+        UserError: the tensors do not fit, an example of each difference is named; or one is not finite.
     """
-    with torch.device("meta"):
-        expected = shapes_of(model_class(config))
-    wrong = differences({key: tuple(value.shape) for key, value in tensors.items()}, expected)
+    wrong = differences(layouts(tensors), expected_layouts(model_class, config, origin))
     if wrong:
         raise UserError(f"{origin} does not fit {model_class.__name__} ({wrong}): give an unchanged checkpoint.")
+    own = {key: value.to(torch.float32, copy=True) for key, value in tensors.items()}
+    check_finite(own, origin)
     with _no_progress_bar():
-        model = model_class.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=torch.float32)
+        model = model_class.from_pretrained(None, config=config, state_dict=own, dtype=torch.float32)
     return model.eval()
+
+
+def expected_layouts(model_class: Any, config: PreTrainedConfig, origin: Path) -> dict[str, Layout]:
+    """What a transformers model of this config takes, by building it without memory.
+
+    Raises:
+        UserError: transformers cannot build it.
+    """
+    try:
+        with torch.device("meta"):
+            return layouts(model_class(config).state_dict())
+    except Exception as error:  # transformers checks by all kinds of errors, or not at all
+        raise UserError(f"{origin} describes no {model_class.__name__} ({error}): give an unchanged model.") from error
 
 
 @contextmanager
@@ -167,24 +167,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Key and shape of everything in a module's state dict."""
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
-
-
-def differences(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """What distinguishes two sets of shapes, in words, naming one example of each kind; empty when nothing does."""
-    parts = []
-    for what, keys in (
-        ("missing", [key for key in expected if key not in found]),
-        ("unexpected", [key for key in found if key not in expected]),
-    ):
-        if keys:
-            parts.append(f"{len(keys)} {what}, such as {keys[0]}")
-    shapes = [key for key in found if key in expected and found[key] != expected[key]]
-    if shapes:
-        key = shapes[0]
-        parts.append(f"{len(shapes)} of another shape, such as {key} {found[key]} instead of {expected[key]}")
-    return "; ".join(parts)

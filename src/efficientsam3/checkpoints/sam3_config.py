@@ -52,15 +52,21 @@ def video_config(tensors: Mapping[str, torch.Tensor], backbone_config: PreTraine
         backbone_config: of SAM3's trunk or of a student, with `image_size`, `patch_size` and `hidden_size`.
 
     Raises:
-        UserError: a tensor whose shape gives a size is missing.
+        UserError: a tensor whose shape gives a size is missing, or the sizes contradict each other.
     """
     read = _Reader(tensors)
-    detector = detector_config(read, backbone_config)
-    return Sam3VideoConfig(
-        detector_config=detector.to_dict(),
-        tracker_config=tracker_config(read, detector.vision_config.to_dict(), backbone_config.image_size).to_dict(),
-        low_res_mask_size=4 * backbone_config.image_size // backbone_config.patch_size,
-    )
+    image_size = backbone_config.image_size
+    try:
+        detector = detector_config(read, backbone_config)
+        return Sam3VideoConfig(
+            detector_config=detector.to_dict(),
+            tracker_config=tracker_config(read, detector.vision_config.to_dict(), image_size).to_dict(),
+            low_res_mask_size=4 * image_size // backbone_config.patch_size,
+        )
+    except UserError:
+        raise
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UserError(f"The SAM3 checkpoint's sizes do not fit ({error}): give a whole, unchanged one.") from error
 
 
 def detector_config(read: _Reader, backbone_config: PreTrainedConfig) -> Sam3Config:

@@ -6,13 +6,19 @@ docs/training.md says what is in them.
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from efficientsam3.checkpoints.reading import load_pickled
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from efficientsam3.checkpoints.fitting import check_finite
+from efficientsam3.checkpoints.reading import check_tensors, load_pickled
 from efficientsam3.checkpoints.writing import save_content
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import atomic_path, require_file
+from efficientsam3.runtime.json_files import parse
 from efficientsam3.runtime.logging import LOGGER_NAME
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -22,6 +28,43 @@ _NEEDED = frozenset(
     {"model", "architecture", "optimizer", "scaler", "step", "epoch", "position", "finished", "images"}
     | {"images_per_step", "world_size", "processes", "config"}
 )
+_State = dict[str, torch.Tensor]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+
+class _Optimiser(_Part):
+    state: dict[int, _State]
+    param_groups: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class _Share(_Part):
+    random: dict[str, Any]
+    sums: _State | torch.Tensor
+
+
+class _Training(_Part):
+    """What a resumed training takes from a checkpoint."""
+
+    model: Annotated[_State, Field(min_length=1)]
+    ema: _State | None = None
+    architecture: dict[str, Any]
+    optimizer: _Optimiser
+    scaler: dict[str, Any]
+    step: _Count
+    epoch: _Count
+    position: _Count
+    skipped: _Count = 0
+    skipped_in_a_row: _Count = 0
+    finished: bool
+    images: _Count
+    images_per_step: Annotated[int, Field(gt=0)]
+    world_size: Annotated[int, Field(gt=0)]
+    processes: Annotated[list[_Share], Field(min_length=1)]
+    config: dict[str, Any]
 
 
 def is_training_checkpoint(path: Path) -> bool:
@@ -32,7 +75,7 @@ def is_training_checkpoint(path: Path) -> bool:
     """
     if path.suffix not in (".pth", ".pt") or not path.is_file():
         return False
-    content = load_pickled(path)
+    content = load_pickled(path, values=False)
     return isinstance(content, dict) and isinstance(content.get("architecture"), dict)
 
 
@@ -104,17 +147,31 @@ def load_training_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint that `save_training_checkpoint` wrote, on the CPU.
 
     Raises:
-        UserError: the file is missing, damaged, or not a training checkpoint of this project.
+        UserError: the file is missing, damaged, changed since it was written, or not a training checkpoint of this
+            project, or one of its numbers is not finite.
     """
     require_file(path, "Training checkpoint", "give --resume a ckpt_epoch_N.pth or ckpt_step_N.pth of this project")
-    content = load_pickled(path)
+    content = load_pickled(path, mapped=False)
     missing = _NEEDED - set(content if isinstance(content, dict) else ())
     if missing:
         raise UserError(
             f"{path} is not a training checkpoint of this version (it lacks {', '.join(sorted(missing))}); "
             "to start from its weights, give it as MODEL.PRETRAINED."
         )
+    parse(_Training, content, f"Training checkpoint {path}", "use another checkpoint")
+    tensors = dict(_tensors_in(content))
+    check_tensors(tensors, path)
+    check_finite(tensors, path)
     return dict(content)
+
+
+def _tensors_in(content: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors in nested containers, by the keys that lead to them."""
+    if isinstance(content, torch.Tensor):
+        yield name, content
+    elif isinstance(content, dict | list | tuple):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _tensors_in(value, f"{name}.{key}" if name else str(key))
 
 
 def _numbered(output_dir: Path, kind: str) -> list[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Resize = Literal["square", "pad"]
 PerChannel = tuple[float, float, float]
+LARGEST_IMAGE = 1 << 13  # pixels a side of an encoder's input, 0.8 GB of numbers
+_Positive = Annotated[float, Field(gt=0)]
 
 IMAGENET_MEAN: PerChannel = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGENET_STD: PerChannel = (58.395 / 255, 57.12 / 255, 57.375 / 255)
@@ -27,12 +29,12 @@ HALF: PerChannel = (0.5, 0.5, 0.5)
 class Preprocessing(BaseModel):
     """How an image becomes an encoder input. Belongs to the teacher; the store and the merged model carry it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    image_size: int = Field(1008, gt=0, description="side of the square input in pixels")
+    image_size: int = Field(1008, gt=0, le=LARGEST_IMAGE, description="side of the square input in pixels")
     resize: Resize = Field("square", description="square: squash; pad: keep the aspect ratio, pad right and bottom")
     mean: PerChannel = Field(HALF, description="per channel, of pixels in [0, 1]")
-    std: PerChannel = Field(HALF, description="per channel, of pixels in [0, 1]")
+    std: tuple[_Positive, _Positive, _Positive] = Field(HALF, description="per channel, of pixels in [0, 1]")
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels that an image of `height` x `width` covers in the input (its top left corner)."""

@@ -1,22 +1,17 @@
 """The inputs of a merge, checked before anything is written."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
-
 from efficientsam3.checkpoints.reading import StateDict
-from efficientsam3.checkpoints.sam3 import differences, shapes_of
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.checkpoints.student_keys import is_fused
 from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing
 from efficientsam3.models.heads import embedding_width, identify_head
 from efficientsam3.models.student import Student, StudentArchitecture
-from efficientsam3.models.student_files import StudentFile, read_student
+from efficientsam3.models.student_files import StudentFile, check_student, read_student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import check_whole
 from efficientsam3.sam3.contents import Contents, read_contents
@@ -95,7 +90,7 @@ def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:
     """
     file = read_student(path)
     trunk = original_trunk(sam3.contents)
-    architecture = _architecture(file, path, trunk)
+    architecture = _architecture(file, trunk)
     grid = trunk.image_size // trunk.patch_size
     if (architecture.embed_dim, architecture.embed_size, architecture.image_size) != (
         trunk.hidden_size,
@@ -107,47 +102,17 @@ def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:
             f"{architecture.embed_size} cells at {architecture.image_size} pixels, SAM3 in {sam3.path} takes "
             f"{trunk.hidden_size} on {grid}x{grid} at {trunk.image_size}: train it on this SAM3's embeddings."
         )
-    with torch.device("meta"):
-        expected = shapes_of(Student(architecture))
-    wrong = differences({key: tuple(value.shape) for key, value in file.state.items()}, expected)
-    if wrong:
-        raise UserError(f"The student in {path} does not fit {file.backbone} ({wrong}): give a whole checkpoint.")
-    check_finite(file.state, path)
-    return StudentInput(path, file.state, architecture, _preprocessing(file, path))
+    check_student(file.state, architecture, path)
+    return StudentInput(path, file.state, architecture, file.preprocessing)
 
 
-def _architecture(file: StudentFile, path: Path, trunk: Any) -> StudentArchitecture:
+def _architecture(file: StudentFile, trunk: Any) -> StudentArchitecture:
     if file.architecture is not None:
-        try:
-            return StudentArchitecture(**file.architecture)
-        except TypeError as error:
-            raise UserError(
-                f"Checkpoint {path} describes its student in another way ({error}): use this version's checkpoints."
-            ) from error
+        return file.architecture
     # A published file says nothing about itself: its head shows the width, and it was trained for SAM3's own grid.
     width = embedding_width(file.state) or trunk.hidden_size
     grid, head = trunk.image_size // trunk.patch_size, identify_head(file.state)
     return StudentArchitecture(file.backbone, width, grid, trunk.image_size, head, is_fused(file.state))
-
-
-def _preprocessing(file: StudentFile, path: Path) -> Preprocessing | None:
-    if file.preprocessing is None:
-        return None
-    try:
-        return Preprocessing(**file.preprocessing)
-    except ValidationError as error:
-        raise UserError(f"Checkpoint {path} has preprocessing that is not understood ({error}).") from error
-
-
-def check_finite(tensors: Mapping[str, torch.Tensor], origin: Path) -> None:
-    """Refuse NaN and infinities.
-
-    Raises:
-        UserError: a tensor has a value that is not finite.
-    """
-    for key, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"{key} in {origin} has values that are not finite: training diverged, use an older one.")
 
 
 def preprocessing_note(student: StudentInput, sam3: Sam3Input) -> str | None:

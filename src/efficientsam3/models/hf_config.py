@@ -1,6 +1,6 @@
 """Config of the student as a Hugging Face backbone; light, so that it is registered as soon as AutoConfig exists."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -27,12 +27,18 @@ class EfficientSam3StudentConfig(PreTrainedConfig):  # type: ignore[misc]
     fused: bool = False
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The fields of the student that these values describe."""
+        grid = self.image_size // self.patch_size
+        shape = {"embed_dim": self.hidden_size, "embed_size": grid, "image_size": self.image_size}
+        return {"backbone": self.backbone, **shape, "head": self.head, "fused": self.fused}
+
+    @property
     def architecture(self) -> "StudentArchitecture":
-        """The student these values describe."""
+        """The student that these values describe."""
         from efficientsam3.models.student import StudentArchitecture
 
-        grid = self.image_size // self.patch_size
-        return StudentArchitecture(self.backbone, self.hidden_size, grid, self.image_size, self.head, self.fused)
+        return StudentArchitecture(**self.values)
 
 
 # Here and not in the import hook of `efficientsam3`: when this module is what imports transformers, the hook sees it

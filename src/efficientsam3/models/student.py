@@ -1,15 +1,18 @@
 """Students: a timm backbone and the head that turns its feature maps into the teacher's embedding."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import timm
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import nn
 
 from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
+from efficientsam3.data.preprocess import LARGEST_IMAGE
 from efficientsam3.models.fuse import Pairs, fuse_modules, linear_pairs
 from efficientsam3.models.head_modules import resize
 from efficientsam3.models.heads import DEFAULT_HEAD, find_head
@@ -20,16 +23,25 @@ from efficientsam3.runtime.errors import UserError
 _PUBLISHED_STRIDE = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class StudentArchitecture:
     """What it takes to build a student, and nothing else: stored with its weights."""
 
     backbone: str  # of a named student (see `models.students`), or "timm/<model name>"
-    embed_dim: int = 1024
-    embed_size: int = 72
-    image_size: int = 1008
+    embed_dim: Annotated[int, Field(gt=0, le=1 << 16)] = 1024
+    embed_size: Annotated[int, Field(gt=0, le=1 << 10)] = 72
+    image_size: Annotated[int, Field(gt=0, le=LARGEST_IMAGE)] = 1008
     head: str = DEFAULT_HEAD  # see `models.heads`
     fused: bool = False  # for inference alone, see `models.fuse`
+
+    def __post_init__(self) -> None:
+        """Check that a cell is at least a pixel; other values are checked by pydantic before.
+
+        Raises:
+            ValidationError: it is not. pydantic makes it of the ValueError.
+        """
+        if self.embed_size > self.image_size:
+            raise ValueError(f"there are more cells a side ({self.embed_size}) than pixels ({self.image_size})")
 
     @property
     def is_published(self) -> bool:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from efficientsam3.checkpoints.reading import StateDict, load_pickled, read_tensors, select_tensors
+from efficientsam3.checkpoints.fitting import check_finite, differences, layouts
+from efficientsam3.checkpoints.reading import StateDict, check_tensors, load_pickled, read_tensors, select_tensors
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, STUDENT_PREFIX
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.student_keys import (
@@ -20,11 +21,14 @@ from efficientsam3.checkpoints.student_keys import (
     timm_to_published,
 )
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.models.heads import backbone_width, output_prefix
+from efficientsam3.models.heads import backbone_width, embedding_width, output_prefix
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.json_files import parse
 
 _DDP_PREFIX = "module."
+_REMEDY = "give an unchanged checkpoint of this version"
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class StudentFile:
 
     state: StateDict  # keys as a `Student` has them
     backbone: str
-    architecture: dict[str, Any] | None  # fields of a StudentArchitecture; None in files that others wrote
-    preprocessing: dict[str, Any] | None  # fields of a Preprocessing; likewise
+    architecture: StudentArchitecture | None  # None in files that others wrote
+    preprocessing: Preprocessing | None  # likewise
 
 
 def read_student(path: Path, backbone: str | None = None) -> StudentFile:
@@ -56,9 +60,15 @@ def read_student(path: Path, backbone: str | None = None) -> StudentFile:
         content = {"model": described["ema"]}
     bare = _bare_student(read_tensors(path) if content is None else select_tensors(content, path), path)
     if described.get("normalisation") is not None:
-        bare = Standardisation(**described["normalisation"]).fold(bare, output_prefix(bare))
-    architecture = described.get("architecture")
-    found = str(architecture["backbone"]) if architecture else identify_backbone(bare)
+        bare = _standardisation(described["normalisation"], bare, path).fold(bare, output_prefix(bare))
+    architecture = described_part(described, "architecture", StudentArchitecture, path)
+    preprocessing = described_part(described, "preprocessing", Preprocessing, path)
+    if architecture and preprocessing and architecture.image_size != preprocessing.image_size:
+        raise UserError(
+            f"Checkpoint {path} is of a student for {architecture.image_size} pixels whose images have "
+            f"{preprocessing.image_size}: {_REMEDY}."
+        )
+    found = architecture.backbone if architecture else identify_backbone(bare)
     if None not in (found, backbone) and found != backbone:
         raise UserError(f"Checkpoint {path} holds a {found} student, not {backbone}: give the one that fits.")
     backbone = found or backbone
@@ -67,7 +77,33 @@ def read_student(path: Path, backbone: str | None = None) -> StudentFile:
             f"Checkpoint {path} does not say which student it holds, and its tensors are none of "
             f"{', '.join(PUBLISHED_BACKBONES)}: give the training checkpoint ckpt_epoch_N.pth itself."
         )
-    return StudentFile(to_timm_layout(bare, backbone), backbone, architecture, described.get("preprocessing"))
+    return StudentFile(to_timm_layout(bare, backbone), backbone, architecture, preprocessing)
+
+
+def described_part(content: Mapping[str, Any], name: str, kind: type[Part], path: Path) -> Part | None:
+    """What a training checkpoint says under a name; None where it does not say.
+
+    Raises:
+        UserError: it is not understood.
+    """
+    value = content.get(name)
+    return None if value is None else parse(kind, value, f"{name} in checkpoint {path}", _REMEDY)
+
+
+def _standardisation(moments: Any, state: StateDict, path: Path) -> Standardisation:
+    """The moments of a checkpoint's targets, which have a value for each channel of the student."""
+    width = embedding_width(state)
+    mean, std = (moments.get(name) if isinstance(moments, dict) else None for name in ("mean", "std"))
+    if not isinstance(mean, torch.Tensor) or not isinstance(std, torch.Tensor):
+        raise UserError(f"normalisation in checkpoint {path} is not a mean and a std: {_REMEDY}.")
+    check_tensors({"normalisation.mean": mean, "normalisation.std": std}, path)
+    check_finite({"normalisation.mean": mean, "normalisation.std": std}, path)
+    if mean.shape != (width,) or std.shape != (width,) or not bool((std > 0).all()):
+        raise UserError(
+            f"normalisation in checkpoint {path} has shapes {tuple(mean.shape)} and {tuple(std.shape)} or deviations "
+            f"that are not positive, where the student has {width} channels: {_REMEDY}."
+        )
+    return Standardisation(mean, std)
 
 
 def identify_backbone(tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -89,8 +125,24 @@ def load_student_and_preprocessing(checkpoint: Path) -> tuple[Student, Preproces
     content = read_student(checkpoint)
     if content.architecture is None or content.preprocessing is None:
         raise UserError(f"{checkpoint} does not say what it was trained for: give a ckpt_epoch_N.pth of a training.")
-    student = Student.from_state(StudentArchitecture(**content.architecture), content.state)
-    return student, Preprocessing(**content.preprocessing)
+    check_student(content.state, content.architecture, checkpoint)
+    return Student.from_state(content.architecture, content.state), content.preprocessing
+
+
+def check_student(state: StateDict, architecture: StudentArchitecture, path: Path) -> None:
+    """Check that weights are those of a student, computing nothing but whether they are finite.
+
+    Raises:
+        UserError: a tensor is missing, unexpected, of another shape or other numbers, or not finite.
+    """
+    with torch.device("meta"):
+        expected = layouts(Student(architecture).state_dict())
+    wrong = differences(layouts(state), expected)
+    if wrong:
+        raise UserError(
+            f"The student in {path} does not fit {architecture.backbone} ({wrong}): give a whole checkpoint."
+        )
+    check_finite(state, path)
 
 
 def load_student_state(path: Path, backbone: str, prefix: str | None = None) -> StateDict:

@@ -151,6 +151,11 @@ class OnnxTeacher(Teacher):
     def inspect(path: Path, image_size: int | None, embed_dim: int | None, embed_size: int | None) -> TeacherSpec:
         """See `inspect_teacher`; the model declares an image (B, 3, S, S) and an embedding (B, D, E, E)."""
         session = open_onnx(path, _ONNX, _REMEDY)
+        inputs = [value.name for value in session.get_inputs()]
+        if len(inputs) != 1:
+            raise UserError(
+                f"{_ONNX} {path} takes {', '.join(inputs) or 'nothing'}, not an image alone: export it with one input."
+            )
         image, embedding = session.get_inputs()[0], session.get_outputs()[0]
         _, side = _declared(path, image, {"channels": 3, "DATA.IMG_SIZE": image_size})
         shape = _declared(path, embedding, {"DISTILL.EMBED_DIM": embed_dim, "DISTILL.EMBED_SIZE": embed_size})

@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.export.onnx.manifest import OnnxManifest, Variant, open_graph, read_onnx_manifest
+from efficientsam3.export.onnx.manifest import MANIFEST, OnnxManifest, Variant, open_exported, read_onnx_manifest
 from efficientsam3.export.ports import DETECTOR_LEVELS, TRACKER_LEVELS, GraphName
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.geometry import Floats, Placement, boxes_of_masks
 from efficientsam3.sam3.parts import VISUAL_PROMPT
-from efficientsam3.sam3.promptable import PADDING_LABEL, Pixels, Promptable, Segmentation, ranked, to_pixels
+from efficientsam3.sam3.promptable import PADDING_LABEL, Pixels, Promptable, Segmentation, finite, ranked, to_pixels
 from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt, pad_phrase
 
 Arrays = dict[str, Any]
@@ -65,6 +65,7 @@ class OnnxSAM3:
         """
         pixels = to_pixels(image)
         embedding = self.run("image_encoder", {"pixels": to_input(pixels, self.preprocessing)})
+        finite(embedding["embedding"], "an embedding")
         return OnnxEncodedImage(self, Placement.of(pixels.shape[0], pixels.shape[1], self.preprocessing), embedding)
 
     def text_features(self, text: str) -> Arrays:
@@ -94,7 +95,11 @@ class OnnxSAM3:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise UserError("Text prompts need tokenizers: run pip install tokenizers.") from error
-        return Tokenizer.from_file(str(self._directory / self._manifest.tokenizer.file))
+        path = self._directory / self._manifest.tokenizer.file
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # all that the tokenizers' parser raises
+            raise UserError(f"Tokenizer {path} cannot be read ({error}): export the model again.") from error
 
     def run(self, name: GraphName, inputs: Arrays) -> Arrays:
         """Run a graph: named inputs to named outputs.
@@ -108,9 +113,15 @@ class OnnxSAM3:
         graph = self._manifest.graphs[name]
         if name not in self._sessions:
             file = self._manifest.variants[self._variant] if self._variant and name == "image_encoder" else graph
-            self._sessions[name] = open_graph(self._directory / file.file)
+            self._sessions[name] = open_exported(self._directory, file)
         outputs = [port.name for port in graph.outputs]
-        return dict(zip(outputs, self._sessions[name].run(outputs, inputs), strict=True))
+        try:
+            return dict(zip(outputs, self._sessions[name].run(outputs, inputs), strict=True))
+        except Exception as error:  # the only base class that onnxruntime's exceptions share
+            raise UserError(
+                f"ONNX graph {name} of {self._directory} does not take what its {MANIFEST} says ({error}): export the "
+                "model again."
+            ) from error
 
 
 class OnnxEncodedImage(Promptable[Any]):
@@ -140,8 +151,8 @@ class OnnxEncodedImage(Promptable[Any]):
             examples, labels = np.zeros((1, 4), dtype=np.float32), (PADDING_LABEL,)
         given = {"boxes": examples[None], "box_labels": np.array([labels], dtype=np.int64)}
         answer = self._model.run("detector", {**levels, **self._model.text_features(prompt.phrase), **given})
-        kept = ranked(answer["scores"][0], threshold)
-        masks = self._placement.masks_to_image(answer["mask_logits"][0, kept])
+        kept = ranked(finite(answer["scores"][0], "scores"), threshold)
+        masks = self._placement.masks_to_image(finite(answer["mask_logits"][0, kept], "masks"))
         return Segmentation(
             masks, self._placement.boxes_to_image(answer["pred_boxes"][0, kept]), answer["scores"][0, kept]
         )
@@ -151,8 +162,8 @@ class OnnxEncodedImage(Promptable[Any]):
         points, labels = self._placement.object_to_input(prompt)
         given = {"points": points[None], "labels": np.array([labels], dtype=np.int64)}
         answer = self._model.run("interactive", {**levels, **given})
-        order = ranked(answer["iou_scores"][0])[: None if candidates else 1]
-        masks = self._placement.masks_to_image(answer["mask_logits"][0, order], max_hole_area)
+        order = ranked(finite(answer["iou_scores"][0], "scores"))[: None if candidates else 1]
+        masks = self._placement.masks_to_image(finite(answer["mask_logits"][0, order], "masks"), max_hole_area)
         return Segmentation(masks, boxes_of_masks(masks), answer["iou_scores"][0, order].clip(0, 1))
 
 

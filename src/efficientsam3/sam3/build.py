@@ -16,7 +16,8 @@ from transformers import (
 
 # Registers the student with transformers' Auto classes.
 import efficientsam3.models.hf_backbone  # noqa: F401
-from efficientsam3.checkpoints.sam3 import build_model, differences, shapes_of
+from efficientsam3.checkpoints.fitting import differences, layouts
+from efficientsam3.checkpoints.sam3 import build_model, expected_layouts
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.contents import Contents, Tensors
@@ -102,9 +103,8 @@ def check_whole(contents: Contents) -> None:
     Raises:
         UserError: a tensor is missing, unexpected, or of another shape.
     """
-    with torch.device("meta"):
-        expected = shapes_of(Sam3VideoModel(contents.config))
-    found = {key: tuple(value.shape) for key, value in contents.tensors.items()}
+    expected = expected_layouts(Sam3VideoModel, contents.config, contents.path)
+    found = layouts(contents.tensors)
     if contents.config.tracker_config.memory_encoder_output_channels != _TRANSFORMERS_MEMORY_WIDTH:
         # transformers knows one width of the memory alone, whatever the config says; the names are still compared.
         for key in found.keys() & expected.keys():

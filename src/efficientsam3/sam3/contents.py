@@ -1,16 +1,16 @@
 """A SAM3 or EfficientSAM3 on disk, native or Hugging Face, in one form: a config and tensors under facebook's keys."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel
 from transformers import PreTrainedConfig, Sam3VideoConfig
 
+from efficientsam3.checkpoints.hf_config import parse_hf_config, read_hf_config
 from efficientsam3.checkpoints.reading import read_tensors
-from efficientsam3.checkpoints.sam3 import read_hf_config, trunk_config
+from efficientsam3.checkpoints.sam3 import trunk_config
 from efficientsam3.checkpoints.sam3_config import video_config
 from efficientsam3.checkpoints.sam3_convert import convert
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, HF_TRUNK_PREFIX, STUDENT_PREFIX
@@ -22,12 +22,23 @@ from efficientsam3.models.hf_config import EfficientSam3StudentConfig
 from efficientsam3.models.student import StudentArchitecture
 from efficientsam3.models.student_files import identify_backbone, to_timm_layout
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.json_files import parse, read_json_object
 from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY
 
 Tensors = dict[str, torch.Tensor]
 # Where config.json and `<output>.json` keep what EfficientSAM3 knows beyond the weights.
 METADATA_KEY = "efficientsam3"
+_REMEDY = "merge again, or copy the model and its metadata together"
 _PREFIXES = ("detector_model.", "tracker_model.", "tracker_neck.")
+
+
+class _Metadata(BaseModel):
+    """What is read of the metadata that `merge` writes."""
+
+    architecture: dict[str, Any] | None = None
+    preprocessing: Preprocessing | None = None
+    bytes: int | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,29 +70,29 @@ def read_contents(path: Path) -> Contents:
     """
     if path.is_dir():
         return _read_directory(path)
-    tensors = read_tensors(path)
+    metadata = _read_metadata(path)
+    tensors = read_tensors(path, sha256=metadata.sha256)
     if any(key.startswith(STUDENT_PREFIX) for key in tensors):
-        return _read_merged(path, tensors)
+        return _read_merged(path, tensors, metadata)
     backbone = trunk_config(tensors)
     preprocessing = sam3_preprocessing(backbone.image_size)
     return Contents(path, video_config(tensors, backbone), convert(tensors), preprocessing, native=tensors)
 
 
-def _read_merged(path: Path, tensors: Tensors) -> Contents:
+def _read_merged(path: Path, tensors: Tensors, metadata: _Metadata) -> Contents:
     student = {key.removeprefix(STUDENT_PREFIX): tensors.pop(key) for key in list(tensors) if _in_trunk(key)}
     visual_prompt = tensors.pop(VISUAL_PROMPT_KEY, None)
-    metadata = _read_metadata(path)
-    described = metadata.get("architecture") or {}
+    described = metadata.architecture or {}
     backbone = described.get("backbone") or identify_backbone(student)
     if backbone is None:
         raise UserError(
             f"{path} holds a student of unknown architecture: put its {metadata_path(path).name} beside it again."
         )
     seen = {"backbone": backbone, "head": identify_head(student), "fused": is_fused(student)}
-    architecture = _parse(path, StudentArchitecture, {**seen, **described})
-    config = student_config(architecture)
+    where = f"The architecture in {metadata_path(path)}"
+    config = student_config(parse(StudentArchitecture, {**seen, **described}, where, _REMEDY))
     converted = convert(tensors)
-    for key, value in to_timm_layout(student, backbone).items():
+    for key, value in to_timm_layout(student, config.backbone).items():
         converted[HF_STUDENT_PREFIX + key] = value
     preprocessing = _preprocessing(path, metadata, config)
     return Contents(path, video_config(tensors, config), converted, preprocessing, visual_prompt)
@@ -107,31 +118,30 @@ def student_config(architecture: StudentArchitecture) -> EfficientSam3StudentCon
     )
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata beside a native file; empty where there is none, as with files that another program merged."""
+def _read_metadata(path: Path) -> _Metadata:
+    """The metadata beside a native file; nothing where there is none, as with files that another program merged."""
     beside = metadata_path(path)
-    if not beside.is_file():
-        return {}
-    try:
-        metadata = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{beside} cannot be read as JSON ({error}): remove it, or merge again.") from error
-    if not isinstance(metadata, dict) or metadata.get("bytes", path.stat().st_size) != path.stat().st_size:
-        raise UserError(f"{beside} does not describe {path.name}, whose size differs: merge again.")
+    if not beside.exists():
+        return _Metadata()
+    metadata = parse(_Metadata, read_json_object(beside, _REMEDY), str(beside), _REMEDY)
+    if metadata.bytes not in (None, path.stat().st_size):
+        raise UserError(f"{beside} does not describe {path.name}, whose size differs: {_REMEDY}.")
     return metadata
 
 
-def _preprocessing(path: Path, metadata: dict[str, Any], backbone: PreTrainedConfig) -> Preprocessing:
-    default = sam3_preprocessing(backbone.image_size)
-    given = metadata.get("preprocessing")
-    return default if given is None else _parse(path, Preprocessing, given)
+def _preprocessing(path: Path, metadata: _Metadata, backbone: PreTrainedConfig) -> Preprocessing:
+    """What the image encoder takes, which has one image size.
 
-
-def _parse(path: Path, kind: Any, values: Any) -> Any:
-    try:
-        return kind(**values)
-    except (TypeError, ValidationError) as error:
-        raise UserError(f"The metadata of {path} is not understood ({error}): merge again.") from error
+    Raises:
+        UserError: the metadata says another size.
+    """
+    given = metadata.preprocessing
+    if given is not None and given.image_size != backbone.image_size:
+        raise UserError(
+            f"The metadata of {path} says that images are of {given.image_size} pixels, but its image encoder takes "
+            f"{backbone.image_size}: {_REMEDY}."
+        )
+    return given or sam3_preprocessing(backbone.image_size)
 
 
 def _read_directory(directory: Path) -> Contents:
@@ -141,10 +151,13 @@ def _read_directory(directory: Path) -> Contents:
             f"{directory / 'config.json'} is not in facebook/sam3's layout (a detector_config and a tracker_config): "
             "give facebook/sam3 itself, or a directory that merge wrote."
         )
-    metadata = raw.pop(METADATA_KEY, None) or {}
-    config = Sam3VideoConfig.from_dict(raw)
+    where = f"{METADATA_KEY} in {directory / 'config.json'}"
+    metadata = parse(_Metadata, raw.pop(METADATA_KEY, None) or {}, where, _REMEDY)
+    config = parse_hf_config(Sam3VideoConfig, raw, directory, EfficientSam3StudentConfig)
     tensors = {key: value for key, value in read_tensors(directory).items() if key.startswith(_PREFIXES)}
     if not any(key.startswith(HF_TRUNK_PREFIX) for key in tensors):
         raise UserError(f"Folder {directory} holds no image encoder: give a whole SAM3 directory.")
     backbone = config.detector_config.vision_config.backbone_config
+    if isinstance(backbone, EfficientSam3StudentConfig):
+        parse(StudentArchitecture, backbone.values, f"The student in {directory / 'config.json'}", _REMEDY)
     return Contents(directory, config, tensors, _preprocessing(directory, metadata, backbone))

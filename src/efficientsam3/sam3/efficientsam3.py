@@ -14,7 +14,7 @@ from efficientsam3.sam3.build import Models, build_models
 from efficientsam3.sam3.contents import Contents, read_contents
 from efficientsam3.sam3.geometry import Placement, boxes_of_masks
 from efficientsam3.sam3.parts import VISUAL_PROMPT
-from efficientsam3.sam3.promptable import Pixels, Promptable, Segmentation, not_rgb, ranked, to_pixels
+from efficientsam3.sam3.promptable import Pixels, Promptable, Segmentation, finite, not_rgb, ranked, to_pixels
 from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt
 from efficientsam3.sam3.text import build_tokenizer, tokenize
 from efficientsam3.sam3.torch_calls import (
@@ -40,7 +40,9 @@ class EfficientSAM3:
         for model in (self._models.detector, self._models.tracker):
             if model is not None:
                 model.to(device)
-        self._visual_prompt = contents.visual_prompt
+        self._visual_prompt = (
+            None if contents.visual_prompt is None else contents.visual_prompt.clone()
+        )  # see build_model
         self._origin = contents.path
         self._tokenizer: CLIPTokenizer | None = None
         self._texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -70,7 +72,7 @@ class EfficientSAM3:
         """
         pixels = _to_tensor(image)
         encoded = self._models.encoder(prepare(pixels, self.preprocessing, self.device))
-        embedding = grid_of(encoded.last_hidden_state)  # [1, D, G, G]
+        embedding = finite(grid_of(encoded.last_hidden_state), "an embedding")  # [1, D, G, G]
         return EncodedImage(self, Placement.of(pixels.shape[-2], pixels.shape[-1], self.preprocessing), embedding)
 
     @torch.inference_mode()
@@ -137,9 +139,11 @@ class EncodedImage(Promptable[torch.Tensor]):
             self._detector_features = detector_features(self._model.detector, self.embedding)
         boxes = self._placement.boxes_to_input(prompt.boxes)
         answer = ask_detector(self._model.detector, self._detector_features, phrase, boxes, list(prompt.labels))
-        scores = (answer.pred_logits[0].sigmoid() * answer.presence_logits[0].sigmoid()).cpu()  # [Q]
+        scores = answer.pred_logits[0].sigmoid() * answer.presence_logits[0].sigmoid()
+        scores = finite(scores.cpu(), "scores")  # [Q]
         kept = torch.from_numpy(ranked(scores.numpy(), threshold))
-        masks = masks_to_image(self._placement, answer.pred_masks[0, kept.to(self.embedding.device)]).cpu()
+        logits = finite(answer.pred_masks[0, kept.to(self.embedding.device)], "masks")
+        masks = masks_to_image(self._placement, logits).cpu()
         found = self._placement.boxes_to_image(answer.pred_boxes[0].cpu().numpy())
         return Segmentation(masks, torch.from_numpy(found)[kept], scores[kept])
 
@@ -148,9 +152,10 @@ class EncodedImage(Promptable[torch.Tensor]):
         if self._tracker_features is None:
             self._tracker_features = tracker_features(self._model.tracker, self.embedding)
         logits, ious = track_object(self._model.tracker, self._tracker_features, self._placement, prompt)
-        scores = ious.cpu()  # [3]
+        scores = finite(ious.cpu(), "scores")  # [3]
         order = torch.from_numpy(ranked(scores.numpy()))[: None if candidates else 1]
-        masks = masks_to_image(self._placement, logits[order.to(self.embedding.device)], max_hole_area).cpu()
+        chosen = finite(logits[order.to(self.embedding.device)], "masks")
+        masks = masks_to_image(self._placement, chosen, max_hole_area).cpu()
         return Segmentation(masks, torch.from_numpy(boxes_of_masks(masks.numpy())), scores[order].clamp(0, 1))
 
 

@@ -20,6 +20,7 @@ from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt, Prompt
 PADDING_LABEL = -10
 Pixels = npt.NDArray[np.uint8]
 Array = TypeVar("Array", bound=Sized)  # torch.Tensor or a NumPy array
+Values = TypeVar("Values")  # the same, of floats
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,25 @@ class Promptable(ABC, Generic[Array]):
     @abstractmethod
     def _track(self, prompt: ObjectPrompt, candidates: bool, max_hole_area: int) -> Segmentation[Array]:
         """Ask the tracker, for all its masks or its best, and fill their holes."""
+
+
+def finite(values: Values, what: str) -> Values:
+    """The values as they are.
+
+    Args:
+        values: what a model answers.
+        what: what they are, for the error.
+
+    Raises:
+        UserError: one is NaN or infinite: "nothing found" would be a lie.
+    """
+    given: Any = values
+    if not bool((given.isfinite() if hasattr(given, "isfinite") else np.isfinite(given)).all()):
+        raise UserError(
+            f"The model gives {what} that are not finite: give one that is unchanged, and whose training did not "
+            "diverge, or try it on the CPU."
+        )
+    return values
 
 
 def ranked(scores: Floats, threshold: float = -np.inf) -> npt.NDArray[np.intp]:

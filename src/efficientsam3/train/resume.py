@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from efficientsam3.checkpoints.fitting import differences, layouts
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -74,11 +75,28 @@ def restore(content: Mapping[str, Any], trainer: Trainer, process: Process, seed
 
     With as many processes as before, training continues as if it had not stopped. With another number, the sums of the
     epoch so far go to the first process, and random numbers are seeded by the step.
+
+    Raises:
+        UserError: a part of the checkpoint does not fit.
     """
+    try:
+        _restore(content, trainer, process, seed)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:  # PyTorch's and ours of a state
+        raise UserError(
+            f"The checkpoint of step {content['step']} cannot be continued from ({error}): use another checkpoint, "
+            "or set TRAIN.AUTO_RESUME false with another OUTPUT."
+        ) from error
+
+
+def _restore(content: Mapping[str, Any], trainer: Trainer, process: Process, seed: int) -> None:
+    averages = content.get("ema") or content["model"]
+    expected = layouts(trainer.student.state_dict())
+    for state in (content["model"], averages):
+        if wrong := differences(layouts(state), expected):
+            raise ValueError(wrong)
     trainer.student.load_state_dict(content["model"])
     if trainer.ema is not None:
-        # Switched on since: the average starts here.
-        trainer.ema.module.load_state_dict(content.get("ema") or content["model"])
+        trainer.ema.module.load_state_dict(averages)  # switched on since: it starts here
     trainer.load_state_dict(dict(content))
     shares = content["processes"]
     if len(shares) == process.world_size:
@@ -100,7 +118,7 @@ def seed_process(seed: int, step: int, process: Process) -> None:
 def _changes(content: Mapping[str, Any], plan: TrainPlan, world_size: int) -> Iterator[str]:
     old, new = dict(_flat(content["config"])), dict(_flat(plan.recorded))
     # Older versions accepted, and recorded, settings that have no effect.
-    online = {recorded.get("DISTILL.ONLINE", False) for recorded in (old, new)}
+    online = {recorded.get("DISTILL.ONLINE") is True for recorded in (old, new)}
     inert = () if len(online) == 2 else _INERT[online.pop()]
     for key in sorted(old.keys() | new.keys()):
         # A resumed run loads no initial weights, so they may be switched off, e.g. on a machine without the file.

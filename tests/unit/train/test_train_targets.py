@@ -14,7 +14,7 @@ from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.training import load_training_checkpoint
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.build import build_student
-from efficientsam3.models.student import Student, StudentArchitecture
+from efficientsam3.models.student import Student
 from efficientsam3.models.student_files import read_student
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
@@ -36,7 +36,7 @@ CHANNEL = ("DISTILL.NORMALIZE", "channel", "MODEL.HEAD", "fpn", "DATA.BATCH_SIZE
 def student_of(path: Path) -> Student:
     file = read_student(path)
     assert file.architecture is not None
-    student = Student(StudentArchitecture(**file.architecture))
+    student = Student(file.architecture)
     student.load_state_dict(file.state)
     return student.eval()
 

@@ -1,30 +1,37 @@
 """An ONNX directory: `model.json`, which says what it holds and how to feed it, and its graphs. No PyTorch."""
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.export.ports import GraphName, Port
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import require_file, sha256_file
+from efficientsam3.runtime.json_files import parse, read_json_object
 
 MANIFEST = "model.json"
 TOKENIZER = "tokenizer.json"
+_REMEDY = "export the model again"
 Variant = Literal["fp16", "int8"]  # of the image encoder
 
 
+# A file in the directory itself; Windows' separator too, since the page and others read the manifest anywhere.
+_FileName = Annotated[str, Field(pattern=r"^[^/\\]+$", max_length=255)]
+_Count = Annotated[int, Field(ge=0)]
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GraphFile(_Record):
     """One ONNX file."""
 
-    file: str
-    bytes: int
+    file: _FileName
+    bytes: _Count
     sha256: str
     opset: int
     inputs: tuple[Port, ...]
@@ -36,9 +43,9 @@ class GraphFile(_Record):
 class TokenizerFile(_Record):
     """How a phrase becomes token ids: CLIP's, padded."""
 
-    file: str = TOKENIZER
-    context_length: int
-    pad_id: int
+    file: _FileName = TOKENIZER
+    context_length: Annotated[int, Field(gt=1, le=1 << 12)]
+    pad_id: _Count
 
 
 class OnnxManifest(_Record):
@@ -56,6 +63,14 @@ class OnnxManifest(_Record):
     pictures: tuple[str, ...] = Field(description="names of the images that it was measured on")
     versions: dict[str, str]
 
+    @model_validator(mode="after")
+    def _takes_its_images(self) -> Self:
+        encoder, side = self.graphs.get("image_encoder"), self.preprocessing.image_size
+        pixels = [port.shape for port in encoder.inputs] if encoder else []
+        if pixels and pixels != [(1, 3, side, side)]:
+            raise ValueError(f"the image encoder takes {pixels[0]}, not images of {side} pixels")
+        return self
+
 
 def read_onnx_manifest(directory: Path) -> OnnxManifest:
     """Read `model.json`.
@@ -64,12 +79,32 @@ def read_onnx_manifest(directory: Path) -> OnnxManifest:
         UserError: the file is missing or not understood.
     """
     path = directory / MANIFEST
-    try:
-        return OnnxManifest(**json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give what export-onnx wrote.") from error
-    except (ValueError, TypeError, ValidationError) as error:
-        raise UserError(f"{path} is not understood ({error}): export the model again.") from error
+    return parse(OnnxManifest, read_json_object(path, "give what export-onnx wrote"), str(path), _REMEDY)
+
+
+def open_exported(directory: Path, file: GraphFile) -> Any:
+    """An onnxruntime session of a graph that `model.json` names, on the CPU. It takes 0.3 s for 100 MB to compare it.
+
+    Raises:
+        UserError: the file is missing, not the one that was exported, or broken; or onnxruntime is not installed.
+    """
+    path = require_file(directory / file.file, "ONNX graph", _REMEDY)
+    if sha256_file(path) != file.sha256:
+        raise UserError(
+            f"ONNX graph {path} is not the one whose SHA-256 is in {MANIFEST}: {_REMEDY}, or copy it whole once more."
+        )
+    session = open_graph(path)
+    for kind, values, ports in (
+        ("inputs", session.get_inputs(), file.inputs),
+        ("outputs", session.get_outputs(), file.outputs),
+    ):
+        found, expected = ({each.name for each in group} for group in (values, ports))
+        if found != expected:
+            raise UserError(
+                f"ONNX graph {path} has the {kind} {', '.join(sorted(found))}, where {MANIFEST} says "
+                f"{', '.join(sorted(expected))}: {_REMEDY}."
+            )
+    return session
 
 
 def open_graph(path: Path) -> Any:
@@ -78,7 +113,7 @@ def open_graph(path: Path) -> Any:
     Raises:
         UserError: the file is missing or broken, or onnxruntime is not installed.
     """
-    return open_onnx(path, "ONNX graph", "export the model again")
+    return open_onnx(path, "ONNX graph", _REMEDY)
 
 
 def is_onnx_directory(path: Path) -> bool:
