@@ -23,14 +23,14 @@ from efficientsam3.runtime.errors import UserError
 _PUBLISHED_STRIDE = 32
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class StudentArchitecture:
     """What it takes to build a student, and nothing else: stored with its weights."""
 
     backbone: str  # of a named student (see `models.students`), or "timm/<model name>"
-    embed_dim: Annotated[int, Field(gt=0, le=1 << 16)] = 1024
-    embed_size: Annotated[int, Field(gt=0, le=1 << 10)] = 72
-    image_size: Annotated[int, Field(gt=0, le=LARGEST_IMAGE)] = 1008
+    embed_dim: Annotated[int, Field(gt=0, le=1 << 16, strict=True)] = 1024
+    embed_size: Annotated[int, Field(gt=0, le=1 << 10, strict=True)] = 72
+    image_size: Annotated[int, Field(gt=0, le=LARGEST_IMAGE, strict=True)] = 1008
     head: str = DEFAULT_HEAD  # see `models.heads`
     fused: bool = False  # for inference alone, see `models.fuse`
 

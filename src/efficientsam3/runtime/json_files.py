@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import read_bytes
@@ -68,8 +69,14 @@ def parse(kind: type[Kind], value: Any, where: str, remedy: str) -> Kind:
 
 def _problems(error: ValidationError, most: int = 3) -> str:
     found = error.errors(include_url=False)
-    told = [f"{_key(each['loc'])}{each['msg']}, not {_short(each['input'])}" for each in found[:most]]
+    told = [_key(each["loc"]) + _wrong(each) for each in found[:most]]
     return "; ".join(told) + (f"; and {len(found) - most} more" if len(found) > most else "")
+
+
+def _wrong(problem: ErrorDetails) -> str:
+    if problem["type"] in ("missing", "value_error"):  # what was given is an object around the problem
+        return problem["msg"].removeprefix("Value error, ")
+    return f"{problem['msg']}, not {_short(problem['input'])}"
 
 
 def _key(location: tuple[int | str, ...]) -> str:

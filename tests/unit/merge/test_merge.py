@@ -267,8 +267,8 @@ def change_student(content: dict[str, Any], name: str) -> dict[str, Any]:
         ("nan", r"head\.3\.bias.*not finite"),
         ("other", "does not fit repvit_m0_9"),
         ("grid", r"64 channels on 8x8 cells.*takes 64 on 16x16 at 224"),
-        ("unknown field", "describes its student in another way"),
-        ("preprocessing", "preprocessing that is not understood"),
+        ("unknown field", "colour: Unexpected keyword argument"),
+        ("preprocessing", "preprocessing in .* is not understood"),
     ],
 )
 def test_a_broken_student_is_refused(

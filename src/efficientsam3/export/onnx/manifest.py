@@ -66,9 +66,9 @@ class OnnxManifest(_Record):
     @model_validator(mode="after")
     def _takes_its_images(self) -> Self:
         encoder, side = self.graphs.get("image_encoder"), self.preprocessing.image_size
-        pixels = [port.shape for port in encoder.inputs] if encoder else []
-        if pixels and pixels != [(1, 3, side, side)]:
-            raise ValueError(f"the image encoder takes {pixels[0]}, not images of {side} pixels")
+        for port in encoder.inputs if encoder else ():
+            if port.shape[1:] != (3, side, side):
+                raise ValueError(f"the image encoder takes {port.shape}, not images of {side} pixels")
         return self
 
 
