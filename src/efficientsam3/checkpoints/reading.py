@@ -57,23 +57,28 @@ def load_pickled(path: Path, values: bool = True, mapped: bool = True) -> Any:
         UserError: the file is missing, unreadable, broken, changed since it was written, or holds objects that would
             run code.
     """
-    require_file(path, "Checkpoint", "check the path")
+    is_zip = _first_bytes(path) == _ZIP_MAGIC
     stand_ins = [(_InertConfig, name) for name in _CONFIG_CLASSES]
     try:
-        with open_regular(path) as file:
-            is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
         if is_zip:
             check_archive(path, values)
         with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and mapped)
     except UserError:
         raise
-    except PermissionError as error:
-        raise UserError(f"Checkpoint {path} cannot be read ({error.strerror}): change its mode or owner.") from error
     except pickle.UnpicklingError as error:
         raise UserError(_unpickling_message(path, error)) from error
     except Exception as error:  # a parser of foreign bytes fails in ways that are not documented
         raise UserError(f"Checkpoint {path} is broken or cut short: download or write it again.") from error
+
+
+def _first_bytes(path: Path) -> bytes:
+    require_file(path, "Checkpoint", "check the path")
+    try:
+        with open_regular(path) as file:
+            return file.read(len(_ZIP_MAGIC))
+    except OSError as error:
+        raise UserError(f"Checkpoint {path} cannot be read ({error.strerror}): check its mode and its disk.") from error
 
 
 def _unpickling_message(path: Path, error: Exception) -> str:
@@ -155,7 +160,7 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _read_safetensors(path: Path, prefix: str) -> StateDict:
-    require_file(path, "Checkpoint", "check the path")
+    _first_bytes(path)  # safetensors says of a file that it may not read that there is none
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
