@@ -37,6 +37,8 @@ def check_archive(path: Path, values: bool) -> None:
                 _check_sizes(path, records, size)
                 if values:
                     _check_values(path, archive, records)
+        except UserError:
+            raise
         except _BROKEN as error:
             raise UserError(f"Checkpoint {path} is broken or cut short: download or write it again.") from error
 

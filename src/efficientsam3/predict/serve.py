@@ -93,8 +93,6 @@ def _model_files(directory: Path) -> Iterator[str]:
     names = [graph.file for graph in (*manifest.graphs.values(), *manifest.variants.values())]
     names += [] if manifest.tokenizer is None else [manifest.tokenizer.file]
     for name in names:
-        if Path(name).name != name:  # a manifest of unknown origin could name any file of this machine
-            raise UserError(f"{directory / MANIFEST} names {name}, outside its folder: export the model again.")
         if not (directory / name).is_file():
             raise UserError(f"{directory / name} is missing: export the model again.")
     yield from (MANIFEST, *names)

@@ -160,7 +160,7 @@ def test_an_index_must_not_point_elsewhere_or_lie(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"absent": "one.safetensors"}}))
     with pytest.raises(UserError, match="absent"):
         read_tensors(tmp_path)
-    index.write_text("[]")
+    index.write_text("{}")
     with pytest.raises(UserError, match="not a safetensors index"):
         read_tensors(tmp_path)
 

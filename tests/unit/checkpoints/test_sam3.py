@@ -158,5 +158,5 @@ def test_a_directory_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="describes no SAM3 image trunk"):
         inspect_trunk(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
         load_trunk(folder)

@@ -8,6 +8,7 @@ import torch
 
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX
 from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
+from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.models.student_files import (
     load_student_state,
@@ -67,7 +68,10 @@ def test_a_training_checkpoint_tells_its_architecture(tmp_path: Path) -> None:
     content = {"model": state, "architecture": architecture, "preprocessing": {"image_size": 224}, "epoch": 3}
     torch.save(content, tmp_path / "ckpt_epoch_3.pth")
     file = read_student(tmp_path / "ckpt_epoch_3.pth")
-    assert (file.architecture, file.preprocessing) == (architecture, {"image_size": 224})
+    assert (file.architecture, file.preprocessing) == (
+        StudentArchitecture(**architecture),
+        Preprocessing(image_size=224),
+    )
     assert same(file.state, state)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.export.ports import GraphName, Port
@@ -18,8 +18,14 @@ _REMEDY = "export the model again"
 Variant = Literal["fp16", "int8"]  # of the image encoder
 
 
-# A file in the directory itself; Windows' separator too, since the page and others read the manifest anywhere.
-_FileName = Annotated[str, Field(pattern=r"^[^/\\]+$", max_length=255)]
+def _in_its_folder(name: str) -> str:
+    """A manifest of unknown origin could name any file of this machine."""
+    if not name or name != Path(name).name or "\\" in name or name == "..":
+        raise ValueError(f"it names {name!r}, outside its folder")
+    return name
+
+
+_FileName = Annotated[str, AfterValidator(_in_its_folder)]
 _Count = Annotated[int, Field(ge=0)]
 
 
