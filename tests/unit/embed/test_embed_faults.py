@@ -1,14 +1,17 @@
 """Damage between two runs: it is named, repaired, and what was lost is computed again, to the same bytes."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from efficientsam3.cli import main
 from efficientsam3.config.schema import ExportConfig
 from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.embed.run import embed_dataset
+from efficientsam3.embed.verify import check_saved_embeddings
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.reader import EmbeddingStore
@@ -63,3 +66,25 @@ def test_a_second_run_into_the_same_shard_stops(make_export: MakeExport, one_pro
     finally:
         writer.close()
     assert read_all(shard.directory) == whole
+
+
+def test_replaced_images_are_refused_by_name(
+    make_export: MakeExport, one_process: Process, shard: Shard, tmp_path: Path, photographs_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photographs_path, data)
+    first, second, third, *_ = sorted((data / "images" / "train").iterdir())
+    config = make_export(data=data)
+    assert embed_dataset(plan_embedding(config), one_process).embedded == 0
+    content = third.read_bytes()
+    third.write_bytes(content[:15] + bytes([content[15] ^ 1]) + content[16:])  # of the same size
+    assert embed_dataset(plan_embedding(config), one_process).embedded == 0
+    with pytest.raises(UserError, match=f"'{third.stem}' is not what the embeddings"):
+        check_saved_embeddings(plan_embedding(config), one_process)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(UserError, match=f"'{first.stem}' is not what the embeddings"):
+        embed_dataset(plan_embedding(config), one_process)
+    arguments = ["store", "verify", str(shard.directory), "--data-path", str(data), "--repair"]
+    assert main(arguments) == 0
+    assert {first.stem, third.stem}.isdisjoint(os.fsdecode(key) for key in EmbeddingStore(shard.directory).ids)
+    assert embed_dataset(plan_embedding(config), one_process).embedded == 2

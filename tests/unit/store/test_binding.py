@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from efficientsam3.cli import main
 from efficientsam3.data.images import ImageStamp
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
@@ -25,6 +26,7 @@ from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.repair import verify_store
 from efficientsam3.store.shards import Shard
+from efficientsam3.store.statistics import ChannelStatistics, ShardStatistics
 from efficientsam3.store.writer import ShardWriter
 
 MANIFEST = StoreManifest(embed_dim=3, embed_size=2, preprocessing=Preprocessing(image_size=28))
@@ -182,6 +184,33 @@ def test_what_is_not_bound_is_kept_and_bound_by_one_call(tmp_path: Path, spoil: 
     assert content(tmp_path) == expected([*IDS, b"sa_9"])
     if known == 6:
         assert EmbeddingStore(tmp_path).read_image_stamp(1) == ImageStamp(len(b"sa_1"), sum(b"sa_1"))
+
+
+def test_the_published_format_is_bound_given_its_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = fill(tmp_path, IDS)
+    published = shard.keys_path.read_bytes(), shard.values_path.read_bytes()
+    for path in (shard.bound_path, shard.crc_path, tmp_path / "manifest.json"):
+        path.unlink()
+    assert main(["store", "bind", str(tmp_path)]) == 2
+    assert main(["store", "bind", str(tmp_path), "--published", "3", "2", "28", "pad"]) == 0
+    assert "6 records bound to their ids, 0 were before" in capsys.readouterr().out
+    assert published == (shard.keys_path.read_bytes(), shard.values_path.read_bytes())
+    store = EmbeddingStore(tmp_path, MANIFEST)
+    assert {store.ids[row]: store.read(row).numpy().tobytes() for row in range(6)} == expected(IDS)
+    changed(shard.keys_path, 0)
+    with pytest.raises(UserError, match="was changed"):
+        EmbeddingStore(tmp_path, MANIFEST)
+
+
+def test_keys_that_the_statistics_contradict_are_not_bound(tmp_path: Path) -> None:
+    shard = fill(tmp_path, IDS)
+    statistics = ShardStatistics(shard, MANIFEST.embed_dim)
+    statistics.add(IDS, ChannelStatistics.nothing(MANIFEST.embed_dim))
+    statistics.write()
+    shard.bound_path.unlink()
+    changed(shard.keys_path, 1)
+    with pytest.raises(UserError, match=r"rank0-keys\.txt was changed since rank0-statistics"):
+        bind_store(tmp_path)
 
 
 def test_damaged_records_are_not_bound(tmp_path: Path) -> None:

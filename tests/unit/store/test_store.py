@@ -1,5 +1,6 @@
 """Writer and reader together: exactly the committed records are there, and damage is named."""
 
+import errno
 import os
 import resource
 import signal
@@ -167,6 +168,28 @@ def test_a_full_disk_stops_the_producer_with_its_reason_and_keeps_what_was_commi
     assert len(found) >= 3
     fill(tmp_path, 0, range(len(found), 10))
     assert content(tmp_path) == expected(range(10))
+
+
+@pytest.mark.parametrize("name", ["rank0-values.bin", "rank0-bound.bin", "rank0-keys.txt"])
+def test_a_disk_that_fails_at_the_last_commit_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fill(tmp_path, 0, range(3))
+    fsync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=r"Cannot write to .*: Input/output error; everything committed before is safe"):
+        fill(tmp_path, 0, range(3, 40))  # more than the queue holds
+    monkeypatch.undo()
+    found = content(tmp_path)
+    assert found.items() >= expected(range(3)).items()
+    fill(tmp_path, 0, range(len(found), 50))
+    assert content(tmp_path) == expected(range(50))
 
 
 def test_two_writers_on_one_shard_are_refused(tmp_path: Path) -> None:
