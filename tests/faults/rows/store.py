@@ -580,7 +580,7 @@ _EIO = {"inject": partial(fail_file, "values.bin", "read")}
 _USER = {"unprivileged": True}
 
 ROWS = [
-    Fault("S1b", "a checksum file lost, one more image exported: no false checksums", _no_false_checksums),
+    Fault("S1b", "a checksum file lost, one more image exported: no false checksums", _no_false_checksums, slow=True),
     Fault("S1c", "... then verify", _then_verified, slow=True),
     Fault("S1d", "... then verify --repair", _then_repaired),
     Fault("S1e", "a checksum file lost; an export with nothing to do", _nothing_to_export, slow=True),
@@ -608,7 +608,7 @@ ROWS = [
     Fault(
         "S9verify", "a manifest with dimensions of 1e9: verify", _VERIFY, refused("manifest.json"), _giant, slow=True
     ),
-    Fault("S9r", "... verify --repair", _REPAIR, refused("manifest.json"), _giant),
+    Fault("S9r", "... verify --repair", _REPAIR, refused("manifest.json"), _giant, slow=True),
     Fault("store-h9", "... info", _INFO, ends, _giant, slow=True),
     Fault("store-h10", "... merge-shards", _MERGE, refused(), _giant, slow=True),
     Fault("store-h11", "... advise", _ADVISE, refused(), _giant, slow=True),
@@ -692,6 +692,7 @@ ROWS = [
         refused("rank0-keys.txt", "Permission denied"),
         _frozen_damaged,
         options=_USER,
+        slow=True,
     ),
     Fault("store-h25", "... without damage", _REPAIR, works("0 damaged"), _frozen, slow=True, options=_USER),
     Fault(
@@ -802,6 +803,7 @@ ROWS = [
         "EIO1",
         "EIO at fsync of records: export",
         _new_export(partial(fail_fsync, "values.bin", errno.EIO), "rank0-values.bin", "Input/output"),
+        slow=True,
     ),
     Fault(
         "ENO1",
@@ -876,6 +878,7 @@ ROWS = [
         _REPAIR,
         refused("manifest.json"),
         _halved_unbound,
+        slow=True,
     ),
     Fault(
         "new-store-8",

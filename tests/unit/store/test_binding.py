@@ -1,5 +1,6 @@
 """What binds records to ids: a change of the keys is noticed and undone, and what is not known harms nothing."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -129,6 +130,51 @@ def test_any_byte_of_the_keys_may_change(tmp_path: Path, position: int) -> None:
     lost = [] if position in ends else [sum(end < position for end in ends)]
     assert [name for _, name in result.damaged] == [f"record {number}, whose id is lost" for number in lost]
     assert content(tmp_path) == expected([key for number, key in enumerate(IDS) if number not in lost])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_fault_of_one_file_costs_a_good_record_or_shifts_an_id(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever happens to a file: no id ever gets another's record, and only what was hit is lost."""
+    directory = tmp_path_factory.mktemp("store")
+    shard = fill(directory, IDS)
+    path = data.draw(st.sampled_from([shard.keys_path, shard.crc_path, shard.bound_path, shard.values_path]))
+    whole = path.read_bytes()
+    start = data.draw(st.integers(0, len(whole) - 1))
+    end = data.draw(st.integers(start, min(start + 40, len(whole))))
+    new = data.draw(st.binary(max_size=12) | st.just(bytes(end - start)) | st.just(b""))
+    kind = data.draw(st.sampled_from(["replace", "truncate", "append", "reverse"]))
+    spoilt = {
+        "replace": whole[:start] + new + whole[end:],
+        "truncate": whole[:start],
+        "append": whole + new,
+        "reverse": whole[:start] + whole[start:end][::-1] + whole[end:],
+    }[kind]
+    path.write_bytes(spoilt)
+    if path != shard.values_path:
+        with contextlib.suppress(UserError):
+            assert content(directory).items() <= expected(IDS).items()
+    try:
+        verify_store(directory, repair=True)
+    except UserError as error:
+        if path == shard.values_path and "None of the" in str(error):
+            return
+        raise
+    found = content(directory)
+    assert found.items() <= expected(IDS).items()
+    if path in (shard.crc_path, shard.bound_path) or kind == "append":
+        assert found == expected(IDS)
+    elif path == shard.keys_path and kind != "truncate":
+        before, after = whole[:start].count(b"\n"), whole[end:].count(b"\n")
+        assert found.keys() >= {*IDS[:before], *IDS[len(IDS) - max(0, after - 1) :]} - {b""}
+    elif path == shard.keys_path:
+        assert found.keys() >= {*IDS[: whole[:start].count(b"\n")]}
+    elif len(spoilt) == len(whole):
+        assert found.keys() >= {*IDS[: start // SIZE], *IDS[-(-end // SIZE) :]}
+    fill(directory, [key for key in IDS if key not in found])
+    assert content(directory) == expected(IDS)
 
 
 def test_keys_that_were_cut_are_not_taken_for_a_kill(tmp_path: Path) -> None:
