@@ -1,5 +1,6 @@
 """Annotations of images, SA-1B's and COCO's, as `data check` and `evaluate` read them."""
 
+import errno
 import functools
 import json
 import os
@@ -148,6 +149,17 @@ def _coco_fifo(place: Place) -> None:
     image = place.root / "coco/val2017/sa_13.jpg"
     image.unlink()
     os.mkfifo(image)
+
+
+def _read_fails() -> None:
+    real = os.open
+
+    def fail(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("sa_13.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)
+
+    os.open = fail
 
 
 def _read(place: Place) -> dict[str, Any]:
@@ -482,5 +494,29 @@ ROWS = [
         "evaluate '<img src=x onerror=alert(1)>={merged}' --data {data} --out {root}/report --max-objects 1",
         _escapes,
         slow=True,
+    ),
+    Fault(
+        "new-annot-1",
+        "COCO, a NaN box: evaluate leaves it out",
+        f"{_EVALUATE_COCO} --prompt box",
+        _goes_on("annotations.0.bbox"),
+        functools.partial(_coco_edited, _in("annotations", bbox=[_NAN] * 4)),
+        slow=True,
+    ),
+    Fault(
+        "new-annot-2",
+        "COCO, ids of no image and no category: evaluate leaves them out",
+        f"{_EVALUATE_COCO} --prompt box",
+        _goes_on("no image has the id 99", "no category has the id 99", images=["sa_15", "sa_16"]),
+        functools.partial(_coco_edited, _missing_ids),
+        slow=True,
+    ),
+    Fault(
+        "new-annot-3",
+        "data check --fix where the disk fails while an annotation is read",
+        f"{_CHECK} --fix",
+        _stays("sa_13.json"),
+        slow=True,
+        options={"inject": _read_fails},
     ),
 ]

@@ -5,12 +5,13 @@ One JSON file has all masks of a split: as polygons, as run lengths in a list, o
 that would make it allocate without bound are refused first.
 """
 
+import json
 from array import array
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
@@ -87,6 +88,14 @@ class _File(_ImagesOnly):
     categories: list[CocoCategory]
 
 
+class _Tables(_Record):
+    """A file whose entries are not checked yet."""
+
+    images: list[Any]
+    annotations: list[Any]
+    categories: list[Any]
+
+
 class InstanceMask(MaskAnnotation):
     """A mask whose `bbox` and `area` are as the file says: w and h from edge to edge, xmax - xmin + 1 of pixels."""
 
@@ -136,6 +145,7 @@ class Instances:
     images: list[ImageInstances]  # in the file's order
     categories: dict[int, str]  # id to name
     id_problems: list[str]
+    left_out: list[str]  # sentences about entries that are malformed or do not fit; see `load_usable_instances`
 
 
 def read_instances(path: Path) -> Iterator[ImageAnnotation]:
@@ -151,10 +161,10 @@ def read_instances(path: Path) -> Iterator[ImageAnnotation]:
         BrokenAnnotationError: the file cannot be read or is not in COCO's format, or an id is repeated or missing; or,
             when an image's turn comes, one of its masks is malformed.
     """
-    return (image.annotation() for image in load_consistent_instances(path).images)
+    return (image.annotation() for image in _load_consistent_instances(path).images)
 
 
-def load_consistent_instances(path: Path) -> Instances:
+def _load_consistent_instances(path: Path) -> Instances:
     """`load_instances`, refusing a file whose ids do not fit together.
 
     Raises:
@@ -166,20 +176,71 @@ def load_consistent_instances(path: Path) -> Instances:
     return instances
 
 
+def load_usable_instances(path: Path) -> Instances:
+    """`load_instances`, without the entries that are malformed, or whose image or category is not there.
+
+    Raises:
+        BrokenAnnotationError: the file cannot be read or has no such tables, or two images have one id or file name.
+    """
+    left_out: list[str] = []
+    try:
+        file = _parse(path, _File)
+    except UnreadableAnnotationError:
+        raise
+    except BrokenAnnotationError:
+        file, left_out = _well_formed(_parse(path, _Tables))
+    for problem in _image_problems(file):
+        raise _broken(path, problem)
+    images, categories = {image.id for image in file.images}, {category.id for category in file.categories}
+    fitting = []
+    for entry in file.annotations:
+        lacking = [
+            f"no {kind} has the id {key}"
+            for kind, key, known in (("image", entry.image_id, images), ("category", entry.category_id, categories))
+            if key not in known
+        ]
+        if lacking:
+            left_out.append(f"annotation {entry.id}: {lacking[0]}")
+        else:
+            fitting.append(entry)
+    repeated = _repeated("categories", "id", (category.id for category in file.categories))
+    usable = _instances(path, file.model_copy(update={"annotations": fitting}))
+    return replace(usable, left_out=[f"Instances file {path}, {reason}" for reason in [*left_out, *repeated]])
+
+
+def _well_formed(file: _Tables) -> tuple[_File, list[str]]:
+    """The entries that are right, and the reasons of the others."""
+    left_out: list[str] = []
+
+    def parse(table: str, record: type[Parsed]) -> Iterator[Parsed]:
+        for number, entry in enumerate(getattr(file, table)):
+            try:
+                yield record.model_validate_json(json.dumps(entry))  # as JSON: strict about types, but not about lists
+            except ValidationError as error:
+                left_out.append(f"{table}.{number}.{_first_error(error)}")
+
+    images, categories = list(parse("images", CocoImage)), list(parse("categories", CocoCategory))
+    annotations = list(parse("annotations", CocoAnnotation))
+    return _File.model_construct(images=images, annotations=annotations, categories=categories), left_out
+
+
 def load_instances(path: Path) -> Instances:
     """Read a file's structure; masks stay as written.
 
     Raises:
         BrokenAnnotationError: the file cannot be read, or is not in COCO's format.
     """
-    file = _parse(path, _File)
+    return _instances(path, _parse(path, _File))
+
+
+def _instances(path: Path, file: _File) -> Instances:
     masks: dict[int, list[tuple[int, CocoAnnotation]]] = {image.id: [] for image in file.images}
     for number, entry in enumerate(file.annotations):
         if entry.image_id in masks:
             masks[entry.image_id].append((number, entry))
     images = [ImageInstances(path, image, tuple(masks[image.id])) for image in file.images]
     categories = {category.id: category.name for category in file.categories}
-    return Instances(images, categories, _id_problems(file))
+    return Instances(images, categories, _id_problems(file), [])
 
 
 def image_names(path: Path) -> list[str]:
@@ -276,8 +337,7 @@ def _broken(path: Path, what: str) -> BrokenAnnotationError:
 
 def _id_problems(file: _File) -> list[str]:
     problems = [
-        *_repeated("images", "id", (image.id for image in file.images)),
-        *_repeated("images", "file_name", (image.file_name for image in file.images)),
+        *_image_problems(file),
         *_repeated("annotations", "id", (entry.id for entry in file.annotations)),
         *_repeated("categories", "id", (category.id for category in file.categories)),
     ]
@@ -288,6 +348,13 @@ def _id_problems(file: _File) -> list[str]:
         if entry.category_id not in categories:
             problems.append(f"annotations.{number}.category_id: no category has the id {entry.category_id}")
     return problems
+
+
+def _image_problems(file: _File) -> list[str]:
+    return [
+        *_repeated("images", "id", (image.id for image in file.images)),
+        *_repeated("images", "file_name", (image.file_name for image in file.images)),
+    ]
 
 
 def _repeated(table: str, field: str, values: Iterable[Hashable]) -> list[str]:

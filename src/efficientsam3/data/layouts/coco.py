@@ -5,7 +5,7 @@ lists the images.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,14 +117,15 @@ class CocoImages:
                 of `instances_val2017.json`.
 
         Raises:
-            BrokenAnnotationError: the file is not in COCO's format, or its ids do not fit together.
+            BrokenAnnotationError: the file is not in COCO's format, or two images have one id or file name.
             UserError: the images are not where COCO has them.
         """
-        from efficientsam3.data.annotations.coco import load_consistent_instances
+        from efficientsam3.data.annotations.coco import load_usable_instances
 
         self._path = path
         self._images = images or _images_of(path)
-        self._instances: Instances = load_consistent_instances(path)
+        self._instances: Instances = load_usable_instances(path)
+        self.left_out: Sequence[str] = self._instances.left_out
         self.categories: Mapping[int, str] = self._instances.categories
 
     @property

@@ -1,6 +1,6 @@
 """The interface of a dataset layout."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +31,7 @@ class AnnotatedImages(Protocol):
     """The annotated images of one split."""
 
     categories: Mapping[int, str]  # id to name; empty where objects have no names
+    left_out: Sequence[str]  # a sentence for each entry of a common file that is malformed
 
     @property
     def ids(self) -> "npt.NDArray[np.bytes_]":

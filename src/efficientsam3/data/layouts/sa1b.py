@@ -1,7 +1,7 @@
 """`sa1b`: `images/{train,val}/sa_N.jpg` with `annotations/{train,val}/sa_N.json`; an image's id is its file's stem."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,7 @@ class Sa1bImages:
     def __init__(self, listing: "ImageListing", annotations: Path) -> None:
         """Pair the two by image id."""
         self.categories: Mapping[int, str] = {}
+        self.left_out: Sequence[str] = ()
         self._listing = listing
         self._annotations = annotations
 

@@ -46,6 +46,7 @@ class GroundTruth:
         """Take them as their layout reads them."""
         self._images = images
         self.has_categories = bool(images.categories)  # whether the objects have names
+        self.left_out = images.left_out
 
     @property
     def ids(self) -> npt.NDArray[np.bytes_]:

@@ -22,6 +22,7 @@ from efficientsam3.sam3.decoders import Answer
 from efficientsam3.sam3.geometry import check_prompt, mask_iou
 from efficientsam3.sam3.prompts import PromptError
 
+_MOST_WARNINGS = 20
 logger = logging.getLogger(LOGGER_NAME)
 
 
@@ -32,8 +33,16 @@ class Measurement:
     scores: list[ObjectScore] = field(default_factory=list)
     images: int = 0  # measured
     broken: list[str] = field(default_factory=list)  # a sentence for each image or annotation that cannot be read
-    left_out: list[str] = field(default_factory=list)  # a sentence for each object that a prompt cannot be asked of
+    left_out: list[str] = field(
+        default_factory=list
+    )  # a sentence for each entry of the annotations, and for each prompt of an object, that cannot be used
     lacking: int = 0  # images that a store has no embedding of
+
+    def leave_out(self, sentence: str) -> None:
+        """Keep the sentence, and log it unless there were many."""
+        self.left_out.append(sentence)
+        if len(self.left_out) <= _MOST_WARNINGS:
+            logger.warning("left out: %s", sentence)
 
 
 class Observer(Protocol):
@@ -69,6 +78,8 @@ def measure(
         UserError: no object could be measured.
     """
     measurement = Measurement()
+    for sentence in truth.left_out:
+        measurement.leave_out(sentence)
     indices = _with_embedding(segmenters, truth, measurement)
     indices = indices[choose_images(len(indices), selection)]
     with progress_bar("evaluate", len(indices)) as advance:
@@ -137,8 +148,7 @@ def _measure_image(
                 matches = [_match(ask(prompt), true) for ask in asks]
             except PromptError as error:
                 sentence = f"Annotation {image.source}, object {thing.number} of image {image.image_id}: {error}"
-                logger.warning("%s It is left out of prompt %s.", sentence, kind)
-                measurement.left_out.append(sentence)
+                measurement.leave_out(f"{sentence} (prompt {kind})")
                 continue
             masks: list[torch.Tensor] = []
             scores: list[ObjectScore] = []

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from efficientsam3.data.annotations import coco
-from efficientsam3.data.annotations.coco import InstanceMask, load_instances, read_instances
+from efficientsam3.data.annotations.coco import InstanceMask, load_instances, load_usable_instances, read_instances
 from efficientsam3.data.annotations.sa1b import BrokenAnnotationError, ImageAnnotation
 from efficientsam3.data.check.coco_problems import instance_problems
 
@@ -188,6 +188,34 @@ def test_wrong_entries_are_refused_by_field(tmp_path: Path, place: str, change: 
     with pytest.raises(BrokenAnnotationError) as caught:
         read(tmp_path, value)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "words"),
+    [
+        ("annotations", {"image_id": 8}, "annotation 70: no image has the id 8"),
+        ("annotations", {"category_id": 8}, "annotation 70: no category has the id 8"),
+        ("annotations", {"bbox": [float("nan")] * 4}, "annotations.0.bbox.0: "),
+        ("annotations", {"segmentation": [[float("inf"), 1, 2, 3, 4, 5]]}, "annotations.0.segmentation.0.0: "),
+        ("categories", {"name": None}, "categories.0.name: "),
+        ("images", {"width": 0}, "images.0.width: "),
+    ],
+)
+def test_the_usable_rest_of_a_file_is_read(tmp_path: Path, place: str, change: dict[str, Any], words: str) -> None:
+    value = record()
+    before = load_usable_instances(write(tmp_path, value))
+    assert before.left_out == []
+    value[place][0].update(change)
+    after = load_usable_instances(write(tmp_path, value))
+    assert words in after.left_out[0]
+    assert sum(len(image.masks) for image in after.images) < sum(len(image.masks) for image in before.images)
+
+
+def test_two_images_of_one_id_are_refused_even_so(tmp_path: Path) -> None:
+    value = record()
+    value["images"][0]["id"] = value["images"][1]["id"]
+    with pytest.raises(BrokenAnnotationError, match="images: 2 have the id"):
+        load_usable_instances(write(tmp_path, value))
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,34 @@ def test_tars_are_deleted_only_when_all_of_them_is_in_place(tmp_path: Path) -> N
     assert placed(tmp_path / "out") == expected(1, 2, 3)
 
 
+def test_deleting_compares_contents_and_a_crash_s_zeros_are_replaced(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", pairs(1))
+    output = tmp_path / "out"
+    reorganise(tar, output)
+    place = Path(Destination(output, 0.1).place("sa_1", ".jpg"))
+    other = jpeg(1).replace(b"x", b"y")
+    place.write_bytes(other)
+    reorganise(tar, output, delete_tars=True)
+    assert tar.exists()
+    assert place.read_bytes() == other
+    assert "other content" in reasons(output)["sa_1.jpg"]
+    place.write_bytes(bytes(len(other)))
+    assert reorganise(tar, output, delete_tars=True).placed == 1
+    assert placed(output) == expected(1)
+    assert not tar.exists()
+
+
+def test_only_staged_files_are_removed(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", pairs(1))
+    staging = write_folder(tmp_path / "out/images/train/.staging", {"77-sa_3.jpg": b"left by a crash"})
+    assert reorganise(source, tmp_path / "out").placed == 1
+    assert not staging.exists()
+    write_folder(staging, {"thesis.txt": b"mine"})
+    with pytest.raises(UserError, match=r"thesis\.txt was not put there"):
+        reorganise(source, tmp_path / "out")
+    assert (staging / "thesis.txt").exists()
+
+
 def test_another_image_of_the_same_name_does_not_replace_the_first(tmp_path: Path) -> None:
     write_tar(tmp_path / "source/a.tar", pairs(1))
     reorganise(tmp_path / "source", tmp_path / "out")
