@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from efficientsam3.runtime.device import DeviceName, select_device
-from efficientsam3.runtime.environment import Place, place_among_processes
+from efficientsam3.runtime.environment import Place, place_among_processes, thread_count
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import keep_freed_memory
 
@@ -53,6 +53,7 @@ def process_group(device_name: DeviceName) -> Iterator[Process]:
             where the processes are, or they do not find each other.
     """
     place = place_among_processes()
+    thread_count()  # which PyTorch, if it is wrong, ignores
     device = select_device(device_name, place.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)

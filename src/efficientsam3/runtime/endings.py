@@ -68,8 +68,13 @@ def run_to_the_end(name: str, work: Callable[[], object], debug: bool = False) -
 
 
 def _say(sentence: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # stderr, too, may be closed or full
-        print(sentence, file=sys.stderr, flush=True)
+    # A name may have a line break, or what a terminal takes for a command.
+    sentence = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in sentence)
+    if sys.stderr is not None:  # started with stderr closed
+        try:
+            print(sentence, file=sys.stderr, flush=True)
+        except OSError:
+            _silence(sys.stderr)
     return code
 
 
@@ -139,13 +144,17 @@ def _lost_output(error: Exception | None) -> OSError | None:
     if lost is None and isinstance(error, BrokenPipeError) and _is_unread(stream):
         lost = error
     if lost is not None:
-        # Otherwise Python tries again when it exits; see the note on SIGPIPE in its documentation of `signal`.
-        with contextlib.suppress(OSError, ValueError):
-            descriptor = stream.fileno()
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+        _silence(stream)
     return lost
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is left to be written go nowhere: Python tries again when it exits, and returns 120 if it fails."""
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def _is_unread(stream: TextIO) -> bool:

@@ -84,6 +84,11 @@ def test_a_users_error_has_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_cannot_break_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_to_the_end("x", raises(UserError("a\nb\x1b[2Jc\udcff é."))) == 2
+    assert capsys.readouterr().err == "x: a\\nb\\x1b[2Jc\\udcff é.\n"
+
+
 def test_the_rest_ends_as_it_does_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_to_the_end("x", lambda: None) == 0
     assert run_to_the_end("x", raises(KeyboardInterrupt())) == 130
