@@ -227,6 +227,17 @@ def _folder_in_the_place_of_an_image(place: Place, run: Run) -> None:
     assert find(place.root / "out", "sa_3.jpg").read_bytes() == jpeg(3), "one bad place kept the others back"
 
 
+def _unreadable_in_place(place: Place, run: Run) -> None:
+    tar = write_tar(place.root / "source/a.tar", pairs(1))
+    works("1 pairs put in place")(place, run(_REORG))
+    target = find(place.root / "out", "sa_1.jpg")
+    target.write_bytes(jpeg(7))
+    target.chmod(0)
+    _no_traceback(run([*place.fill(_REORG), "--delete-tars"], unprivileged=True))
+    assert target.read_bytes() == jpeg(7), "overwritten although it could not be read"
+    assert tar.exists()
+
+
 def _lock_is_a_link(place: Place) -> None:
     _with_precious(place, ".reorg.lock")
     (place.root / "out/.reorg.lock").symlink_to(place.root / "precious/thesis.txt")
@@ -307,6 +318,7 @@ ROWS = [
     Fault("new-reorg-9", "--delete-tars where the disk fails while images are synced", _disk_fails),
     Fault("new-reorg-10", "--delete-tars where the tar cannot be removed", _unwritable_tars),
     Fault("new-reorg-11", "a folder where an image belongs", _folder_in_the_place_of_an_image),
+    Fault("new-reorg-17", "--delete-tars where the image in place cannot be read", _unreadable_in_place),
     Fault(
         "new-reorg-12", ".reorg.lock is a link to a user's file", _REORG, refused("--output", "links"), _lock_is_a_link
     ),

@@ -91,6 +91,10 @@ class Refused(Exception):
     """A file is not used; the message is the reason."""
 
 
+class Unreadable(Refused):
+    """The system does not give the file: it may be whole."""
+
+
 def check_content(suffix: str, data: bytes | mmap.mmap) -> None:
     """Check quickly whether content can be what its suffix says; `efficientsam3 data check` checks in full.
 
@@ -114,7 +118,8 @@ def check_file(path: str) -> None:
     """`check_content` of a file.
 
     Raises:
-        Refused: the file is empty, unreadable, or not what its suffix says.
+        Unreadable: the system does not give it.
+        Refused: the file is empty, or not what its suffix says.
     """
     try:
         with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -122,7 +127,7 @@ def check_file(path: str) -> None:
     except ValueError as error:  # of mapping
         raise Refused("empty") from error
     except OSError as error:
-        raise Refused(f"cannot be read ({error.strerror})") from error
+        raise Unreadable(f"cannot be read ({error.strerror})") from error
 
 
 def is_in_place(place: str, size: int, same: Callable[[], bool] | None = None) -> bool:
@@ -134,8 +139,8 @@ def is_in_place(place: str, size: int, same: Callable[[], bool] | None = None) -
         same: compares the content, where the source is about to be deleted; costs reading both.
 
     Raises:
-        Refused: a whole file of other content is there, or a link or a folder. (One that is not whole, such as the
-            zeros that a crash of the machine can leave, may be overwritten.)
+        Refused: a whole file of other content is there, or one that cannot be read, a link or a folder. (One that is
+            not whole, such as the zeros that a crash of the machine can leave, may be overwritten.)
     """
     try:
         status = os.lstat(place)
@@ -143,7 +148,11 @@ def is_in_place(place: str, size: int, same: Callable[[], bool] | None = None) -
         return False
     if not stat.S_ISREG(status.st_mode):
         raise Refused(f"{place} is a link, or not a plain file")
-    if not is_whole(place):
+    try:
+        check_file(place)
+    except Unreadable as reason:
+        raise Refused(f"{place} {reason}") from reason
+    except Refused:
         return False
     if status.st_size == size and (same is None or same()):
         return True
