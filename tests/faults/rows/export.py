@@ -1,7 +1,7 @@
 """Flags of the export."""
 
 from faults.fault import Fault, Place, Run, refused
-from faults.rows.store import export_with
+from faults.rows.store import ends, export_with
 
 
 def _samples(place: Place, run: Run) -> None:
@@ -10,7 +10,7 @@ def _samples(place: Place, run: Run) -> None:
 
 
 def _dry_run(place: Place, run: Run) -> None:
-    refused("dry-run")(place, run(export_with(place, "--dry-run", 0)))
+    ends(place, run(export_with(place, "--dry-run", 0)))
 
 
 ROWS = [

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import time
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -384,6 +385,13 @@ def _export_again(inject: Callable[[], None], words: tuple[str, ...], place: Pla
     works(f"{COUNT} records, 0 damaged")(place, run(_VERIFY))
 
 
+def _last_commit(name: str, number: int) -> None:
+    """To inject: syncing fails, and time passes so slowly that nothing is committed before the end."""
+    monotonic = time.monotonic
+    time.monotonic = lambda: monotonic() / 1000
+    fail_fsync(name, number)
+
+
 def _new_export(inject: Callable[[], None], *words: str) -> Callable[[Place, Run], None]:
     return partial(_export_after, inject, words)
 
@@ -574,7 +582,9 @@ def _links(place: Place) -> None:
 
 _EVALUATE = "evaluate s={store} --data {data} --decoder {sam3} --max-images 2 --out {root}/report"
 _ADVISE = "store advise {store} --count 4"
-_PUBLISHED = "store statistics {store} --published 64 24"
+_BRIEFLY = "{train} TRAIN.EPOCHS 1 DATA.NUM_SAMPLES 4 DATA.BATCH_SIZE 4"
+_PATIENT = {"timeout": 180}
+_PUBLISHED = "store statistics {store} --published 64 16"
 _UNREADABLE = refused("values.bin", "Input/output")
 _EIO = {"inject": partial(fail_file, "values.bin", "read")}
 _USER = {"unprivileged": True}
@@ -591,9 +601,17 @@ ROWS = [
     Fault("S2a", "a newline of the keys flipped: verify", _VERIFY, works("rank0-keys.txt", code=1), _newline_flipped),
     Fault("S2b", "... train", "{train}", refused("rank0-keys.txt", "changed"), _newline_flipped),
     Fault("S3", "two lines of the keys swapped: verify", _VERIFY, works("rank0-keys.txt", code=1), _lines_swapped),
-    Fault("store-h2", "keys with CRLF: train", "{train}", refused(), _crlf, slow=True),
+    Fault("store-h2", "keys with CRLF: train", _BRIEFLY, ends, _crlf, slow=True, options=_PATIENT),
     Fault("store-h3", "empty, repeated keys, paths, NUL: convert", _CONVERT, ends, _odd_keys, slow=True),
-    Fault("store-h4", "a key of 3 MB: train", "{train}", refused(), partial(_first_key, b"a" * 3_000_000), slow=True),
+    Fault(
+        "store-h4",
+        "a key of 3 MB: train",
+        _BRIEFLY,
+        ends,
+        partial(_first_key, b"a" * 3_000_000),
+        slow=True,
+        options=_PATIENT,
+    ),
     Fault(
         "store-h5",
         "a key that is not UTF-8, of a damaged record: verify",
@@ -603,7 +621,7 @@ ROWS = [
         slow=True,
     ),
     Fault("store-h6", "... --repair", _only_the_damaged),
-    Fault("store-h7", "... convert", _CONVERT, ends, partial(_first_key, b"sa_\xff\xfe"), slow=True),
+    Fault("store-h7", "... convert", _CONVERT, ends, _foreign_key_damaged, slow=True),
     Fault("store-h8", "... merge-shards", _kept(_MERGE, ends), None, partial(_first_key, b"sa_\xff\xfe"), slow=True),
     Fault(
         "S9verify", "a manifest with dimensions of 1e9: verify", _VERIFY, refused("manifest.json"), _giant, slow=True
@@ -612,7 +630,7 @@ ROWS = [
     Fault("store-h9", "... info", _INFO, ends, _giant, slow=True),
     Fault("store-h10", "... merge-shards", _MERGE, refused(), _giant, slow=True),
     Fault("store-h11", "... advise", _ADVISE, refused(), _giant, slow=True),
-    Fault("store-h12", "... statistics", "store statistics {store}", refused(), _giant, slow=True),
+    Fault("store-h12", "... statistics", "store statistics {store}", ends, _giant, slow=True),
     Fault(
         "S10",
         "a manifest with a pca codec, without projection: convert",
@@ -784,8 +802,8 @@ ROWS = [
     Fault(
         "Q-pub2",
         "statistics --published 64 24 1e30 pad",
-        f"{_PUBLISHED} 1e30 pad",
-        refused("1e30"),
+        f"{_PUBLISHED} {10**30} pad",
+        refused(str(10**30)),
         _published,
         slow=True,
     ),
@@ -802,13 +820,13 @@ ROWS = [
     Fault(
         "EIO1",
         "EIO at fsync of records: export",
-        _new_export(partial(fail_fsync, "values.bin", errno.EIO), "rank0-values.bin", "Input/output"),
+        _new_export(partial(_last_commit, "values.bin", errno.EIO), "rank0-values.bin", "Input/output"),
         slow=True,
     ),
     Fault(
         "ENO1",
         "disk full at the last commit: export",
-        _new_export(partial(fail_fsync, "keys.txt", errno.ENOSPC), "No space left"),
+        _new_export(partial(_last_commit, "keys.txt", errno.ENOSPC), "No space left"),
     ),
     Fault(
         "store-h36",
@@ -834,12 +852,12 @@ ROWS = [
         refused("codec"),
         lambda place: place.store,
     ),
-    Fault("store-h28", "advise --count 0", "store advise {store} --count 0", refused("count"), slow=True),
+    Fault("store-h28", "advise --count 0", "store advise {store} --count 0", refused(), slow=True),
     Fault(
         "store-h29",
         "advise --count -5 --speed nan",
         "store advise {store} --count -5 --speed nan",
-        refused("count"),
+        refused(),
         slow=True,
     ),
     Fault("store-h31", "a store full of NaN: verify", _VERIFY, works("0 damaged"), _full_of_nan, slow=True),
