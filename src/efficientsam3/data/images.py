@@ -45,6 +45,8 @@ class ImageStamp(NamedTuple):
 
 
 UNKNOWN_IMAGE = ImageStamp(0, 0)
+_SCAN = b"\xff\xda"  # a JPEG's marker; a progressive one has up to a dozen
+_MOST_SCANNED = 20_000_000_000  # pixels over all scans, each of which the decoder goes through
 
 
 class BrokenImageError(UserError):
@@ -154,6 +156,8 @@ def _broken(path: Path, error: Exception) -> BrokenImageError:
 
 def _pixels(image: Image.Image, data: bytes) -> Pixels:
     """Decode to (H, W, 3). Where simplejpeg gives what Pillow gives, it is used: it takes two thirds of the time."""
+    if image.format == "JPEG" and (scans := data.count(_SCAN)) * image.width * image.height > _MOST_SCANNED:
+        raise ValueError(f"{scans} scans of {image.width} x {image.height} pixels would take minutes to decode")
     if image.format == "JPEG" and image.mode in {"RGB", "L"}:
         # `strict` would refuse what other decoders only warn about, such as stray bytes before a marker.
         decoded: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=False)

@@ -4,10 +4,11 @@ import contextlib
 import ipaddress
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -15,8 +16,10 @@ from urllib.parse import unquote
 
 from efficientsam3.data.find import IMAGE_SUFFIXES
 from efficientsam3.export.onnx.manifest import MANIFEST, read_onnx_manifest
+from efficientsam3.predict.bounded_server import BoundedServer, PromptReading
 from efficientsam3.predict.request import ONNXRUNTIME_WEB
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import open_regular, unreadable
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
 
 logger = logging.getLogger(__name__)
@@ -101,7 +104,10 @@ def _model_files(directory: Path) -> Iterator[str]:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of images: give another as --images.")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 def open_server(site: Site, host: str, port: int) -> ThreadingHTTPServer:
@@ -112,13 +118,14 @@ def open_server(site: Site, host: str, port: int) -> ThreadingHTTPServer:
     """
     if not 0 <= port <= 65535:
         raise UserError(f"--port {port} is not a port: give a number from 0 (any free one) to 65535.")
+    if not host:
+        raise UserError("--host is empty: give 127.0.0.1, or 0.0.0.0 to let other machines in.")
     handler = type("SiteHandler", (_Handler,), {"site": site, "local_only": _is_loopback(host)})
     try:
-        return ThreadingHTTPServer((host, port), handler)
-    except OSError as error:
-        raise UserError(
-            f"{host}:{port} cannot be listened on ({error.strerror}): give another --port or --host."
-        ) from error
+        return BoundedServer((host, port), handler)
+    except (OSError, TypeError, ValueError) as error:  # TypeError and ValueError: it cannot be a host's name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{host}:{port} cannot be listened on ({reason}): give another --port or --host.") from error
 
 
 def serve_forever(server: ThreadingHTTPServer) -> None:
@@ -127,7 +134,7 @@ def serve_forever(server: ThreadingHTTPServer) -> None:
         server.serve_forever()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(PromptReading):
     """Answers requests for the site's files and nothing else."""
 
     site: Site
@@ -135,12 +142,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send a file."""
-        with contextlib.suppress(ConnectionError):  # the browser went away
+        with contextlib.suppress(ConnectionError, TimeoutError):  # the browser went away
             self._answer(send_content=True)
 
     def do_HEAD(self) -> None:
         """Send a file's headers."""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, TimeoutError):
             self._answer(send_content=False)
 
     def _answer(self, send_content: bool) -> None:
@@ -176,7 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
 def _open(found: Path | bytes) -> tuple[BinaryIO, int]:
     if isinstance(found, bytes):
         return BytesIO(found), len(found)
-    return found.open("rb"), found.stat().st_size
+    file = open_regular(found)
+    return file, os.fstat(file.fileno()).st_size
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from efficientsam3.data import images
 from efficientsam3.data.images import BrokenImageError, read_rgb, read_size
 
 RAMP = np.linspace(0, 255, 24 * 40 * 3).reshape(24, 40, 3).astype(np.uint8)
@@ -151,3 +152,11 @@ def test_damaged_files_give_an_image_or_the_documented_error(
         return
     assert image.dtype == torch.uint8
     assert image.shape[0] == 3
+
+
+def test_a_jpeg_of_countless_scans_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.jpg", progressive=True)
+    assert read_rgb(tmp_path / "a.jpg").shape == (3, 64, 64)
+    monkeypatch.setattr(images, "_MOST_SCANNED", 9 * 64 * 64)  # Pillow writes ten scans
+    with pytest.raises(BrokenImageError, match=r"10 scans of 64 x 64 pixels would take minutes"):
+        read_rgb(tmp_path / "a.jpg")
