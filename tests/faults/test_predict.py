@@ -1,7 +1,6 @@
 """See faults.fault."""
 
-from faults.rows.predict import ROWS
-
 from faults.fault import each
+from faults.rows.predict import ROWS
 
 test_fault = each(ROWS)
