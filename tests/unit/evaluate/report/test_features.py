@@ -106,7 +106,7 @@ def test_damaged_records_are_passed_over(tmp_path: Path, checkpoint: Path, listi
     store = write_store(tmp_path / "store", ["sa_0", "sa_1", "sa_2"], "square")
     values = (store.directory / "rank0-values.bin").read_bytes()
     records = np.frombuffer(values, np.uint8).reshape(3, -1)
-    checksums = [0, *(zlib.crc32(record) for record in records[1:])]
+    checksums = [1, *(zlib.crc32(record) for record in records[1:])]
     (store.directory / "rank0-crc32.bin").write_bytes(np.array(checksums, "<u4").tobytes())
     store = EmbeddingStore(store.directory)
     sizes = [pair.size for pair in pairs_of(load_trained_student(checkpoint), store, listing, 3)]
