@@ -177,16 +177,12 @@ def _user_folder(place: Place) -> Path:
     return folder
 
 
-def _into_a_users_folder(absolute: bool) -> Callable[[Place, Run], None]:
-    def attempt(place: Place, run: Run) -> None:
-        folder, model = _user_folder(place), place.merged
-        before = snapshot(place.root)
-        outcome = run(["export-onnx", model, "--out", folder if absolute else "."], cwd=folder)
-        assert outcome.code == 2, outcome
-        assert "Traceback" not in outcome.err, outcome
-        refused().compare(before, snapshot(place.root), outcome)
-
-    return attempt
+def _into_a_users_folder(place: Place, run: Run) -> None:
+    folder, model = _user_folder(place), place.merged
+    before = snapshot(place.root)
+    outcome = run(["export-onnx", model, "--out", "."], cwd=folder)
+    refused()(place, outcome)
+    refused().compare(before, snapshot(place.root), outcome)
 
 
 def _full_disk(place: Place, run: Run) -> None:
@@ -228,6 +224,5 @@ ROWS = [
         slow=True,
     ),
     Fault("onnx-h13", "export-onnx onto a full disk", _full_disk, slow=True),
-    Fault("F8d", "export-onnx --out ABSOLUTE PATH of the current folder, a user's", _into_a_users_folder(True)),
-    Fault("onnx-h15", "export-onnx --out . in a user's folder with model.json", _into_a_users_folder(False)),
+    Fault("onnx-h15", "export-onnx --out . in a user's folder with model.json", _into_a_users_folder, slow=True),
 ]
