@@ -115,7 +115,7 @@ def checkpoint_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         UserError: the file is not readable, or not in sam3.pt's layout.
     """
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, values=False)
     if not any(key.startswith(TRUNK_PREFIX) for key in tensors):
         raise UserError(f"--sam3-ckpt {path} has no tensors under {TRUNK_PREFIX}: give Meta's sam3.pt.")
     return {key: tuple(tensor.shape) for key, tensor in tensors.items() if not tensor.is_complex()}

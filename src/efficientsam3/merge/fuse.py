@@ -40,7 +40,7 @@ def fuse(model: Path, output: Path, overwrite: bool = False) -> MergeAccount:
         check_native_output(output, overwrite)
     contents = read_contents(model)
     student, note = fuse_student(_student_of(contents))
-    native = None if model.is_dir() else read_tensors(model)
+    native = None if model.is_dir() else read_tensors(model, values=False)  # compared above
     sam3 = Sam3Input(model, replace(contents, native=native))
     parts = _parts_of(native)
     account = account_for(output, "hf" if native is None else "native", student, sam3, parts, TRUNK_PREFIX)

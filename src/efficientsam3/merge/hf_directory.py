@@ -18,7 +18,7 @@ from efficientsam3.merge.card import model_card, model_metadata
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, without_trunk
 from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import write_json, write_text
+from efficientsam3.runtime.files import sha256_file, write_json, write_text
 from efficientsam3.runtime.memory import release_pages
 from efficientsam3.runtime.own_files import own_folder
 from efficientsam3.sam3.build import check_whole
@@ -53,6 +53,7 @@ def write_hf_directory(
     with own_folder(output, HF_DIRECTORY, overwrite) as folder:
         _write_shards(folder, tensors, output)
         del tensors
+        metadata["sha256"] = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
         write_json(folder / "config.json", _config(student, sam3, stored) | {METADATA_KEY: metadata})
         _write_processor(folder, student.preprocessing or sam3.contents.preprocessing)
         verify_written(folder, expected)

@@ -22,6 +22,7 @@ from efficientsam3.models.hf_config import EfficientSam3StudentConfig
 from efficientsam3.models.student import StudentArchitecture
 from efficientsam3.models.student_files import identify_backbone, to_timm_layout
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.runtime.files import require_file, sha256_file
 from efficientsam3.runtime.json_files import parse, read_json_object
 from efficientsam3.sam3.parts import VISUAL_PROMPT_KEY
 
@@ -38,7 +39,7 @@ class _Metadata(BaseModel):
     architecture: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
     bytes: int | None = None
-    sha256: str | None = None
+    sha256: str | dict[str, str] | None = None  # of a native file, or of each weight file of a directory
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_contents(path: Path) -> Contents:
     if path.is_dir():
         return _read_directory(path)
     metadata = _read_metadata(path)
-    tensors = read_tensors(path, sha256=metadata.sha256)
+    tensors = read_tensors(path, sha256=metadata.sha256 if isinstance(metadata.sha256, str) else None)
     if any(key.startswith(STUDENT_PREFIX) for key in tensors):
         return _read_merged(path, tensors, metadata)
     backbone = trunk_config(tensors)
@@ -154,6 +155,9 @@ def _read_directory(directory: Path) -> Contents:
     where = f"{METADATA_KEY} in {directory / 'config.json'}"
     metadata = parse(_Metadata, raw.pop(METADATA_KEY, None) or {}, where, _REMEDY)
     config = parse_hf_config(Sam3VideoConfig, raw, directory, EfficientSam3StudentConfig)
+    for name, recorded in metadata.sha256.items() if isinstance(metadata.sha256, dict) else ():
+        if sha256_file(require_file(directory / Path(name).name, "Checkpoint", _REMEDY)) != recorded:
+            raise UserError(f"{directory / name} is not the file whose SHA-256 is in config.json: {_REMEDY}.")
     tensors = {key: value for key, value in read_tensors(directory).items() if key.startswith(_PREFIXES)}
     if not any(key.startswith(HF_TRUNK_PREFIX) for key in tensors):
         raise UserError(f"Folder {directory} holds no image encoder: give a whole SAM3 directory.")
