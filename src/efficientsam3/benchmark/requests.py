@@ -7,7 +7,7 @@ from pydantic import Field
 from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName
 from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.device import DeviceName
-from efficientsam3.runtime.request import Argument, Count, CountOrZero, File, Request, describe
+from efficientsam3.runtime.request import Argument, Count, CountOrZero, File, Overwrite, Request, describe
 
 ALL = "all"
 EAGER = "eager"
@@ -61,6 +61,7 @@ class GpuRequest(Request):
         False, description="tiny models and images, which any device can compute: tries the command out"
     )
     device: DeviceName = "cuda"
+    overwrite: Overwrite = False
 
 
 class MemoryRequest(Request):

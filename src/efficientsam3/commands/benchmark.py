@@ -123,13 +123,16 @@ def _gpu(request: GpuRequest) -> None:
     from efficientsam3.benchmark.gpu_tables import gpu_json, gpu_table
     from efficientsam3.benchmark.parameters import select_students
     from efficientsam3.runtime.console import Console
-    from efficientsam3.runtime.files import write_text
+    from efficientsam3.runtime.own_files import check_files, write_own_text
 
+    whole = "a benchmark"
+    if request.json_file is not None:
+        check_files([request.json_file], whole, request.overwrite)
     device, students = find_device(request.device, request.small), select_students(request.student)
     report = measure_gpu(device, students, request.batch_size, request.seconds, request.small)
     Console(width=180).print(gpu_table(report))
     if request.json_file is not None:
-        write_text(request.json_file, gpu_json(report))
+        write_own_text(request.json_file, gpu_json(report), whole, request.overwrite)
 
 
 def _memory(request: MemoryRequest) -> None:

@@ -18,11 +18,12 @@ from efficientsam3.data.parallel import map_processes
 from efficientsam3.data.problems import FIXABLE, Kind, Problem
 from efficientsam3.data.split import SPLITS, Split
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import write_text
+from efficientsam3.runtime.files import open_regular, write_text
 from efficientsam3.runtime.progress import progress_bar
 
 QUARANTINE = ".quarantine"  # hidden, so that listing and reorganising ignore it
 PROBLEMS_FILE = "check_problems.tsv"
+_HEADER = "kind\tfile\tdetail\n"
 _IMAGES_PER_UNIT = 100
 
 
@@ -77,6 +78,7 @@ def check_dataset(
         raise UserError(f"{data_path} has no images in either split: reorganise or name another folder.")
     if not os.access(problems_file.parent, os.W_OK):
         raise UserError(f"Cannot write {problems_file}: name another file with --report.")
+    _check_replaceable(problems_file)
     report = CheckReport({split: len(listing) for split, listing in listings.items()}, np.zeros((0, 2), np.int32))
     digests = np.zeros(total, dtype=np.uint64)
     sizes = np.zeros((total, 2), dtype=np.int32)
@@ -178,7 +180,20 @@ def _set_aside(data_path: Path, file: Path) -> Path:
     return target
 
 
+def _check_replaceable(path: Path) -> None:
+    """A file that is there already must be an earlier check's."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with open_regular(path) as file:
+            earlier = file.readline(len(_HEADER)) == _HEADER.encode()
+    except OSError as error:
+        raise UserError(f"Cannot write {path} ({error.strerror}): name another file with --report.") from error
+    if not earlier:
+        raise UserError(f"{path} is no earlier list of problems, and would be lost: name another file with --report.")
+
+
 def _write_problems(path: Path, problems: list[Problem]) -> None:
     rows = ((problem.kind.value, str(problem.file), problem.detail) for problem in problems)
     lines = ["\t".join(part.encode("unicode_escape").decode() for part in row) + "\n" for row in rows]
-    write_text(path, "kind\tfile\tdetail\n" + "".join(lines))
+    write_text(path, _HEADER + "".join(lines))

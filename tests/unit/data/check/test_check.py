@@ -99,3 +99,12 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images/train").mkdir(parents=True)
     with pytest.raises(UserError, match="no images in either split"):
         check_dataset(tmp_path)
+
+
+def test_a_report_replaces_earlier_reports_alone(dataset: Path, tmp_path: Path) -> None:
+    check_dataset(dataset, problems_file=tmp_path / "report.tsv")
+    check_dataset(dataset, problems_file=tmp_path / "report.tsv")
+    (tmp_path / "report.tsv").write_text("mine")
+    with pytest.raises(UserError, match=r"report\.tsv is no earlier list of problems"):
+        check_dataset(dataset, problems_file=tmp_path / "report.tsv")
+    assert (tmp_path / "report.tsv").read_text() == "mine"
