@@ -29,7 +29,7 @@ def _said(case: str, what: str, arguments: str, *words: str, **options: object) 
         what,
         f"{EXPORT} {arguments} {_WHERE}",
         _unharmed(*words),
-        slow="pwned" not in arguments,
+        slow="$(touch" not in arguments,
         options={"program": True, **options},
     )
 
