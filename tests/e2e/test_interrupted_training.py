@@ -19,6 +19,7 @@ from efficientsam3.config.schema import ExportConfig
 from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.embed.run import embed_dataset
 from efficientsam3.runtime.distributed import Process
+from two_processes import fork_two, run_as_one_of_two
 
 IMAGES, EPOCHS = 24, 3
 TINY = ["DATA.IMG_SIZE", "224", "DISTILL.EMBED_SIZE", "16", "DISTILL.EMBED_DIM", "64", "DATA.NUM_WORKERS", "0"]
@@ -32,8 +33,10 @@ class Training:
         where = ["CFG=stage1/configs/es_ev_s.yaml", f"DATA_PATH={root / 'data'}", f"OUTPUT={output}", "GPUS=2"]
         more = ["DISTILL.TEACHER_EMBED_PATH", str(root / "teacher" / "embeddings"), "DATA.NUM_WORKERS", "1"]
         schedule = ["TRAIN.EPOCHS", str(EPOCHS), "TRAIN.WARMUP_EPOCHS", "1", "PRINT_FREQ", "1", "TRAIN.EMA", "0.9"]
-        self._command = ["bash", "stage1/scripts/train_stage1_student.sh", *where, "BATCH_SIZE=1"]
-        self._command += ["--pretrained", "false", "--opts", *TINY[:-2], *more, *schedule]
+        options = ["--pretrained", "false", "--opts", *TINY[:-2], *more, *schedule]
+        self._command = ["bash", "stage1/scripts/train_stage1_student.sh", *where, "BATCH_SIZE=1", *options]
+        paths = ["--cfg", str(ROOT / "stage1/configs/es_ev_s.yaml"), "--data-path", str(root / "data")]
+        self.arguments = ["train", *paths, "--output", str(output), "--batch-size", "1", *options]
         self._environment = environment(self._mark)
 
     def start(self) -> "subprocess.Popen[str]":
@@ -73,11 +76,11 @@ def root(tmp_path_factory, tiny_sam3_path, photographs_path):
     return folder
 
 
-@pytest.mark.timeout(900)  # five launches
+@pytest.mark.timeout(900)  # four launches
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds descendants in /proc")
 def test_signals_save_within_a_step_and_the_numbers_are_those_of_an_undisturbed_run(root: Path) -> None:
     undisturbed, disturbed = Training(root, root / "undisturbed"), Training(root, root / "disturbed")
-    undisturbed.finish()
+    fork_two(run_as_one_of_two, undisturbed.arguments)
 
     def launcher(process: "subprocess.Popen[str]", number: int) -> None:
         process.send_signal(number)
