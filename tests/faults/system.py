@@ -47,11 +47,11 @@ def no_locks() -> None:
 
 
 def fail_fsync(name: str, number: int) -> None:
-    """To inject: syncing a file whose name ends in `name` fails."""
+    """To inject: syncing a file whose name ends in `name` fails, unless it is empty."""
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(name):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(name) and os.fstat(descriptor).st_size:
             raise OSError(number, os.strerror(number))
         real(descriptor)
 

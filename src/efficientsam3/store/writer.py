@@ -185,6 +185,10 @@ def lock_keys(shard: Shard) -> BinaryIO:
         lock(file.fileno(), shard.keys_path, busy)
         if not os.path.samestat(os.fstat(file.fileno()), shard.keys_path.stat()):  # a repair has just replaced it
             raise UserError(busy)
+        os.fsync(file.fileno())  # a killed run may have written ids that no power cut may take once they are counted
+    except OSError as error:
+        file.close()
+        raise _unwritable(shard.keys_path, error) from error
     except BaseException:
         file.close()
         raise

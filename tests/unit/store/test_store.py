@@ -175,10 +175,10 @@ def test_a_disk_that_fails_at_the_last_commit_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     fill(tmp_path, 0, range(3))
-    fsync = os.fsync
+    fsync, before = os.fsync, (tmp_path / name).stat().st_size
 
     def fail(descriptor: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(name):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(name) and os.fstat(descriptor).st_size > before:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(descriptor)
 
