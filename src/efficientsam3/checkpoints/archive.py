@@ -22,7 +22,7 @@ def check_archive(path: Path, values: bool) -> None:
 
     Args:
         path: the archive.
-        values: also compare every record with its CRC-32: 0.1 s for 100 MB. `torch.save` writes none, which is a zero,
+        values: also compare every record with its CRC-32: 0.15 s for 100 MB. `torch.save` writes none, which is a zero,
             after `torch.serialization.set_crc32_options(False)`.
 
     Raises:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from efficientsam3.checkpoints.fitting import is_finite
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.writing import digest_tensor
 from efficientsam3.merge.inputs import StudentInput
@@ -29,7 +30,7 @@ def fingerprints(tensors: Mapping[str, torch.Tensor], origin: Path) -> dict[str,
     result: dict[str, Fingerprint] = {}
     seen = 0
     for key, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not is_finite(value):
             raise UserError(
                 f"{key} from {origin} has values that are not finite, or too large for {value.dtype}: "
                 "give an unchanged checkpoint, or --dtype float32."

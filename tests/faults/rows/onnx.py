@@ -202,7 +202,7 @@ _OUTSIDE = refused("encoder.onnx", changes=_NO_FILE)
 
 ROWS = [
     *[
-        Fault(case, f"ONNX directory, {what}: predict", command, expect, spoil, slow=case.startswith("onnx-h"))
+        Fault(case, f"ONNX directory, {what}: predict", command, expect, spoil, slow=case not in ("X-swap", "X-flip"))
         for case, what, command, spoil, expect in _ANSWERS
     ],
     Fault("new-onnx-4", "a graph that gives NaN: predict", _TEXT, refused("finite"), _nan_head),

@@ -46,13 +46,9 @@ def _other_random_state(content: dict[str, Any]) -> None:
 
 
 def _row(case: str, what: str, spoil: Callable[[Place], None], *words: str) -> Fault:
-    return Fault(
-        case,
-        f"checkpoint in OUTPUT with {what}: train resumes",
-        "{train} --allow-config-change",
-        refused(*words),
-        spoil,
-    )
+    slow = case not in ("R-s_step", "R-s_opt", "new-resume-2")
+    what = f"checkpoint in OUTPUT with {what}: train resumes"
+    return Fault(case, what, "{train} --allow-config-change", refused(*words), spoil, slow)
 
 
 ROWS = [

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientsam3.checkpoints.fitting import check_finite, differences, layouts
+from efficientsam3.checkpoints.fitting import check_finite, differences, is_finite, layouts
 from efficientsam3.checkpoints.reading import check_tensors
 from efficientsam3.runtime.errors import UserError
 
@@ -45,6 +45,16 @@ def test_tensors_of_no_state_dict_are_refused_by_name(tensor: torch.Tensor, word
     path.write_bytes(bytes(100))
     with pytest.raises(UserError, match=rf"layer\.weight in .*x\.pt .*{words}"):
         check_tensors({"fine": torch.ones(4), "layer.weight": tensor}, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_is_enough(dtype: torch.dtype, value: float) -> None:
+    tensor = torch.zeros(3, 7, dtype=dtype)
+    assert is_finite(tensor)
+    tensor[1, 4] = value
+    assert not is_finite(tensor)
+    assert not is_finite(tensor[1, 4])
 
 
 def test_values_that_are_not_finite_are_refused_by_name() -> None:
