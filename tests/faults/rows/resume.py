@@ -32,6 +32,14 @@ def _nothing(content: dict[str, Any]) -> None:
     content["optimizer"] = {"state": {}, "param_groups": []}
 
 
+def _no_random_state(content: dict[str, Any]) -> None:
+    del content["processes"][0]["random"]
+
+
+def _text_architecture(content: dict[str, Any]) -> None:
+    content["architecture"] = {key: str(value) for key, value in content["architecture"].items()}
+
+
 def _fewer(content: dict[str, Any]) -> None:
     """The parameters of one group alone."""
     content["optimizer"]["param_groups"].pop()
@@ -58,6 +66,9 @@ ROWS = [
     _row("R-s_epoch", "epoch -7", _state(epoch=-7), _LAST, "epoch", "-7"),
     _row("R-s_cfg", "config 5", _state(config=5), _LAST, "config"),
     _row("R-s_meta", "meta weights", _alone(_meta), _LAST, "model."),
+    _row("train-h2", "random state missing", _alone(_no_random_state), _LAST, "random"),
+    _row("train-h3", "architecture {}", _state(architecture={}), _LAST, "is of"),
+    _row("train-h4", "architecture of strings", _alone(_text_architecture), _LAST, "is of"),
     _row("new-resume-1", "an optimizer of fewer groups", _alone(_fewer), "cannot be continued", "parameter groups"),
     _row("new-resume-2", "NaN weights", _alone(_nan), _LAST, "head.3.weight", "finite"),
     _row("new-resume-3", "random numbers of another form", _alone(_other_random_state), "cannot be continued"),
