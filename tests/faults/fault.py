@@ -101,7 +101,7 @@ class Place:
         copy = self.root / base.name
         if not os.path.lexists(copy):
             (shutil.copytree if base.is_dir() else shutil.copyfile)(base, copy)
-            for sidecar in base.parent.glob(f"{base.stem}.*") if base.is_file() else ():
+            for sidecar in base.parent.glob(f"{base.name}.[jm]*") if base.is_file() else ():
                 shutil.copyfile(sidecar, self.root / sidecar.name)
         return copy
 

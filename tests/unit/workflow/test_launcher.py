@@ -45,7 +45,7 @@ def test_the_check_comes_first(code: int, returned: int, monkeypatch: pytest.Mon
     assert launch("train.py", "c.yaml", arguments, {"BATCH_SIZE": "3", "CFG": ""}) == returned
     given = ["train.py", "--cfg", "c.yaml", "--data-path", "$(touch x); y", "--batch-size", "3"]
     assert runs.checked == [*given, "--dry-run", "2", "--opts", "SEED", "1"]
-    assert runs.variables == {"WORLD_SIZE": "2"}
+    assert runs.variables == {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     if code == 0:
         assert runs.started[-len(given) - 3 :] == [*given, "--opts", "SEED", "1"]
         assert runs.started[0] == "2"

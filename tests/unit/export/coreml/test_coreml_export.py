@@ -26,7 +26,7 @@ from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.models.students import named_backbones
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.own_files import check_folder
+from efficientsam3.runtime.own_files import LIST_NAME, check_folder
 from efficientsam3.sam3.contents import read_contents
 from unit.export.coreml.mil_by_torch import run_package
 
@@ -173,7 +173,7 @@ def test_every_user_may_read_it(exported: tuple[Path, CoremlReport]) -> None:
     files = [path for path in package.rglob("*") if path.is_file()]
     assert report.bytes == sum(path.stat().st_size for path in files)
     assert all(path.stat().st_mode & 0o044 for path in package.rglob("*"))
-    assert [path for path in package.parent.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in package.parent.iterdir() if path.name.startswith(".")] == [LIST_NAME]
 
 
 @ON_LINUX

@@ -140,7 +140,7 @@ def test_a_graph_that_differs_is_not_left_behind(
 
     monkeypatch.setattr(onnx_export, "run_graph", wrong)
     with pytest.raises(UserError, match=r"graph detector_neck differs from PyTorch: relative error 0\.001"):
-        export_onnx(merged, tmp_path / "out")
+        export_onnx(merged, tmp_path / "out", overwrite=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", MANIFEST]
     assert (tmp_path / "out" / MANIFEST).read_text() == "an earlier one"
 

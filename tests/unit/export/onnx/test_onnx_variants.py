@@ -106,7 +106,7 @@ def test_predicting_with_a_variant_runs_it(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr(
-        "efficientsam3.predict.onnx_sam3.open_graph",
+        "efficientsam3.export.onnx.manifest.open_graph",
         lambda path, *_: opened.append(path.name) or open_graph(path),  # type: ignore[func-returns-value]
     )
     image = str(sorted(photographs_path.rglob("*.jpg"))[0])
