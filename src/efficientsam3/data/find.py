@@ -1,6 +1,7 @@
 """Which files are images, and finding them by path, folder or glob pattern."""
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,13 +33,27 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
         if path.is_file():
             found[path] = None
             continue
-        names = _images_in(path) if path.is_dir() else map(Path, sorted(glob.glob(pattern, recursive=True)))
+        names = _images_in(path) if path.is_dir() else _matches_of(path)
         lists = ((name, own.setdefault(name.parent, OwnFiles(name.parent))) for name in names)
         matches = [name for name, listed in lists if not listed.owns(name.name)]
         if not matches:
             raise UserError(f"No image matches {pattern} ({', '.join(IMAGE_SUFFIXES)}): check the path.")
         found |= dict.fromkeys(matches)
     return list(found)
+
+
+def _matches_of(pattern: Path) -> list[Path]:
+    """What a pattern matches. `**` does not follow links to folders, since they may lead in circles."""
+    if "**" not in pattern.parts:
+        return [Path(name) for name in sorted(glob.glob(str(pattern)))]
+    first = pattern.parts.index("**")
+    below = pattern.parts[first + 1 :] or ("*",)
+    found: set[Path] = set()
+    for root in _matches_of(Path(*pattern.parts[:first])):
+        for folder, folders, _ in os.walk(root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found.update(_matches_of(Path(glob.escape(folder), *below)))
+    return sorted(found)
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -317,3 +317,17 @@ def test_images_are_found_in_folders_and_by_globs(tmp_path: Path) -> None:
     assert [path.name for path in find_images([str(tmp_path / "*.jpg"), str(tmp_path / "b.jpg")])] == ["b.jpg"]
     with pytest.raises(UserError, match="No image matches"):
         find_images([str(tmp_path / "*.gif")])
+
+
+def test_patterns_of_trees_leave_out_hidden_files_and_links_to_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jpg", "b/a.jpg", "b/c/a.jpg", "b/.hidden/a.jpg", "b/.a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "b" / "circle").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in find_images(["**/*.jpg"])] == ["a.jpg", "b/a.jpg", "b/c/a.jpg"]
+    assert [str(path) for path in find_images(["[ab]/**/*.jpg"])] == ["b/a.jpg", "b/c/a.jpg"]
+    assert [str(path) for path in find_images(["b/**/c/**"])] == ["b/c/a.jpg"]
+    assert find_images([f"{tmp_path}/b/**/*.jpg"]) == [tmp_path / "b/a.jpg", tmp_path / "b/c/a.jpg"]
