@@ -41,9 +41,13 @@ def differences(found: Mapping[str, Layout], expected: Mapping[str, Layout]) -> 
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether a tensor has no NaN and no infinity; one without floating-point numbers has none.
 
-    By its extremes, which NaN becomes: 0.02 s for 100 MB on a CPU, where `torch.isfinite` takes 25 times as long.
+    On a CPU by its extremes, which NaN becomes: 0.02 s for 100 MB, where `torch.isfinite` takes 25 times as long.
     """
-    return not tensor.is_floating_point() or all(bool(torch.isfinite(value)) for value in torch.aminmax(tensor))
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    if tensor.device.type != "cpu":
+        return bool(tensor.isfinite().all())
+    return all(bool(torch.isfinite(value)) for value in torch.aminmax(tensor))
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], origin: Path) -> None:

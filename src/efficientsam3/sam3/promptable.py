@@ -133,7 +133,13 @@ def finite(values: Values, what: str) -> Values:
         UserError: one is NaN or infinite: "nothing found" would be a lie.
     """
     given: Any = values
-    if not bool((given.isfinite() if hasattr(given, "isfinite") else np.isfinite(given)).all()):
+    if isinstance(given, np.ndarray):
+        whole = bool(np.isfinite(given).all())
+    else:
+        from efficientsam3.checkpoints.fitting import is_finite  # here, since ONNX Runtime's answers need no PyTorch
+
+        whole = is_finite(given)
+    if not whole:
         raise UserError(
             f"The model gives {what} that are not finite: give one that is unchanged, and whose training did not "
             "diverge, or try it on the CPU."

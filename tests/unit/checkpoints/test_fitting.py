@@ -52,6 +52,7 @@ def test_tensors_of_no_state_dict_are_refused_by_name(tensor: torch.Tensor, word
 def test_one_value_is_enough(dtype: torch.dtype, value: float) -> None:
     tensor = torch.zeros(3, 7, dtype=dtype)
     assert is_finite(tensor)
+    assert is_finite(tensor[:0])
     tensor[1, 4] = value
     assert not is_finite(tensor)
     assert not is_finite(tensor[1, 4])
