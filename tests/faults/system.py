@@ -1,10 +1,12 @@
 """Faults of the system: disks that are full, files that fail, file systems without locks."""
 
 import builtins
+import ctypes
 import errno
 import fcntl
 import io
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,27 +16,34 @@ from typing import Any
 import pytest
 
 
+def need_root() -> None:
+    """Skip a row that mounts something, unless this is root."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a file system, for which one has to be root")
+
+
 @contextmanager
-def small_disk(path: Path, size: int) -> Iterator[Path]:
-    """A disk of `size` bytes, mounted at `path`."""
+def small_disk(path: Path, size: int | str) -> Iterator[Path]:
+    """A disk of `size` bytes, or such as 5m, mounted at `path`; for root alone."""
+    need_root()
     path.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
-        pytest.skip("a small disk needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
     try:
         yield path
     finally:
-        subprocess.run(["umount", path], check=True)
+        subprocess.run(["umount", "-l", path], check=True)
 
 
-def small_shared_memory(size: int) -> None:
-    """To inject: /dev/shm has `size` bytes, for this process and those that it starts."""
-    import ctypes
-
+def small_shared_memory(size: int | str, hide: bool = False) -> None:
+    """To inject: /dev/shm has `size` bytes, for this process and those that it starts; with `hide`, it seems large."""
     libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.unshare(0x00020000) == 0, "a mount namespace of its own needs root"  # CLONE_NEWNS
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+    new_mounts, private, recursive = 0x00020000, 1 << 18, 1 << 14
+    assert libc.unshare(new_mounts) == 0, os.strerror(ctypes.get_errno())
+    assert libc.mount(b"none", b"/", None, private | recursive, None) == 0
+    assert libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, f"size={size}".encode()) == 0
+    if hide:
+        usage = shutil.disk_usage
+        shutil.disk_usage = lambda path: usage("/") if str(path) == "/dev/shm" else usage(path)
 
 
 def no_locks() -> None:

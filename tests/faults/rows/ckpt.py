@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from faults.fault import Expect, Fault, Outcome, Place, Run, refused, snapshot, works
-from faults.rows.weights import ASK, BRACKETS, MERGE, TRUNK, edit, edit_json, overwrite, sam3_with, small_disk
+from faults.rows.weights import ASK, BRACKETS, MERGE, TRUNK, edit, edit_json, overwrite, sam3_with
+from faults.system import small_disk
 
 _PREDICT = "predict {merged} " + ASK + " --text dog"
 _DECODER, _MLP = "detector.transformer.decoder.", "blocks.0.mlp.fc1.weight"

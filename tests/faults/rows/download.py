@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from faults.disks import small_disk
 from faults.fault import Fault, Outcome, Place, Run, refused, works
 from faults.rows.archives import pairs, tar_bytes
+from faults.system import small_disk
 
 TAR = tar_bytes(pairs(1, 2, 3))
 _DIGITS = "9" * 5000

@@ -1,7 +1,7 @@
 """Evaluations: which models, which runs, and where the report goes."""
 
-from faults.disks import small_disk
 from faults.fault import Expect, Fault, Outcome, Place, Run, refused, works
+from faults.system import small_disk
 
 _EVALUATE = "evaluate {merged} --data {data} --out {root}/report --max-images 1 --max-objects 1 --prompt box"
 

@@ -199,7 +199,6 @@ def _checked(place: Place, outcome: Outcome) -> None:
 
 def _eio_in_an_image() -> None:
     """Reading an image named b.jpg fails."""
-    read = os.read
     opened = builtins.open
 
     def failing(file: Any, *args: Any, **options: Any) -> Any:
@@ -211,7 +210,6 @@ def _eio_in_an_image() -> None:
     import io
 
     io.open = failing  # type: ignore[assignment]
-    os.read = read
 
 
 def _named_b(place: Place) -> None:

@@ -11,7 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from faults.fault import Expect, Fault, Outcome, Place, Run, refused, snapshot, works
-from faults.rows.weights import ASK, edit_json, overwrite, small_disk
+from faults.rows.weights import ASK, edit_json, overwrite
+from faults.system import small_disk
 
 _TEXT = "predict {onnx} " + ASK + " --text dog"
 _POINT = "predict {onnx} " + ASK + " --point 50 50"

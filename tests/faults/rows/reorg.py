@@ -1,14 +1,15 @@
 """From archives and folders to a dataset."""
 
 import errno
-import fcntl
 import os
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from faults.fault import Fault, Outcome, Place, Run, refused, works
 from faults.rows.archives import annotation, find, jpeg, pairs, tar_bytes, write_folder, write_tar
+from faults.system import fail_fsync, no_locks
 
 _REORG = "reorg --source {root}/source --output {root}/out"
 _MADE = ("*out", "out/.reorg.lock")
@@ -37,13 +38,6 @@ def _skips(*names: str, placed: int) -> Any:
         assert all(name in listed for name in names), listed
 
     return check
-
-
-def _no_locks() -> None:
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    fcntl.flock = flock
 
 
 def _images_unwritable(place: Place) -> None:
@@ -190,20 +184,9 @@ def _unwritable_source(place: Place, run: Run) -> None:
     assert "sa_1.jpg\t" in (place.root / "out/reorg_skipped.tsv").read_text()
 
 
-def _fsync_fails() -> None:
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".jpg"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        real(descriptor)
-
-    os.fsync = fsync
-
-
 def _disk_fails(place: Place, run: Run) -> None:
     tar = write_tar(place.root / "source/a.tar", pairs(1))
-    _no_traceback(run([*place.fill(_REORG), "--delete-tars"], inject=_fsync_fails))
+    _no_traceback(run([*place.fill(_REORG), "--delete-tars"], inject=partial(fail_fsync, ".jpg", errno.EIO)))
     assert tar.exists(), "deleted although an image could not be written to the disk"
 
 
@@ -263,7 +246,7 @@ ROWS = [
         _REORG,
         refused(".reorg.lock", "locks", changes=_MADE),
         _source,
-        options={"inject": _no_locks},
+        options={"inject": no_locks},
     ),
     Fault(
         "P7",

@@ -1,29 +1,25 @@
 """Trainings: their OUTPUT, what they resume from, and the system under them."""
 
-import ctypes
 import errno
-import fcntl
 import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
 import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import pytest
 import torch.utils.data
 
 from faults.fault import Fault, Outcome, Place, Run, Runner, refused, snapshot, works
+from faults.system import need_root, no_locks, small_disk, small_shared_memory
 
 
 # The copied training was made from other paths, which would count as another configuration. Two images: one step.
@@ -37,13 +33,6 @@ _TO_THE_END = "ckpt_epoch_2.pth"
 
 
 # --- the system under a training
-
-
-def _no_locks() -> None:
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    fcntl.flock = flock
 
 
 def _no_reading() -> None:
@@ -82,18 +71,6 @@ def _readers_die() -> None:
     PIL.Image.open = open_image
 
 
-def _small_shared_memory(size: str, hide: bool = False) -> None:
-    """A /dev/shm of this process alone; with `hide`, it seems to be large."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    new_mounts, private, recursive = 0x00020000, 1 << 18, 1 << 14
-    assert libc.unshare(new_mounts) == 0, os.strerror(ctypes.get_errno())
-    assert libc.mount(b"none", b"/", None, private | recursive, None) == 0
-    assert libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, f"size={size}".encode()) == 0
-    if hide:
-        usage = shutil.disk_usage
-        shutil.disk_usage = lambda path: usage("/") if str(path) == "/dev/shm" else usage(path)
-
-
 def _killed_when_saved(name: str, after: bool) -> None:
     """SIGKILL just before or after a file of this name appears."""
     real = os.replace
@@ -107,23 +84,6 @@ def _killed_when_saved(name: str, after: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = replace
-
-
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounts a file system, for which one has to be root")
-
-
-@contextmanager
-def _disk(path: Path, size: str) -> Any:
-    """A small file system at `path`."""
-    _need_root()
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
 
 
 # --- what is looked at
@@ -332,7 +292,7 @@ def _absurd_epoch(place: Place) -> None:
 
 
 def _full_before_the_first_file(place: Place, run: Run) -> None:
-    with _disk(place.root / "disk", "64k"):
+    with small_disk(place.root / "disk", "64k"):
         for free in (0, 8, 20):
             (place.root / "disk/filling").write_bytes(bytes(1024 * (64 - free)))
             outcome = run("{train} DATA.NUM_SAMPLES 2 TRAIN.EPOCHS 1 --output {root}/disk/new")
@@ -344,7 +304,7 @@ def _full_while_saving(place: Place, run: Run, times: int = 1, room: bool = Fals
     output = place.root / "disk/new"
     keys = "{train} DATA.NUM_SAMPLES 2 TRAIN.EPOCHS 4"
     line = f"{keys} --output {{root}}/disk/new"
-    with _disk(place.root / "disk", "26m"):
+    with small_disk(place.root / "disk", "26m"):
         for number in range(times):
             outcome = run(line)
             refused("Cannot write", "ckpt_epoch_")(place, outcome)
@@ -360,9 +320,9 @@ def _full_while_saving(place: Place, run: Run, times: int = 1, room: bool = Fals
 
 def _cramped(timeout: float, hide: bool = False) -> Callable[[Place, Run], None]:
     def command(place: Place, run: Run) -> None:
-        _need_root()
+        need_root()
         line = "{train} DATA.NUM_WORKERS 2 --batch-size 4 --output {root}/new"
-        outcome = run(line, inject=partial(_small_shared_memory, "1m", hide), timeout=timeout)
+        outcome = run(line, inject=partial(small_shared_memory, "1m", hide), timeout=timeout)
         refused("/dev/shm", "--shm-size", "NUM_WORKERS")(place, outcome)
 
     return command
@@ -619,7 +579,7 @@ ROWS = [
         "OUTPUT on a file system without locks",
         _NEW,
         refused("cannot be locked", "No locks available", "local disk"),
-        options={"inject": _no_locks},
+        options={"inject": no_locks},
     ),
     Fault(
         "U-swap2",

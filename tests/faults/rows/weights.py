@@ -1,14 +1,10 @@
 """Spoiling checkpoints: helpers of several tables."""
 
-import contextlib
 import json
-import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from faults.fault import Place
@@ -52,16 +48,3 @@ def sam3_with(name: str, value: Callable[[torch.Tensor], Any], end: str) -> Call
         edit(place.sam3, change)
 
     return spoil
-
-
-@contextlib.contextmanager
-def small_disk(path: Path, size: str) -> Iterator[Path]:
-    """A disk of this size, mounted at `path`."""
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
-        pytest.skip("a small disk needs root")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
