@@ -1,8 +1,6 @@
 """The page's `Model`, PyTorch and ONNX Runtime make the same mask of the same logits; the graphs' answers are given."""
 
-import json
 import shutil
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +14,7 @@ from efficientsam3.export.ports import TRACKER_LEVELS
 from efficientsam3.predict.onnx_sam3 import OnnxEncodedImage
 from efficientsam3.sam3 import efficientsam3 as by_torch
 from efficientsam3.sam3.geometry import Floats, Placement
-from unit.predict.page.node import PAGE
+from unit.predict.page.node import PAGE, run
 
 SIDE = 64  # of the encoder's input
 SCORES = [0.2, 0.9, 0.4]
@@ -60,20 +58,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _track_by_page(page: Path, **given: Any) -> Any:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("Node.js (node) is not installed")
-    done = subprocess.run(
-        [node, "--input-type=module", "--eval", _TRACK],
-        input=json.dumps({"page": page.as_uri(), "scores": SCORES, **given}),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run(_TRACK, page=page.as_uri(), scores=SCORES, **given)
 
 
 def _logits() -> Floats:
