@@ -66,7 +66,7 @@ def test_it_ends_with_a_model_that_answers(made: Path, photographs_path: Path) -
     image = EfficientSAM3.from_pretrained(made / "efficient_sam3.pt", device="cpu").encode(photo)
     assert len(image.segment(points=[(20, 20)]).masks) == 1
     results = json.loads((made / "evaluate" / "results.json").read_text())
-    assert {row["model"] for row in results["summary"]} == {"teacher", "student", "random"}
+    assert {row["model"] for row in results["summary"]} == {"teacher", "student", "zeros", "random"}
     assert (made / "evaluate" / "report.html").is_file()
 
 

@@ -7,14 +7,15 @@ REQUEST = EvaluationRequest
 
 def run(request: EvaluationRequest) -> None:
     """Measure, and print the table."""
-    from efficientsam3.evaluate.report.score_tables import score_table
+    from efficientsam3.evaluate.report.score_tables import score_tables
     from efficientsam3.evaluate.run import evaluate_masks
     from efficientsam3.runtime.console import Console
 
     evaluation = evaluate_masks(request)
     measurement = evaluation.measurement
     console = Console(soft_wrap=True)
-    Console().print(score_table(evaluation.summaries, measurement.images))
+    for table in score_tables(evaluation.summaries, measurement.images):
+        Console().print(table.for_terminal())
     if measurement.broken:
         console.print(f"{len(measurement.broken)} images were skipped as broken.")
     if measurement.left_out:

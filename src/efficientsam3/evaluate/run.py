@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from efficientsam3.checkpoints.training import METRICS_NAME
+from efficientsam3.evaluate.masks.comparison import Difference, compare
 from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
 from efficientsam3.evaluate.masks.measure import Measurement, measure
-from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, named_models, open_models
+from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, named_models, named_zeros, open_models
 from efficientsam3.evaluate.masks.request import EvaluationRequest
-from efficientsam3.evaluate.masks.scores import Summary, summarise
+from efficientsam3.evaluate.masks.scores import Summary
 from efficientsam3.evaluate.masks.segmenters import Segmenter, WholeModel
 from efficientsam3.evaluate.report.feature_rows import feature_rows
 from efficientsam3.evaluate.report.gallery import Gallery
@@ -61,15 +62,17 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
     runs = _training_curves(request)
     gallery = Gallery(shown=last_nonrandom(request.models))
     measurement = measure(segmenters, truth, request.prompt, _selection(request), gallery)
-    summaries = [
-        summarise(measurement.scores, segmenter.name, prompt) for prompt in request.prompt for segmenter in segmenters
-    ]
-    results = to_json(_results(request, measurement, summaries))
+    names = [segmenter.name for segmenter in segmenters]
+    summaries, differences = compare(
+        measurement.scores, names, request.prompt, named_zeros(request.models), request.seed
+    )
+    results = to_json(_results(request, measurement, summaries, differences))
     write_own_text(path, results, EVALUATION, request.overwrite)
     content = ReportContent(
         title=f"Masks of {measurement.images} images",
+        images=measurement.images,
         facts=_facts(request, measurement),
-        models=[segmenter.name for segmenter in segmenters],
+        models=names,
         summaries=summaries,
         runs=runs,
         features=feature_rows(segmenters, list(gallery.first_images.values())),
@@ -123,7 +126,9 @@ def _check_text(segmenters: Sequence[Segmenter]) -> None:
             raise UserError(f"--prompt text cannot be asked of {segmenter.name}: only a SAM3 has a text encoder.")
 
 
-def _results(request: EvaluationRequest, measurement: Measurement, summaries: list[Summary]) -> dict[str, Any]:
+def _results(
+    request: EvaluationRequest, measurement: Measurement, summaries: list[Summary], differences: list[Difference]
+) -> dict[str, Any]:
     images: dict[str, list[dict[str, Any]]] = {}
     for score in measurement.scores:
         row = asdict(score)
@@ -139,6 +144,7 @@ def _results(request: EvaluationRequest, measurement: Measurement, summaries: li
         "max_hole_area": request.max_hole_area,
         "selection": asdict(_selection(request)),
         "summary": [asdict(summary) for summary in summaries],
+        "differences": [asdict(difference) for difference in differences],
         "images": images,
         "broken": measurement.broken,
         "left_out": measurement.left_out,

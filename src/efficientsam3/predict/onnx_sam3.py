@@ -158,6 +158,8 @@ class OnnxEncodedImage(Promptable[Any]):
         )
 
     def _track(self, prompt: ObjectPrompt, candidates: bool, max_hole_area: int) -> Segmentation[Any]:
+        if prompt.mask is not None:
+            raise UserError("Exported graphs take no mask to refine: give points and a box, or the merged model.")
         levels = self._levels("interactive_neck", TRACKER_LEVELS)
         points, labels = self._placement.object_to_input(prompt)
         given = {"points": points[None], "labels": np.array([labels], dtype=np.int64)}

@@ -32,6 +32,8 @@ class Answer:
 
     masks: torch.Tensor  # (N, H, W) bool, on the CPU
     scores: torch.Tensor  # (N,) predicted IoU (box, points) or probability (text), on the CPU
+    # The best mask's logits (h, w) over the input, which `ObjectPrompt.mask` takes; None where the model takes none.
+    logits: torch.Tensor | None = None
 
 
 class Decoder(Protocol):
@@ -94,8 +96,8 @@ class OnnxDecoder:
                     "image_embeddings": array,
                     "point_coords": points[None],
                     "point_labels": np.array([labels], dtype=np.float32),
-                    "mask_input": self._no_mask,
-                    "has_mask_input": np.zeros(1, dtype=np.float32),
+                    "mask_input": self._no_mask if prompt.mask is None else prompt.mask.numpy()[None, None],
+                    "has_mask_input": np.full(1, prompt.mask is not None, dtype=np.float32),
                     "orig_im_size": np.array(placement.size, dtype=np.float32),
                 },
             )
@@ -163,4 +165,4 @@ def _best(logits: torch.Tensor, scores: torch.Tensor, placement: Placement, max_
     """The mask (M, h, w) with the highest predicted IoU (M,), the only one that is resized."""
     best = int(scores.argmax())
     masks = masks_to_image(placement, logits[best : best + 1], max_hole_area).cpu()
-    return Answer(masks, scores[best : best + 1].float().cpu())
+    return Answer(masks, scores[best : best + 1].float().cpu(), logits[best].float().cpu())

@@ -145,7 +145,8 @@ class EncodedImage(Promptable[torch.Tensor]):
         logits = finite(answer.pred_masks[0, kept.to(self.embedding.device)], "masks")
         masks = masks_to_image(self._placement, logits).cpu()
         found = self._placement.boxes_to_image(answer.pred_boxes[0].cpu().numpy())
-        return Segmentation(masks, torch.from_numpy(found)[kept], scores[kept])
+        presence = float(answer.presence_logits.sigmoid().flatten()[0])
+        return Segmentation(masks, torch.from_numpy(found)[kept], scores[kept], presence=presence)
 
     @torch.inference_mode()
     def _track(self, prompt: ObjectPrompt, candidates: bool, max_hole_area: int) -> Segmentation[torch.Tensor]:
@@ -156,7 +157,8 @@ class EncodedImage(Promptable[torch.Tensor]):
         order = torch.from_numpy(ranked(scores.numpy()))[: None if candidates else 1]
         chosen = finite(logits[order.to(self.embedding.device)], "masks")
         masks = masks_to_image(self._placement, chosen, max_hole_area).cpu()
-        return Segmentation(masks, torch.from_numpy(boxes_of_masks(masks.numpy())), scores[order].clamp(0, 1))
+        boxes = torch.from_numpy(boxes_of_masks(masks.numpy()))
+        return Segmentation(masks, boxes, scores[order].clamp(0, 1), chosen.float().cpu())
 
 
 def _to_tensor(image: ImageLike) -> torch.Tensor:

@@ -30,6 +30,8 @@ class Segmentation(Generic[Array]):
     masks: Array  # (N, H, W) bool
     boxes: Array  # (N, 4) float32, xyxy in pixels
     scores: Array  # (N,) float32 in [0, 1]
+    logits: Array | None = None  # (N, h, w) over the encoder's input, of the tracker where it refines masks
+    presence: float | None = None  # probability that the phrase is in the image at all, of the detector
 
     def __len__(self) -> int:
         return len(self.scores)

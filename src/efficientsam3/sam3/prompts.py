@@ -1,7 +1,7 @@
 """Prompts for one image, in its pixels, whichever model and runtime answers them; and phrases as tokens. No PyTorch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,8 @@ class ObjectPrompt:
     points: tuple[Point, ...] = ()
     labels: tuple[int, ...] = ()  # 1 (on the object) or 0 (off it) for each point
     box: Box | None = None  # around the object
+    # The answer to an earlier prompt that this one refines: its low-resolution logits (h, w), see `decoders.Answer`.
+    mask: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_labels(self.labels, len(self.points), "point")

@@ -11,6 +11,8 @@ from efficientsam3.sam3.holes import fill_holes
 from efficientsam3.sam3.promptable import PADDING_LABEL
 from efficientsam3.sam3.prompts import ObjectPrompt
 
+_MASK_LIMIT = 32.0  # Meta's interactive predictor returns, and so is fed, logits within it
+
 
 def masks_to_image(placement: Placement, logits: torch.Tensor, max_hole_area: int = 0) -> torch.Tensor:
     """`Placement.masks_to_image` on the device of the logits (N, h, w): (N, H, W) bool."""
@@ -93,6 +95,7 @@ def ask_tracker(
     points: Floats | torch.Tensor,
     labels: list[int],
     box: Floats | torch.Tensor | None,
+    mask: torch.Tensor | None = None,
 ) -> Any:
     """Run the tracker on one object, for its three masks.
 
@@ -102,6 +105,7 @@ def ask_tracker(
         points: (N, 2) in pixels of the input.
         labels: 1 or 0 for each point.
         box: (2, 2) corners in pixels of the input, or None.
+        mask: logits (h, w) of an earlier answer, or None.
     """
     device = features[-1].device
     prompt: dict[str, torch.Tensor] = {}
@@ -110,6 +114,8 @@ def ask_tracker(
         prompt["input_labels"] = torch.tensor([[labels]], device=device)
     if box is not None:
         prompt["input_boxes"] = torch.as_tensor(box).reshape(1, 1, 4).to(device)
+    if mask is not None:
+        prompt["input_masks"] = mask[None, None].clamp(-_MASK_LIMIT, _MASK_LIMIT).to(device)
     return tracker(image_embeddings=features, multimask_output=True, **prompt)
 
 
@@ -123,5 +129,5 @@ def track_object(
     """
     points = placement.points_to_input(prompt.points)
     box = placement.points_to_input(prompt.corners) if prompt.corners else None
-    answer = ask_tracker(tracker, features, points, list(prompt.labels), box)
+    answer = ask_tracker(tracker, features, points, list(prompt.labels), box, prompt.mask)
     return answer.pred_masks[0, 0], answer.iou_scores[0, 0]

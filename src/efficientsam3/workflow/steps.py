@@ -47,7 +47,7 @@ def last_steps(request: DistillRequest, checkpoint: Path, annotated: bool) -> li
     if not annotated:
         return steps
     teacher = request.sam3 if request.online else request.teacher_dir / "embeddings"
-    evaluate = ["efficientsam3", "evaluate", f"teacher={teacher}", f"student={checkpoint}", "random"]
+    evaluate = ["efficientsam3", "evaluate", f"teacher={teacher}", f"student={checkpoint}", "zeros", "random"]
     evaluate += ["--decoder", sam3, "--data", str(request.images), "--prompt", "box", "point"]
     evaluate += ["--max-images", str(_MOST_IMAGES), "--max-objects", str(_MOST_OBJECTS)]
     evaluate += ["--device", request.device, "--out", str(request.out / "evaluate")]

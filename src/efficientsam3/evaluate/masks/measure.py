@@ -1,7 +1,7 @@
 """Measuring: every model answers every prompt of every object, image by image."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,20 +10,23 @@ import numpy.typing as npt
 import torch
 
 from efficientsam3.data.annotations.sa1b import BrokenAnnotationError
+from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.data.images import BrokenImageError, read_rgb
+from efficientsam3.evaluate.masks.clicks import click
 from efficientsam3.evaluate.masks.ground_truth import GroundTruth, Selection, TrueImage, choose_images, choose_objects
-from efficientsam3.evaluate.masks.objects import PromptKind, TrueObject
+from efficientsam3.evaluate.masks.objects import CLICKS, PromptKind, TrueObject
 from efficientsam3.evaluate.masks.scores import ObjectScore
-from efficientsam3.evaluate.masks.segmenters import Segmenter
+from efficientsam3.evaluate.masks.segmenters import Ask, Segmenter
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.sam3.decoders import Answer
 from efficientsam3.sam3.geometry import check_prompt, mask_iou
-from efficientsam3.sam3.prompts import PromptError
+from efficientsam3.sam3.prompts import Prompt, PromptError
 
 _MOST_WARNINGS = 20
 logger = logging.getLogger(LOGGER_NAME)
+Match = tuple[torch.Tensor, float, float]  # mask (H, W), its IoU with the true one, its predicted score
 
 
 @dataclass
@@ -49,9 +52,14 @@ class Observer(Protocol):
     """Sees every object's masks as they come: they are not kept otherwise."""
 
     def __call__(
-        self, image: TrueImage, thing: TrueObject, masks: list[torch.Tensor], scores: list[ObjectScore]
+        self,
+        image: TrueImage,
+        thing: TrueObject,
+        masks: list[torch.Tensor],
+        scores: list[ObjectScore],
+        prompts: list[Prompt],
     ) -> None:
-        """One prompt of one object: a mask (H, W) bool and a score for each model."""
+        """One prompt of one object: a mask (H, W) bool, a score and a prompt (clicks are each its own) per model."""
         ...
 
 
@@ -94,7 +102,7 @@ def measure(
                 things = choose_objects(image, selection)
                 measurement.images += 1
                 if things:
-                    _measure_image(segmenters, image, pixels, things, prompts, observer, measurement)
+                    _measure_image(segmenters, image, pixels, things, prompts, selection.seed, observer, measurement)
             advance(1)
     if not measurement.scores:
         raise UserError(
@@ -135,36 +143,62 @@ def _measure_image(
     pixels: torch.Tensor,
     things: Sequence[TrueObject],
     prompts: Sequence[PromptKind],
+    seed: int,
     observer: Observer | None,
     measurement: Measurement,
 ) -> None:
     asks = [segmenter.open(image.image_id, pixels) for segmenter in segmenters]
     for thing in things:
         true = torch.from_numpy(np.ascontiguousarray(thing.rle.mask()))
-        for kind in prompts:
+        for kinds in _asked_together(prompts):
             try:
-                prompt = thing.prompt(kind)
-                check_prompt(prompt, image.size)
-                matches = [_match(ask(prompt), true) for ask in asks]
+                answers = list(_answers(kinds, asks, image, thing, true, seed))
             except PromptError as error:
                 sentence = f"Annotation {image.source}, object {thing.number} of image {image.image_id}: {error}"
-                measurement.leave_out(f"{sentence} (prompt {kind})")
+                measurement.leave_out(f"{sentence} (prompt {', '.join(kinds)})")
                 continue
-            masks: list[torch.Tensor] = []
-            scores: list[ObjectScore] = []
-            for segmenter, (mask, iou, score) in zip(segmenters, matches, strict=True):
-                masks.append(mask)
-                agreement = mask_iou(mask, masks[0])
-                area = thing.rle.area
-                scores.append(
-                    ObjectScore(segmenter.name, image.image_id, thing.number, kind, area, iou, agreement, score)
-                )
-            if observer is not None:
-                observer(image, thing, masks, scores)
-            measurement.scores += scores
+            for kind, asked, matches in answers:
+                masks: list[torch.Tensor] = []
+                scores: list[ObjectScore] = []
+                for segmenter, (mask, iou, score) in zip(segmenters, matches, strict=True):
+                    masks.append(mask)
+                    agreement = mask_iou(mask, masks[0])
+                    area = thing.rle.area
+                    scores.append(
+                        ObjectScore(segmenter.name, image.image_id, thing.number, kind, area, iou, agreement, score)
+                    )
+                if observer is not None:
+                    observer(image, thing, masks, scores, asked)
+                measurement.scores += scores
 
 
-def _match(answer: Answer, true: torch.Tensor) -> tuple[torch.Tensor, float, float]:
+def _asked_together(prompts: Sequence[PromptKind]) -> list[list[PromptKind]]:
+    """Each kind alone, but the clicks, whose earlier rounds are on the way to the later ones."""
+    clicks = [kind for kind in prompts if kind in CLICKS]
+    return [[kind] for kind in prompts if kind not in CLICKS] + ([clicks] if clicks else [])
+
+
+def _answers(
+    kinds: Sequence[PromptKind],
+    asks: Sequence[Ask],
+    image: TrueImage,
+    thing: TrueObject,
+    true: torch.Tensor,
+    seed: int,
+) -> Iterator[tuple[PromptKind, list[Prompt], list[Match]]]:
+    """For each kind, every model's prompt and the mask that counts."""
+    if kinds[0] in CLICKS:
+        clicked = [click(ask, true, [CLICKS[kind] for kind in kinds]) for ask in asks]
+        for kind in kinds:
+            of_kind = [rounds[CLICKS[kind]] for rounds in clicked]
+            yield kind, [prompt for prompt, _ in of_kind], [_match(answer, true) for _, answer in of_kind]
+        return
+    prompt = thing.prompt(kinds[0], augmentation_seed(seed, image.image_id))
+    check_prompt(prompt, image.size)
+    yield kinds[0], [prompt] * len(asks), [_match(ask(prompt), true) for ask in asks]
+
+
+def _match(answer: Answer, true: torch.Tensor) -> Match:
     """The mask that overlaps most, its IoU and its predicted score; an empty mask and zeros without an answer."""
     if len(answer.masks) == 0:
         return torch.zeros_like(true), 0.0, 0.0

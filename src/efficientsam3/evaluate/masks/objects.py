@@ -1,4 +1,4 @@
-"""Objects of the ground truth, and the prompts that each gives: box, point, centre of the box, category name."""
+"""Objects of the ground truth, and the prompts that each gives: boxes, points, category name."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +10,11 @@ import numpy.typing as npt
 from efficientsam3.data.annotations.rle import Rle
 from efficientsam3.sam3.prompts import Box, ConceptPrompt, ObjectPrompt, Point, Prompt
 
-PromptKind = Literal["box", "point", "center", "text"]
+PromptKind = Literal["box", "jitter", "point", "center", "clicks-1", "clicks-3", "clicks-5", "text"]
 PROMPT_KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
+CLICKS: dict[PromptKind, int] = {"clicks-1": 1, "clicks-3": 3, "clicks-5": 5}
+# SAM's training noise on boxes (Kirillov et al. 2023, appendix A), per edge: deviation in sides, largest in pixels.
+_JITTER, _LARGEST_JITTER = 0.1, 20.0
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,26 @@ class TrueObject:
         """The annotation's point, or, in a file without points, the most interior pixel of the mask."""
         return self.annotated_point or interior_point(self.rle.mask())
 
-    def prompt(self, kind: PromptKind) -> Prompt:
-        """What to ask for this object."""
+    def jittered_box(self, seed: int) -> Box:
+        """The box with noise on each edge, drawn by its image's seed and the object's number."""
+        generator = np.random.default_rng([seed, self.number])
+        x0, y0, x1, y1 = self.box
+        sides = np.array([x1 - x0, y1 - y0] * 2)
+        noise = (generator.normal(0, _JITTER, 4) * sides).clip(-_LARGEST_JITTER, _LARGEST_JITTER)
+        x0, y0, x1, y1 = (noise + self.box).tolist()
+        height, width = self.rle.height, self.rle.width
+        x0, y0 = min(max(x0, 0.0), width - 1.0), min(max(y0, 0.0), height - 1.0)
+        return x0, y0, min(max(x1, x0 + 1), float(width)), min(max(y1, y0 + 1), float(height))
+
+    def prompt(self, kind: PromptKind, seed: int = 0) -> Prompt:
+        """What to ask for this object, but not for `CLICKS`, which depend on the answers; `seed` is for `jitter`."""
         if kind == "text":
             assert self.category is not None, "checked before work begins"
             return ConceptPrompt(self.category)
         if kind == "box":
             return ObjectPrompt(box=self.box)
+        if kind == "jitter":
+            return ObjectPrompt(box=self.jittered_box(seed))
         x0, y0, x1, y1 = self.box
         point = self.point if kind == "point" else ((x0 + x1) / 2, (y0 + y1) / 2)
         return ObjectPrompt((point,), (1,))

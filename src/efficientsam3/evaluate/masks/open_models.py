@@ -24,7 +24,7 @@ from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.store.manifest import MANIFEST_NAME
 from efficientsam3.store.reader import EmbeddingStore
 
-RANDOM = "random"
+RANDOM, ZEROS = "random", "zeros"
 # About that of SAM's embeddings: 0.099 over ten images of a real SAM-style encoder.
 RANDOM_STD = 0.1
 _STATISTICS: dict[str, tuple[PerChannel, PerChannel]] = {
@@ -64,8 +64,8 @@ def open_models(
     Args:
         models: each a merged EfficientSAM3 or a SAM3 (file or Hugging Face directory), or an ONNX directory of one
             (`DIR:int8` for a variant of its image encoder); or, with a decoder, a training checkpoint, an embedding
-            store, an ONNX image encoder, or noise: `random`, or `random:STD` for another standard deviation than 0.1;
-            optionally as NAME=MODEL.
+            store, an ONNX image encoder, or a baseline: `zeros`, noise (`random`), or `random:STD` of another standard
+            deviation than 0.1; optionally as NAME=MODEL.
         decoder: decodes the embeddings of models that have no decoder of their own: SAM's as .onnx, or a SAM3.
         fed: what the encoders are fed.
         device: where PyTorch computes.
@@ -78,7 +78,9 @@ def open_models(
     named = named_models(models)
     missing = [model for model in named.values() if not (_is_named_without_file(model) or Path(model).exists())]
     if missing:
-        raise UserError(f"Model {missing[0]} does not exist: give a SAM3, an encoder, a store, or the word {RANDOM}.")
+        raise UserError(
+            f"Model {missing[0]} does not exist: give a SAM3, an encoder, a store, or the word {ZEROS} or {RANDOM}."
+        )
     whole = {name for name, model in named.items() if _is_whole(model)}
     bare = [model for name, model in named.items() if name not in whole]
     if bare and decoder is None:
@@ -140,6 +142,11 @@ def last_nonrandom(models: Sequence[str]) -> int:
     )
 
 
+def named_zeros(models: Sequence[str]) -> str | None:
+    """The name of the model whose embeddings are zeros; None where there is none."""
+    return next((name for name, model in named_models(models).items() if _noise(model) == 0), None)
+
+
 def _is_named_without_file(model: str) -> bool:
     return _noise(model) is not None or _onnx_directory(model)[0] is not None
 
@@ -150,7 +157,9 @@ def _is_whole(model: str) -> bool:
 
 
 def _noise(model: str) -> float | None:
-    """The standard deviation that `random` or `random:STD` stands for; None for anything else."""
+    """The standard deviation that `zeros`, `random` or `random:STD` stands for; None for anything else."""
+    if model == ZEROS:
+        return 0.0
     word, _, number = model.partition(":")
     if word != RANDOM:
         return None

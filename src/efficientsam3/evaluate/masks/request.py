@@ -21,7 +21,7 @@ class EvaluationRequest(Request):
     models: Annotated[list[str], Argument("[NAME=]MODEL", positional=True)] = Field(
         description="a merged EfficientSAM3 or SAM3 (.pt, Hugging Face directory, or what export-onnx wrote, as "
         "DIR:int8 with that image encoder); with --decoder also ckpt_epoch_N.pth, an embedding store, an .onnx image "
-        "encoder, or `random` (noise); the others' agreement is with the first"
+        "encoder, or a baseline: `zeros` or `random` (noise); the first is the teacher, whose share the others reach"
     )
     data: Folder = Field(description="annotated images: an SA-1B folder, a COCO folder, or a COCO instances .json")
     split: Split = Field("val", description="which part of a folder")
@@ -30,8 +30,8 @@ class EvaluationRequest(Request):
     )
     prompt: list[PromptKind] = Field(
         ["box", "point"],
-        description="what is asked for each object: its true box, a point inside it, its box's centre, its COCO "
-        "category's name",
+        description="what is asked for each object: its true box, the box with 10 % noise (jitter), a point inside "
+        "it, its box's centre, the last of 1, 3 or 5 clicks on what is wrong, its category's name",
     )
     decoder: File | None = Field(
         None, description="decodes the embeddings of models without a decoder: SAM's decoder as .onnx, or a SAM3"
@@ -45,7 +45,7 @@ class EvaluationRequest(Request):
     min_area: Annotated[CountOrZero, Argument("PIXELS")] = Field(0, description="skip objects smaller than this")
     max_images: CountOrZero = Field(0, description="measure N images, chosen by --seed (default: all)")
     max_objects: CountOrZero = Field(0, description="measure N objects an image, chosen by --seed (default: all)")
-    seed: CountOrZero = Field(0, description="chooses images, objects and noise")
+    seed: CountOrZero = Field(0, description="chooses images, objects, noise and resamplings")
     resize: Resize = Field(
         "teacher",
         description="how images become the encoders' input: teacher, the default, as each was trained; anything else "

@@ -8,6 +8,7 @@ from efficientsam3.evaluate.masks.objects import PromptKind
 # https://cocodataset.org/#detection-eval: areas in pixels of the image below which an object is small, or medium.
 SMALL, MEDIUM = 32**2, 96**2
 SIZES = ("small", "medium", "large")
+Interval = tuple[float, float]  # of 95 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,12 @@ class Summary:
     by_size: dict[str, float | None]  # mIoU
     counts: dict[str, int]  # objects of each size
     agreement: float | None
+    # What `comparison.compare` adds.
+    interval: Interval | None = None  # of mIoU
+    share: float | None = None  # mIoU over the first model's
+    share_interval: Interval | None = None
+    from_zeros: float | None = None  # the way from an embedding of zeros (0) to the first model (1)
+    from_zeros_interval: Interval | None = None
 
 
 def size_of(area: int) -> str:

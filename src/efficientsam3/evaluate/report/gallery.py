@@ -49,7 +49,12 @@ class Gallery:
         self._kept: dict[tuple[PromptKind, str], dict[str, tuple[Rank, Example]]] = {}
 
     def __call__(
-        self, image: TrueImage, thing: TrueObject, masks: list[torch.Tensor], scores: list[ObjectScore]
+        self,
+        image: TrueImage,
+        thing: TrueObject,
+        masks: list[torch.Tensor],
+        scores: list[ObjectScore],
+        prompts: list[Prompt],
     ) -> None:
         """See `measure.Observer`."""
         if len(self.first_images) < self._size:
@@ -64,7 +69,7 @@ class Gallery:
             rles = tuple(to_rle(mask) for mask in masks)
             kept[image.image_id] = (
                 rank,
-                Example(image.path, image.image_id, thing.rle, thing.prompt(kind), rles, tuple(scores)),
+                Example(image.path, image.image_id, thing.rle, prompts[self._shown], rles, tuple(scores)),
             )
             if len(kept) > self._size:
                 del kept[min(kept, key=lambda image_id: kept[image_id][0])]

@@ -16,7 +16,7 @@ from efficientsam3.evaluate.report.feature_rows import FeatureRow
 from efficientsam3.evaluate.report.figures import Metrics
 from efficientsam3.evaluate.report.gallery import Example
 from efficientsam3.evaluate.report.overlays import data_uri, example_images, thumbnail
-from efficientsam3.evaluate.report.score_tables import CAPTION, COLUMNS, figure, score_row
+from efficientsam3.evaluate.report.score_tables import figure, score_tables
 from efficientsam3.sam3.prompts import ConceptPrompt
 
 REPORT_NAME = "report.html"
@@ -28,6 +28,7 @@ class ReportContent:
     """Everything that the page shows."""
 
     title: str
+    images: int  # measured
     facts: Mapping[str, str]  # what was measured, and how
     models: Sequence[str]
     summaries: Sequence[Summary]
@@ -50,9 +51,7 @@ def render_report(content: ReportContent) -> str:
         version=efficientsam3.__version__,
         facts=content.facts,
         models=content.models,
-        columns=COLUMNS,
-        rows=[score_row(summary) for summary in content.summaries],
-        caption=CAPTION,
+        tables=score_tables(content.summaries, content.images),
         bars=_bars(content.summaries),
         charts=metric_charts(content.runs) if content.runs else [],
         features=[_feature_cells(row) for row in content.features],

@@ -1,40 +1,70 @@
-"""Scores as a table for a terminal."""
+"""Scores as tables, for a terminal and the report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
-from efficientsam3.evaluate.masks.scores import SIZES, Summary
+from efficientsam3.evaluate.masks.scores import SIZES, Interval, Summary
 from efficientsam3.runtime.tables import plain_table
 
-COLUMNS = ["model", "prompt", "objects", "mIoU", *SIZES, "agreement"]
-CAPTION = (
-    "mIoU: mean over objects of the IoU with the true mask; small, medium, large: below 32², below 96², and from 96² "
-    "pixels. Agreement: mean IoU with the first model's masks."
-)
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One table, a row for each model and prompt."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    caption: str
+
+    def for_terminal(self) -> Table:
+        """The same for a terminal."""
+        table = plain_table(self.title, self.columns, self.caption)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
 
 
-def score_table(summaries: Sequence[Summary], images: int) -> Table:
-    """One row for each model and prompt, in the order given."""
-    table = plain_table(f"Masks of {images} images", COLUMNS, CAPTION)
-    for summary in summaries:
-        table.add_row(*score_row(summary))
-    return table
-
-
-def score_row(summary: Summary) -> list[str]:
-    """The cells of `COLUMNS`."""
-    by_size = [figure(summary.by_size[size]) for size in SIZES]
+def score_tables(summaries: Sequence[Summary], images: int) -> list[ScoreTable]:
+    """The shares of the teacher's mIoU, and by size; rows in the order given."""
+    shares = [
+        [
+            f"{percent(row.share)}{_span(row.share_interval, lambda value: f'{100 * value:.0f}')}",
+            f"{figure(row.miou)}{_span(row.interval, lambda value: f'{value:.2f}')}",
+            percent(row.from_zeros),
+        ]
+        for row in summaries
+    ]
+    sizes = [[*(figure(row.by_size[size]) for size in SIZES), figure(row.agreement)] for row in summaries]
     return [
-        summary.model,
-        summary.prompt,
-        str(summary.objects),
-        figure(summary.miou),
-        *by_size,
-        figure(summary.agreement),
+        ScoreTable(
+            f"Masks of {images} images",
+            ["model", "prompt", "of teacher", "mIoU", "from zeros"],
+            [[row.model, row.prompt, *cells] for row, cells in zip(summaries, shares, strict=True)],
+            "Of teacher: the share of the first model's mIoU. mIoU: mean over objects of the IoU with the true mask. "
+            "In brackets: the 95 % interval over images, by bootstrap. From zeros: the share of the way from an "
+            "embedding of zeros, which shows what the prompt alone is worth, to the first model.",
+        ),
+        ScoreTable(
+            "mIoU by size of the object",
+            ["model", "prompt", "objects", *SIZES, "agreement"],
+            [[row.model, row.prompt, str(row.objects), *cells] for row, cells in zip(summaries, sizes, strict=True)],
+            "Small, medium, large: below 32², below 96², and from 96² pixels. Agreement: mean IoU with the first "
+            "model's masks.",
+        ),
     ]
 
 
 def figure(value: float | None) -> str:
     """Three digits after the point, or a dash where there is nothing to average."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """A share with one digit after the point, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _span(interval: Interval | None, form: Callable[[float], str]) -> str:
+    return "" if interval is None else f" ({form(interval[0])}-{form(interval[1])})"

@@ -6,7 +6,7 @@ import torch
 
 from efficientsam3.cli import main
 from efficientsam3.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, open_models
+from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, named_zeros, open_models
 from efficientsam3.evaluate.masks.request import EvaluationRequest
 from efficientsam3.evaluate.run import Evaluation, evaluate_masks
 from efficientsam3.export.onnx.run import export_onnx
@@ -29,18 +29,22 @@ def data(tmp_path: Path, write_sa1b, two_images) -> Path:
 
 def test_several_models_and_what_is_written(tmp_path: Path, data, write_store, box_decoder, student_path) -> None:
     store = write_store(tmp_path / "store", ["sa_1", "sa_2"])
-    models = [f"teacher={store}", "random", str(student_path)]
+    models = [f"teacher={store}", "zeros", str(student_path)]
     evaluation = evaluate(models, data, ["box", "point"], tmp_path / "out", decoder=box_decoder)
     assert [(row.model, row.prompt, row.objects) for row in evaluation.summaries] == [
-        (model, prompt, 4)
-        for prompt in ("box", "point")
-        for model in ("teacher", "random", "training/ckpt_epoch_1.pth")
+        (model, prompt, 4) for prompt in ("box", "point") for model in ("teacher", "zeros", "training/ckpt_epoch_1.pth")
     ]
     # The decoder fills boxes, and all objects are boxes.
     assert all(row.miou is not None and row.miou > 0.9 for row in evaluation.summaries[:3])
-    assert evaluation.summaries[0].agreement == 1
+    assert evaluation.summaries[0].agreement == evaluation.summaries[1].share == 1
+    assert evaluation.summaries[2].from_zeros is None, "this decoder does not look at embeddings: there is no way"
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["format_version"] == 1
+    assert {(row["model"], row["other"]) for row in results["differences"] if row["prompt"] == "box"} == {
+        ("zeros", "teacher"),
+        ("training/ckpt_epoch_1.pth", "teacher"),
+        ("training/ckpt_epoch_1.pth", "zeros"),
+    }
     assert results["models"] == models
     assert results["decoder"] == str(box_decoder)
     assert results["prompts"] == ["box", "point"]
@@ -138,11 +142,17 @@ def test_text_needs_a_whole_model_and_finds_by_category(
 
 @pytest.mark.parametrize(
     ("models", "place"),
-    [(["a.pt", "random"], 0), (["a.pt", "b.pt", "noise=random:2", "random"], 1), (["random", "a.pt"], 1)],
+    [(["a.pt", "random"], 0), (["a.pt", "b.pt", "noise=random:2", "zeros"], 1), (["random", "a.pt"], 1)],
 )
 def test_examples_are_of_the_last_model_that_sees_the_images(models: list[str], place: int) -> None:
     assert last_nonrandom(models) == place
     assert last_nonrandom(["random"]) == -1
+
+
+def test_zeros_go_by_several_names() -> None:
+    assert named_zeros(["a.pt", "nothing=random:0"]) == "nothing"
+    assert named_zeros(["a.pt", "zeros"]) == "zeros"
+    assert named_zeros(["a.pt", "random"]) is None
 
 
 def test_graphs_are_measured_as_the_model_they_come_from(
@@ -178,7 +188,7 @@ def test_the_command_prints_one_table(tmp_path: Path, data, box_decoder, capsys)
     options = ["--data", data, "--decoder", box_decoder, "--prompt", "box", "center", "--out", out, "--device", "cpu"]
     assert main(["evaluate", "noise=random", "zeros=random:0", *map(str, options), "--max-objects", "1"]) == 0
     printed = capsys.readouterr().out
-    assert [printed.count(word) for word in ("noise", "zeros", "center")] == [2, 2, 2]
+    assert [printed.count(word) for word in ("noise ", "zeros ", " center ")] == [4, 4, 4]  # two tables
     assert (out / "report.html").is_file()
     assert main(["evaluate", "random", "--data", str(data), "--out", str(out)]) == 2
     assert "--decoder" in capsys.readouterr().err

@@ -50,9 +50,10 @@ def test_the_found_mask_that_overlaps_most_counts_and_agreement_is_with_the_firs
     nothing = Given("nothing", torch.zeros(0, 10, 20, dtype=torch.bool), [])
     seen: list[tuple[int, int]] = []
 
-    def observe(image, thing, masks, scores) -> None:
+    def observe(image, thing, masks, scores, prompts) -> None:
         seen.append((thing.number, len(masks)))
         assert [len(mask.shape) for mask in masks] == [2, 2, 2]
+        assert len(prompts) == 3
 
     scores = measure([first, second, nothing], truth, ["text", "box"], Selection(), observe).scores
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from efficientsam3.evaluate.masks.objects import TrueObject, interior_point
 from efficientsam3.evaluate.masks.segmenters import to_rle
+from efficientsam3.sam3.geometry import check_prompt
 from efficientsam3.sam3.prompts import ConceptPrompt, ObjectPrompt
 
 
@@ -65,6 +68,23 @@ def test_each_prompt_of_an_object() -> None:
     assert known.prompt("text") == ConceptPrompt("cat")
     x, y = thing(mask).point
     assert (x, y) in {(8 + i, 6 + j) for i in range(7) for j in (0, 1)}
+
+
+def test_a_jittered_box_is_the_object_s_own_and_stays_in_the_image() -> None:
+    mask = np.zeros((300, 400), dtype=bool)
+    mask[100:200, 150:350] = True
+    prompt = thing(mask).prompt("jitter", 7)
+    assert prompt == thing(mask).prompt("jitter", 7) != thing(mask).prompt("jitter", 8)
+    assert prompt != replace(thing(mask), number=1).prompt("jitter", 7)
+    boxes = np.array([thing(mask).jittered_box(number) for number in range(400)])
+    errors = boxes - np.array(thing(mask).box)
+    assert abs(errors).max() == 20
+    assert errors[:, 1::2].std() == pytest.approx(9.3, abs=0.7)  # a tenth of 100, less what 20 cuts off
+    assert abs(errors.mean(0)).max() < 3
+    corner = np.zeros((30, 40), dtype=bool)
+    corner[29, 39] = corner[0, 0] = True
+    for number in range(50):
+        check_prompt(thing(corner).prompt("jitter", number), (30, 40))
 
 
 def test_a_box_is_tight_from_edge_to_edge() -> None:

@@ -18,8 +18,10 @@ from efficientsam3.evaluate.report.charts import metric_charts
 from efficientsam3.evaluate.report.gallery import Gallery
 from efficientsam3.evaluate.report.overlays import example_images
 from efficientsam3.evaluate.run import evaluate_masks
+from efficientsam3.sam3.prompts import ObjectPrompt
 
 NAN = float("nan")
+PROMPT = ObjectPrompt(box=(0, 0, 8, 8))
 
 
 class Page(HTMLParser):
@@ -99,7 +101,7 @@ def offer(gallery: Gallery, image_id: str, number: int, *ious: float, area: int 
     mask.view(-1)[:area] = True
     image = TrueImage(image_id, Path(f"{image_id}.jpg"), (8, 8), (), Path())
     scores = [ObjectScore(f"m{place}", image_id, number, "box", area, iou, 1.0, 0.5) for place, iou in enumerate(ious)]
-    gallery(image, TrueObject(number, to_rle(mask)), [mask] * len(ious), scores)
+    gallery(image, TrueObject(number, to_rle(mask)), [mask] * len(ious), scores, [PROMPT] * len(ious))
 
 
 def test_the_gallery_keeps_the_best_the_worst_and_the_furthest_behind() -> None:
@@ -149,7 +151,13 @@ def test_overlays_colour_the_mask_alone(tmp_path: Path) -> None:
     gallery = Gallery()
     thing = TrueObject(0, to_rle(mask))
     score = ObjectScore("m", "grey", 0, "box", 100, 1.0, 1.0, 0.5)
-    gallery(TrueImage("grey", tmp_path / "grey.png", (40, 60), (thing,), Path()), thing, [~mask], [score])
+    gallery(
+        TrueImage("grey", tmp_path / "grey.png", (40, 60), (thing,), Path()),
+        thing,
+        [~mask],
+        [score],
+        [thing.prompt("box")],
+    )
     asked, true, found = (
         np.asarray(image).astype(int) for image in example_images(gallery.groups()["box", "Best of m"][0])
     )

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efficientsam3.evaluate.masks.comparison import compare, interval, resampled_means
+from efficientsam3.evaluate.masks.scores import ObjectScore
+from efficientsam3.evaluate.report.score_tables import score_tables
+
+
+def scores(ious: dict[str, dict[str, list[float]]]) -> list[ObjectScore]:
+    """By model, by image, of each object."""
+    return [
+        ObjectScore(model, image, number, "box", 2000, iou, 0.5, 0.9)
+        for model, images in ious.items()
+        for image, of_image in images.items()
+        for number, iou in enumerate(of_image)
+    ]
+
+
+GIVEN = scores(
+    {
+        "teacher": {"a": [0.9, 0.7], "b": [0.8]},
+        "student": {"a": [0.6, 0.6], "b": [0.6]},
+        "zeros": {"a": [0.4, 0.4], "b": [0.4]},
+    }
+)
+
+
+def test_shares_by_hand() -> None:
+    (teacher, student, zeros), differences = compare(GIVEN, ["teacher", "student", "zeros"], ["box"], "zeros")
+    assert (teacher.share, teacher.from_zeros) == (1, 1)
+    assert student.share == pytest.approx(0.75)
+    assert student.from_zeros == pytest.approx(0.5)
+    assert zeros.share == pytest.approx(0.5)
+    assert zeros.from_zeros == 0
+    # Every image's mean is 0.8 for the teacher, and every object's is 0.6 for the student: nothing varies.
+    assert student.share_interval == student.interval is not None or student.interval == pytest.approx((0.6, 0.6))
+    assert student.share_interval == pytest.approx((0.75, 0.75))
+    found = {(row.model, row.other): row.difference for row in differences}
+    assert found == {
+        ("student", "teacher"): pytest.approx(-0.2),
+        ("zeros", "teacher"): pytest.approx(-0.4),
+        ("zeros", "student"): pytest.approx(-0.2),
+    }
+    first, second = score_tables([teacher, student, zeros], 2)
+    assert first.rows[1] == ["student", "box", "75.0 % (75-75)", "0.600 (0.60-0.60)", "50.0 %"]
+    assert second.rows[1] == ["student", "box", "3", "-", "0.600", "-", "0.500"]
+
+
+def test_one_image_says_nothing_of_others_and_a_teacher_without_masks_has_no_shares() -> None:
+    (first, second), (difference,) = compare(
+        scores({"a": {"one": [0.0]}, "b": {"one": [0.5]}}), ["a", "b"], ["box", "point"][:1]
+    )
+    assert (first.interval, second.interval, difference.interval) == (None, None, None)
+    assert (second.share, second.from_zeros) == (None, None)
+    assert compare(GIVEN, ["teacher"], ["point"])[0][0].objects == 0
+
+
+def test_differences_are_paired() -> None:
+    """Images differ a lot, models by little: the difference is sure although neither mean is."""
+    hard = [0.1, 0.3, 0.5, 0.7, 0.9] * 4
+    better = [value + 0.02 for value in hard]
+    given = {name: {str(place): [iou] for place, iou in enumerate(ious)} for name, ious in (("a", hard), ("b", better))}
+    (_, b), (difference,) = compare(scores(given), ["a", "b"], ["box"])
+    assert b.interval is not None
+    assert b.interval[1] - b.interval[0] > 0.2
+    assert difference.interval == pytest.approx((0.02, 0.02))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 5)), min_size=2, max_size=40), st.integers(0, 100))
+def test_resampled_means_are_scipy_s_bootstrap(images: list[tuple[float, int]], seed: int) -> None:
+    """Against scipy's standard error, in the statistic that it can do: means of images with one object each."""
+    from scipy.stats import bootstrap
+
+    values = np.array([value for value, _ in images])
+    drawn = resampled_means(values[None], np.ones(len(values)), seed)
+    assert drawn.shape == (1, 2000)
+    assert (drawn == resampled_means(values[None], np.ones(len(values)), seed)).all(), "seeded"
+    theirs = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=seed)
+    assert drawn.std() == pytest.approx(theirs.standard_error, rel=0.15, abs=1e-6)
+    low, high = interval(drawn[0]) or (0, 0)
+    reach = 0.4 * theirs.standard_error + 1e-6
+    assert low == pytest.approx(theirs.confidence_interval.low, abs=reach)
+    assert high == pytest.approx(theirs.confidence_interval.high, abs=reach)
+    counts = np.array([count for _, count in images], dtype=float)
+    weighted = resampled_means(np.stack([values * counts, counts]), counts, seed)
+    assert (weighted[1] == 1).all()
+    assert values.min() - 1e-9 <= weighted[0].min() <= weighted[0].max() <= values.max() + 1e-9
