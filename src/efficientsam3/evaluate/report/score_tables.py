@@ -21,6 +21,7 @@ class ScoreTable:
     def for_terminal(self) -> Table:
         """The same for a terminal."""
         table = plain_table(self.title, self.columns, self.caption)
+        table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # so that figures are never cut off
         for row in self.rows:
             table.add_row(*row)
         return table
