@@ -17,6 +17,7 @@ from efficientsam3.embed.plan import plan_embedding
 from efficientsam3.embed.run import embed_dataset
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.distributed import Process
+from sam_decoder import write_sam
 from sharing import made_once
 from tiny import TINY_OPTS
 
@@ -124,6 +125,14 @@ def box_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mask decoder of SAM's inputs and outputs that fills the box it is given, see `box_model`."""
     path = tmp_path_factory.mktemp("decoder") / "box.onnx"
     onnx.save(box_model(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sam_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a small decoder of SAM's architecture, see `sam_decoder.py`."""
+    path = tmp_path_factory.mktemp("decoder") / "sam.onnx"
+    write_sam(path)
     return path
 
 

@@ -97,7 +97,7 @@ def rename(key: str) -> str:
     for pattern, target, renames in _scopes():
         found = pattern.match(key)
         if found is not None:
-            inner = _rename_parts(key[found.end() :], renames)
+            inner = rename_parts(key[found.end() :], renames)
             return (target.replace("#", found[1]) if "#" in target else target) + inner
     raise UserError(f"{key} is not a tensor of SAM3: give a checkpoint in sam3.pt's own layout.")
 
@@ -109,7 +109,7 @@ def _scopes() -> list[tuple[re.Pattern[str], str, Renames]]:
     ]
 
 
-def _rename_parts(name: str, renames: Renames) -> str:
+def rename_parts(name: str, renames: Renames) -> str:
     """Replace whole dotted parts, each position at most once, earlier entries first."""
     if not renames:
         return name

@@ -112,6 +112,16 @@ _MASK_DECODER = {
     "output_upscaling.1": "upscale_layer_norm",
     "output_upscaling.3": "upscale_conv2",
 } | _IN_HIDDEN_OUT
+# The same two modules in transformers' `SamModel`, whose sources are segment-anything's.
+SAM_TRANSFORMER: Renames = _NORMS | {"norm_final_attn": "layer_norm_final_attn"}
+SAM: Renames = (
+    _PROMPT_ENCODER
+    | _MASK_DECODER
+    | {
+        "point_embeddings": "point_embed",
+        "pe_layer.positional_encoding_gaussian_matrix": "shared_embedding.positional_embedding",
+    }
+)
 _TRACKER = {
     "maskmem_tpos_enc": "memory_temporal_positional_encoding",
     "no_mem_embed": "no_memory_embedding",

@@ -13,7 +13,7 @@ from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import build_models
 from efficientsam3.sam3.contents import read_contents
-from efficientsam3.sam3.geometry import Placement
+from efficientsam3.sam3.geometry import Floats, Placement
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.sam3.prompts import ObjectPrompt
 from efficientsam3.sam3.torch_calls import masks_to_image, track_object, tracker_features
@@ -90,20 +90,41 @@ class OnnxDecoder:
             points, labels = placement.object_to_input(prompt)
             if prompt.box is None:  # SAM's export wants a padding point in its place
                 points, labels = np.concatenate([points, np.zeros((1, 2), np.float32)]), [*labels, _PADDING_LABEL]
-            scores, low = self._run(
-                _OUTPUTS,
-                {
-                    "image_embeddings": array,
-                    "point_coords": points[None],
-                    "point_labels": np.array([labels], dtype=np.float32),
-                    "mask_input": self._no_mask if prompt.mask is None else prompt.mask.numpy()[None, None],
-                    "has_mask_input": np.full(1, prompt.mask is not None, dtype=np.float32),
-                    "orig_im_size": np.array(placement.size, dtype=np.float32),
-                },
-            )
-            return _best(torch.from_numpy(low[0]), torch.from_numpy(scores[0]), placement)
+            mask = None if prompt.mask is None else prompt.mask.numpy()
+            low, scores = self.answer(array, points, labels, mask, placement.size)
+            return _best(torch.from_numpy(low), torch.from_numpy(scores), placement)
 
         return ask
+
+    def answer(
+        self,
+        embedding: Floats,
+        points: Floats,
+        labels: list[int],
+        mask: Floats | None = None,
+        size: tuple[int, int] = (1, 1),
+    ) -> tuple[Floats, Floats]:
+        """The graph's low-resolution logits (N, h, w) and predicted IoUs (N,).
+
+        Args:
+            embedding: (1, embed_dim, embed_size, embed_size).
+            points: (K, 2) in pixels of the input, a box as its two corners, and padding where there is no box.
+            labels: 1 or 0 for each point, 2 and 3 for corners, -1 for padding.
+            mask: (h, w) logits of an earlier answer.
+            size: height and width of the masks that the graph makes besides, which are not used.
+        """
+        scores, low = self._run(
+            _OUTPUTS,
+            {
+                "image_embeddings": embedding,
+                "point_coords": points[None],
+                "point_labels": np.array([labels], dtype=np.float32),
+                "mask_input": self._no_mask if mask is None else mask[None, None],
+                "has_mask_input": np.array([float(mask is not None)], dtype=np.float32),
+                "orig_im_size": np.array(size, dtype=np.float32),
+            },
+        )
+        return low[0], scores[0]
 
 
 class Sam3Decoder:
@@ -131,23 +152,23 @@ class Sam3Decoder:
             for key, value in contents.tensors.items()
             if not key.startswith("detector_model.") or key.startswith("detector_model.vision_encoder.backbone.")
         }
-        self._tracker: Any = build_models(replace(contents, tensors=kept)).tracker
+        self.tracker: Any = build_models(replace(contents, tensors=kept)).tracker
         backbone = contents.config.detector_config.vision_config.backbone_config
         self.embed_dim: int = backbone.hidden_size
         self.embed_size: int = backbone.image_size // backbone.patch_size
         self.preprocessing = sam3_preprocessing(backbone.image_size)
-        self._tracker.vision_encoder.backbone = torch.nn.Identity()  # never called; this frees its memory
+        self.tracker.vision_encoder.backbone = torch.nn.Identity()  # never called; this frees its memory
         self._device, self._max_hole_area = device, max_hole_area
-        self._tracker.to(device)
+        self.tracker.to(device)
 
     @torch.inference_mode()
     def open(self, embedding: torch.Tensor, placement: Placement) -> Callable[[ObjectPrompt], Answer]:
         """See `Decoder`."""
-        features = tracker_features(self._tracker, embedding.float().to(self._device))
+        features = tracker_features(self.tracker, embedding.float().to(self._device))
 
         @torch.inference_mode()
         def ask(prompt: ObjectPrompt) -> Answer:
-            return _best(*track_object(self._tracker, features, placement, prompt), placement, self._max_hole_area)
+            return _best(*track_object(self.tracker, features, placement, prompt), placement, self._max_hole_area)
 
         return ask
 

@@ -11,7 +11,7 @@ from efficientsam3.sam3.holes import fill_holes
 from efficientsam3.sam3.promptable import PADDING_LABEL
 from efficientsam3.sam3.prompts import ObjectPrompt
 
-_MASK_LIMIT = 32.0  # Meta's interactive predictor returns, and so is fed, logits within it
+MASK_LIMIT = 32.0  # Meta's interactive predictor returns, and so is fed, logits within it
 
 
 def masks_to_image(placement: Placement, logits: torch.Tensor, max_hole_area: int = 0) -> torch.Tensor:
@@ -115,7 +115,7 @@ def ask_tracker(
     if box is not None:
         prompt["input_boxes"] = torch.as_tensor(box).reshape(1, 1, 4).to(device)
     if mask is not None:
-        prompt["input_masks"] = mask[None, None].clamp(-_MASK_LIMIT, _MASK_LIMIT).to(device)
+        prompt["input_masks"] = mask[None, None].clamp(-MASK_LIMIT, MASK_LIMIT).to(device)
     return tracker(image_embeddings=features, multimask_output=True, **prompt)
 
 
