@@ -1,6 +1,6 @@
 """The teacher at work: the images of a plan, in batches, and their embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -49,8 +49,13 @@ def check_storable(batch: ImageBatch, embeddings: torch.Tensor) -> None:
     Raises:
         UserError: an embedding is not finite in float16; the sentence names its image.
     """
-    for image_id, is_finite in zip(batch.image_ids, storable(embeddings).tolist(), strict=True):
-        if not is_finite:
+    refuse_others(batch, storable(embeddings).tolist())
+
+
+def refuse_others(batch: ImageBatch, are_storable: Iterable[float]) -> None:
+    """`check_storable`, of what `storable` said of each image."""
+    for image_id, is_storable in zip(batch.image_ids, are_storable, strict=True):
+        if not is_storable:
             raise not_storable(image_id)
 
 

@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
-import torch
-
 from efficientsam3.data.loader import ImageBatch
-from efficientsam3.embed.batches import check_storable, embed_batch, image_batches, load_teacher
-from efficientsam3.embed.plan import EmbedPlan, check_space, missing_images
+from efficientsam3.embed.batches import image_batches, load_teacher
+from efficientsam3.embed.pipeline import Pipeline
+from efficientsam3.embed.plan import EmbedPlan, Indices, check_space, missing_images
 from efficientsam3.embed.setup import prepare_store
 from efficientsam3.runtime.distributed import Process, all_gather, barrier, on_main
 from efficientsam3.runtime.errors import UserError
@@ -17,9 +17,8 @@ from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.store.encodings import Codec
-from efficientsam3.store.gather import content_sizes, continue_statistics, measure_batch
+from efficientsam3.store.gather import content_sizes, continue_statistics
 from efficientsam3.store.manifest import StoreManifest
-from efficientsam3.store.records import pack_records
 from efficientsam3.store.shards import Shard, find_shards
 from efficientsam3.store.statistics import ShardStatistics
 from efficientsam3.store.writer import BackgroundWriter
@@ -64,20 +63,18 @@ def embed_dataset(plan: EmbedPlan, process: Process, admitted: Callable[[], None
     barrier()  # no process writes before all have read what is there
     total, start = sum(map(len, missing)), time.monotonic()
     logger.info("%d images, %d in the store already, %d to embed", plan.count, plan.count - total, total)
-    teacher = load_teacher(plan, process)
     codec = manifest.build_codec(plan.store_dir)
+    largest = min(plan.batch_size, max(1, *map(len, mine)))
+    pipeline = Pipeline(load_teacher(plan, process), manifest, codec, process.device, largest)
     broken: list[str] = []
     embedded = 0
     statistics = _catch_up(plan, manifest, codec, process)
     with (
-        BackgroundWriter(Shard(plan.store_dir, process.rank), manifest.record_size, statistics) as writer,
+        BackgroundWriter(Shard(plan.store_dir, process.rank), manifest.record_size, statistics, queued=0) as writer,
+        closing(pipeline.run(_read(plan, mine, process), writer)) as written,
         progress_bar("embed", sum(map(len, mine)), process.is_main) as advance,
     ):
-        for number, batch in enumerate(image_batches(plan, mine, process)):
-            if process.is_orphan():
-                raise UserError("The launcher (torchrun) is gone, so this worker stops; run the same command again.")
-            embeddings = embed_batch(teacher, batch, process.device)
-            _write(batch, embeddings, manifest, codec, writer)
+        for number, batch in enumerate(written):
             embedded += len(batch.image_ids)
             broken += batch.broken
             for sentence in batch.broken:
@@ -116,18 +113,11 @@ def _catch_up(plan: EmbedPlan, manifest: StoreManifest, codec: Codec, process: P
     return found
 
 
-def _write(
-    batch: ImageBatch, embeddings: torch.Tensor, manifest: StoreManifest, codec: Codec, writer: BackgroundWriter
-) -> None:
-    if not batch.image_ids:
-        return
-    check_storable(batch, embeddings)
-    payloads = codec.encode(embeddings)
-    # Statistics are of what is stored, so that they can be made again from the store.
-    statistics = measure_batch(codec.decode(payloads), batch.content_sizes, manifest)
-    records = pack_records(batch.seeds.numpy(), payloads.cpu().numpy())
-    for image_id, *rest in zip(batch.image_ids, records, statistics, batch.stamps, strict=True):
-        writer.append(image_id, *rest)
+def _read(plan: EmbedPlan, indices: list[Indices], process: Process) -> Iterator[ImageBatch]:
+    for batch in image_batches(plan, indices, process):
+        if process.is_orphan():
+            raise UserError("The launcher (torchrun) is gone, so this worker stops; run the same command again.")
+        yield batch
 
 
 def _summarise(

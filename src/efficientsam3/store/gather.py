@@ -1,7 +1,7 @@
 """Computing the statistics of records that are already in the store."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +66,25 @@ def _find(key: bytes, listings: Sequence[ImageListing]) -> Path | None:
     return None
 
 
-def measure_batch(embeddings: torch.Tensor, sizes: torch.Tensor, manifest: StoreManifest) -> list[ChannelStatistics]:
-    """Statistics of each embedding of a batch.
+def crop_to_images(
+    embeddings: Iterable[torch.Tensor], sizes: torch.Tensor, manifest: StoreManifest
+) -> Iterator[torch.Tensor]:
+    """The cells of each embedding that show its image, (D, rows, columns): views, since padding is right and below.
 
     Args:
-        embeddings: (B, D, E, E) float, as the store's codec gives them back.
-        sizes: (B, 2) height and width in pixels that each image covers.
+        embeddings: B times (D, E, E).
+        sizes: (B, 2) height and width in pixels that each image covers; on the CPU, so that no device is waited for.
         manifest: the store's manifest.
     """
-    valid = build_valid_mask(sizes.to(embeddings.device), manifest.preprocessing.image_size, manifest.embed_size)
-    return [ChannelStatistics.measure(*pair) for pair in zip(embeddings, valid, strict=True)]
+    valid = build_valid_mask(sizes, manifest.preprocessing.image_size, manifest.embed_size)
+    counts = zip(valid[:, :, 0].sum(dim=1).tolist(), valid[:, 0].sum(dim=1).tolist(), strict=True)
+    for grid, (rows, columns) in zip(embeddings, counts, strict=True):
+        yield grid[:, :rows, :columns]
+
+
+def measure_batch(embeddings: torch.Tensor, sizes: torch.Tensor, manifest: StoreManifest) -> list[ChannelStatistics]:
+    """Statistics of each embedding of a batch; arguments as for `crop_to_images`."""
+    return [ChannelStatistics.measure(cells) for cells in crop_to_images(embeddings, sizes, manifest)]
 
 
 def continue_statistics(

@@ -9,8 +9,12 @@ SEED_BYTES = 4
 
 def pack_records(seeds: npt.NDArray[np.int32], payloads: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """(B,) int32 seeds and (B, payload_size) uint8 payloads to (B, record_size) uint8 records."""
-    header = seeds.astype("<i4").view(np.uint8).reshape(len(seeds), SEED_BYTES)
-    return np.concatenate([header, payloads], axis=1)
+    return np.concatenate([seed_bytes(seeds), payloads], axis=1)
+
+
+def seed_bytes(seeds: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """(B,) int32 seeds to (B, SEED_BYTES) uint8, the beginnings of their records."""
+    return seeds.astype("<i4").view(np.uint8).reshape(len(seeds), SEED_BYTES)
 
 
 def unpack_seeds(records: torch.Tensor) -> torch.Tensor:

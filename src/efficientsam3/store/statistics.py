@@ -34,18 +34,9 @@ class ChannelStatistics:
         return cls(0, torch.zeros(embed_dim, dtype=torch.float64), torch.zeros(embed_dim, dtype=torch.float64))
 
     @classmethod
-    def measure(cls, embedding: torch.Tensor, valid: torch.Tensor) -> Self:
-        """Statistics of one embedding's valid cells, in two passes.
-
-        Args:
-            embedding: (D, E, E) float, on any device.
-            valid: (E, E) bool, at least one cell set, on the same device.
-        """
-        # MPS has no float64.
-        device = torch.device("cpu") if embedding.device.type == "mps" else embedding.device
-        cells = embedding.to(device)[:, valid.to(device)].double()  # [D, n]
-        mean = cells.mean(dim=1)
-        return cls(cells.shape[1], mean.cpu(), (cells - mean[:, None]).square().sum(dim=1).cpu())
+    def measure(cls, cells: torch.Tensor) -> Self:
+        """Statistics of (D, ...) float cells, on any device."""
+        return cls(cells[0].numel(), *measure_moments(cells).cpu())
 
     def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
         """Statistics over the cells of both.
@@ -63,6 +54,16 @@ class ChannelStatistics:
     def variance(self) -> torch.Tensor:
         """(D,) float64; the variance of these cells, not an estimate for a larger population."""
         return self.m2 / max(self.cells, 1)
+
+
+def measure_moments(cells: torch.Tensor) -> torch.Tensor:
+    """`mean` and `m2` of (D, ...) float cells, in two passes: (2, D) float64 on their device, not waiting for it.
+
+    MPS has no float64: there it is computed, after waiting, on the CPU.
+    """
+    values = (cells.cpu() if cells.device.type == "mps" else cells).flatten(1).double()  # [D, n]
+    mean = values.mean(dim=1)
+    return torch.stack([mean, (values - mean[:, None]).square_().sum(dim=1)])
 
 
 class ShardStatistics:

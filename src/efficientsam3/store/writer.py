@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,8 @@ from efficientsam3.store.statistics import ChannelStatistics, ShardStatistics
 
 _COMMIT_SECONDS = 2.0
 _QUEUE_LENGTH = 16
-_Item = tuple[str, npt.NDArray[np.uint8], ChannelStatistics | None, ImageStamp]
+_Record = tuple[str, npt.NDArray[np.uint8], ChannelStatistics | None, ImageStamp]
+_Item = _Record | Callable[[], object] | None  # to write, to call, or the end
 
 
 class ShardWriter:
@@ -240,11 +241,20 @@ class BackgroundWriter:
         record_size: int,
         statistics: ShardStatistics | None = None,
         commit_seconds: float = _COMMIT_SECONDS,
+        queued: int = _QUEUE_LENGTH,
     ) -> None:
-        """Open the shard; arguments and errors as for `ShardWriter`."""
+        """Open the shard; errors as for `ShardWriter`.
+
+        Args:
+            shard: see `ShardWriter`.
+            record_size: likewise.
+            statistics: likewise.
+            commit_seconds: how often to commit.
+            queued: how many records may wait; 0 where the caller bounds the memory that they lie in, see `after`.
+        """
         self._writer = ShardWriter(shard, record_size, statistics)
         self._commit_seconds = commit_seconds
-        self._queue: queue.Queue[_Item | None] = queue.Queue(_QUEUE_LENGTH)
+        self._queue: queue.Queue[_Item] = queue.Queue(queued)
         self._ended = False  # the end of the queue was taken from it
         self._error: Exception | None = None
         self._path = shard.values_path
@@ -265,6 +275,10 @@ class BackgroundWriter:
         """
         self._raise_error()
         self._queue.put((key, record, statistics, image))
+
+    def after(self, done: Callable[[], object]) -> None:
+        """Have `done` called, in another thread, once nothing reads the records any more that were appended so far."""
+        self._queue.put(done)
 
     def __enter__(self) -> Self:
         return self
@@ -293,7 +307,10 @@ class BackgroundWriter:
             self._error = error
             # Keep emptying the queue, or the producer would wait for ever on a full one.
             while not self._ended:
-                self._ended = self._queue.get() is None
+                item = self._queue.get()
+                self._ended = item is None
+                if callable(item):
+                    item()
         finally:
             self._writer.close()
 
@@ -306,7 +323,10 @@ class BackgroundWriter:
                     self._ended = True
                     self._writer.commit()
                     return
-                self._writer.append(*item)
+                if callable(item):
+                    item()
+                else:
+                    self._writer.append(*item)
             except queue.Empty:
                 pass
             if time.monotonic() >= deadline:

@@ -14,7 +14,7 @@ from efficientsam3.data.layouts import list_images
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.convert import convert_store
-from efficientsam3.store.gather import compute_statistics
+from efficientsam3.store.gather import compute_statistics, measure_batch
 from efficientsam3.store.maintenance import merge_shards
 from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.records import pack_records
@@ -43,7 +43,7 @@ def fill(directory: Path, rank: int, numbers: range, gather: bool = True) -> Non
     writer = ShardWriter(shard, MANIFEST.record_size, ShardStatistics(shard, DIM) if gather else None)
     for number in numbers:
         record = pack_records(np.array([number], np.int32), codec.encode(embedding(number)).numpy())[0]
-        writer.append(f"sa_{number}", record, ChannelStatistics.measure(embedding(number)[0], EVERYWHERE))
+        writer.append(f"sa_{number}", record, ChannelStatistics.measure(embedding(number)[0]))
         writer.commit()
     writer.close()
 
@@ -74,7 +74,7 @@ def store(tmp_path: Path) -> Path:
 def test_merging_in_any_way_gives_the_statistics_of_all(sizes: list[int], offset: float, split: int) -> None:
     generator = np.random.default_rng(len(sizes))
     parts = [torch.from_numpy(offset + 0.01 * generator.standard_normal((DIM, size, 1))) for size in sizes]
-    measured = [ChannelStatistics.measure(part, torch.ones(part.shape[1:], dtype=torch.bool)) for part in parts]
+    measured = [ChannelStatistics.measure(part) for part in parts]
     left, right = ChannelStatistics.nothing(DIM), ChannelStatistics.nothing(DIM)
     for part in measured[:split]:
         left = left.merge(part)
@@ -88,9 +88,11 @@ def test_merging_in_any_way_gives_the_statistics_of_all(sizes: list[int], offset
 
 
 def test_padding_does_not_count() -> None:
-    valid = EVERYWHERE.clone()
-    valid[2:] = False
-    assert same(ChannelStatistics.measure(embedding(0)[0], valid), range(1), valid)
+    padding = MANIFEST.model_copy(update={"preprocessing": Preprocessing(image_size=56, resize="pad")})
+    valid = torch.zeros_like(EVERYWHERE)
+    valid[:2, :3] = True
+    [found] = measure_batch(embedding(0), torch.tensor([[28, 40]]), padding)
+    assert same(found, range(1), valid)
 
 
 def test_a_store_has_the_statistics_of_all_its_shards(store: Path) -> None:
