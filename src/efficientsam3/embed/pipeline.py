@@ -68,8 +68,8 @@ class HostCopies:
             for source, target in copied:
                 target.copy_(source, non_blocking=True)
                 source.record_stream(self._stream)  # or its memory would be given away while it is still read
-            arrived = torch.cuda.Event(blocking=True)
-            arrived.record(self._stream)  # type: ignore[no-untyped-call]
+            arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            arrived.record(self._stream)
         return arrived.synchronize
 
 
