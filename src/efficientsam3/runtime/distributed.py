@@ -15,6 +15,7 @@ from efficientsam3.runtime.device import DeviceName, select_device
 from efficientsam3.runtime.environment import Place, place_among_processes, thread_count
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import keep_freed_memory
+from efficientsam3.runtime.network import address_towards, interface_of, is_loopback
 
 T = TypeVar("T")
 # Ranks may wait this long for each other: one may have thousands more images to read.
@@ -64,8 +65,15 @@ def process_group(device_name: DeviceName) -> Iterator[Process]:
     if place.world_size == 1:
         yield process
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.world_size, timeout=_TIMEOUT)
+    is_cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if is_cuda else "gloo",
+        store=_meet(place),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=_TIMEOUT,
+        device_id=device if is_cuda else None,  # or NCCL would have to guess, in barriers, which GPU is this process's
+    )
     # After an exception the group is left as it is: NCCL would wait here for peers that wait for this process, and the
     # error would stay unsaid. torchrun ends the peers once this process has ended.
     yield process
@@ -76,6 +84,7 @@ def _meet(place: Place) -> Any:
     """The store by which the processes exchange their addresses, once all have found it."""
     try:
         store, _, _ = next(rendezvous("env://", place.rank, place.world_size, timeout=_MEETING_TIMEOUT))
+        _choose_interface(store, place)
         store.set_timeout(_TIMEOUT)
     except (RuntimeError, ValueError) as error:  # DistNetworkError and DistStoreError are RuntimeErrors
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -85,6 +94,24 @@ def _meet(place: Place) -> Any:
             f"{_MEETING_TIMEOUT.seconds} s ({reason}): start all, with an address and a free port that all reach."
         ) from error
     return store
+
+
+def _choose_interface(store: Any, place: Place) -> None:
+    """Let gloo listen where other machines reach this one, unless GLOO_SOCKET_IFNAME says where.
+
+    By itself it takes the address of this machine's name, which may be another network's, or 127.0.1.1. That is what
+    leads to MASTER_ADDR; on the machine whose own address that is, what leads to any other machine.
+    """
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    address = address_towards(os.environ["MASTER_ADDR"])
+    store.set(f"address/{place.rank}", address or "")
+    if address and is_loopback(address):
+        everyone = [store.get(f"address/{rank}").decode() for rank in range(place.world_size)]
+        elsewhere = next((other for other in everyone if other and not is_loopback(other)), None)
+        address = address_towards(elsewhere) if elsewhere else address
+    if address and (name := interface_of(address)):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def barrier() -> None:

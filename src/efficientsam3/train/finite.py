@@ -54,21 +54,27 @@ class FiniteWatch:
 
 
 class StatisticsGuard:
-    """Undoes what a skipped step has put into BatchNorm's running statistics."""
+    """Undoes what a skipped step has put into BatchNorm's running statistics.
+
+    A student has two small ones for each of its up to 219 BatchNorms. They are copied all at once, because a kernel for
+    each would take longer to launch than to run.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         """Guard the floating-point buffers of `model`."""
-        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._buffers = [buffer.view(-1) for buffer in model.buffers() if buffer.is_floating_point()]
+        self._sizes = [len(buffer) for buffer in self._buffers]
+        self._kept = torch.cat(self._buffers) if self._buffers else torch.empty(0)
 
     @torch.no_grad()
     def keep(self) -> None:
         """Remember them, before a step."""
         if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+            torch.cat(self._buffers, out=self._kept)
 
     @torch.no_grad()
     def restore(self, bad: torch.Tensor) -> None:
         """Put them back where `bad`, a bool scalar on their device, is set, without waiting for it."""
-        for buffer, kept in zip(self._buffers, self._kept, strict=True):
-            torch.where(bad, kept, buffer, out=buffer)
+        if self._buffers:
+            wanted = torch.where(bad, self._kept, torch.cat(self._buffers))
+            torch._foreach_copy_(self._buffers, torch.split(wanted, self._sizes))

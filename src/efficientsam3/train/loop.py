@@ -290,7 +290,17 @@ class Trainer:
             student = model(pixels)
         with self._stage("loss"):
             valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
-            return self._objective(student, targets, valid, batch.weights)
+            return self._objective(student, _laid_out_like(student, targets), valid, batch.weights)
+
+
+def _laid_out_like(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The targets in the memory layout of the student's output, which is channels_last on CUDA.
+
+    Once, or every operation of the losses and of their gradients would read one of the two with a stride.
+    """
+    if targets.stride() == student.stride():
+        return targets
+    return torch.empty_like(student, dtype=targets.dtype).copy_(targets)
 
 
 def _groups(batches: Iterable[TrainBatch], size: int, total: int) -> Iterator[Group]:

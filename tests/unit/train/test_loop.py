@@ -1,4 +1,4 @@
-"""What a step does besides learning: leave out what is not finite, wait for no device, compile, count."""
+"""What a step does besides learning: leave out what is not finite, take batches one by one, compile, count."""
 
 import json
 from collections.abc import Callable
@@ -9,19 +9,17 @@ import pytest
 import torch
 from timm.models.efficientvit_mit import LiteMLA
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from efficientsam3.checkpoints.training import checkpoint_path, load_training_checkpoint
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.distributed import Process
-from efficientsam3.runtime.errors import UserError
 from efficientsam3.train.batches import TrainBatch
-from efficientsam3.train.finite import FiniteWatch
 from efficientsam3.train.loop import Trainer
-from efficientsam3.train.objective import Losses
+from efficientsam3.train.objective import FeatureObjective, Losses
 from efficientsam3.train.optimizer import apply_if_finite, build_optimizer
 from efficientsam3.train.run import train
+from efficientsam3.train.targets import StoredTargets
 
 MakeTraining = Callable[..., TrainConfig]
 
@@ -47,18 +45,6 @@ def test_a_step_without_a_finite_gradient_changes_nothing() -> None:
 
 def _state(model: nn.Module, optimizer: torch.optim.AdamW) -> list[torch.Tensor]:
     return [*model.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
-
-
-def test_ten_steps_in_a_row_are_too_many_wherever_the_looks_fall() -> None:
-    watch = FiniteWatch()
-    for step in range(30):
-        watch.note(step, ["sa_1"], torch.tensor(step not in (5, 14)))
-        if step % 4 == 0 and step <= 20:
-            watch.look()
-    assert watch.skipped == 19
-    assert watch.in_a_row == 6
-    with pytest.raises(UserError, match=r"10 steps in a row.*sa_1"):
-        watch.look()
 
 
 def test_a_loss_that_is_not_finite_is_counted_and_kept_out_of_the_averages(
@@ -116,34 +102,6 @@ def test_float16_trains_with_scaled_gradients(
     )
 
 
-class _CountWaits(TorchDispatchMode):
-    """Counts what makes a host wait for its device: reading a tensor's value."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_waits_for_no_device(
-    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step, waits = Trainer._take_step, list[int]()
-
-    def counted(trainer: Trainer, group: Any) -> Any:
-        with _CountWaits() as mode:
-            taken = step(trainer, group)
-        waits.append(mode.count)
-        return taken
-
-    monkeypatch.setattr(Trainer, "_take_step", counted)
-    train(make_training("TRAIN.EPOCHS", "1", "TRAIN.EMA", "0.9"), one_process)
-    assert waits == [0, 0, 0]
-
-
 def test_a_step_of_several_batches_takes_one_after_the_other(
     make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +120,38 @@ def test_a_step_of_several_batches_takes_one_after_the_other(
     monkeypatch.setattr(TrainBatch, "to", spy_move)
     train(make_training("TRAIN.EPOCHS", "1", "TRAIN.ACCUMULATION_STEPS", "3"), one_process)
     assert events == ["move", "compute"] * 5  # three of training, two of validation
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_losses_see_both_embeddings_in_one_layout(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format
+) -> None:
+    """The student's output is channels_last on CUDA; what a store or teacher gives is not."""
+    forward, compute = Student.forward, FeatureObjective.__call__
+    decode, seen = StoredTargets.__call__, list[tuple[torch.Tensor, torch.Tensor]]()
+    decoded: list[torch.Tensor] = []
+
+    def laid_out(student: Student, pixel_values: torch.Tensor) -> torch.Tensor:
+        return forward(student, pixel_values).contiguous(memory_format=layout)
+
+    def spy_decode(targets: StoredTargets, *arguments: Any) -> torch.Tensor:
+        decoded.append(decode(targets, *arguments))
+        return decoded[-1]
+
+    def spy(objective: FeatureObjective, student: torch.Tensor, targets: torch.Tensor, *more: Any) -> Losses:
+        seen.append((student, targets))
+        return compute(objective, student, targets, *more)
+
+    monkeypatch.setattr(Student, "forward", laid_out)
+    monkeypatch.setattr(StoredTargets, "__call__", spy_decode)
+    monkeypatch.setattr(FeatureObjective, "__call__", spy)
+    train(make_training("TRAIN.EPOCHS", "1"), one_process)
+    assert len(seen) == len(decoded) > 0
+    for (student, targets), original in zip(seen, decoded, strict=True):
+        assert student.is_contiguous(memory_format=layout)
+        assert targets.stride() == student.stride()
+        assert torch.equal(targets, original)
+        assert (targets is original) is (layout is torch.contiguous_format)
 
 
 def test_a_training_has_one_stream_to_copy_in(
