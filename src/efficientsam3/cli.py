@@ -10,6 +10,7 @@ from types import FrameType, ModuleType
 import efficientsam3
 from efficientsam3.commands.arguments import fill_parser, run_request
 from efficientsam3.runtime.endings import run_to_the_end
+from efficientsam3.runtime.signals import handled
 
 # In the order in which data passes through them. Each command has a module in `commands`.
 COMMANDS = {
@@ -44,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 with one sentence on stderr when something outside the program is wrong; see `run_to_the_end`.
     """
-    # As an exception, it closes files, writes queues and removes temporary files on the way out.
-    signal.signal(signal.SIGTERM, _exit)
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv[0] if argv and not argv[0].startswith("-") else ""
-    return run_to_the_end(f"efficientsam3 {command}".rstrip(), lambda: _run(argv), debug="--debug" in argv)
+    # As an exception, it closes files, writes queues and removes temporary files on the way out. Not beyond: it would
+    # interrupt what Python does at its exit.
+    with handled((signal.SIGTERM,), _exit):
+        return run_to_the_end(f"efficientsam3 {command}".rstrip(), lambda: _run(argv), debug="--debug" in argv)
 
 
 def _run(argv: Sequence[str]) -> None:

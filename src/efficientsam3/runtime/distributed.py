@@ -16,12 +16,15 @@ from efficientsam3.runtime.environment import Place, place_among_processes, thre
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import keep_freed_memory
 from efficientsam3.runtime.network import address_towards, interface_of, is_loopback
+from efficientsam3.runtime.request import shorten
 
 T = TypeVar("T")
 # Ranks may wait this long for each other: one may have thousands more images to read.
 _TIMEOUT = timedelta(hours=2)
 # And this long for the first meeting.
 _MEETING_TIMEOUT = timedelta(seconds=600)
+# What gloo, NCCL and the store say where the process at the other end has ended.
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def process_group(device_name: DeviceName) -> Iterator[Process]:
 
     Raises:
         UserError: the device is not available, there are more processes than GPUs, the environment does not say who and
-            where the processes are, or they do not find each other.
+            where the processes are, or they do not find each other, or lose each other since one has ended.
     """
     place = place_among_processes()
     thread_count()  # which PyTorch, if it is wrong, ignores
@@ -76,7 +79,16 @@ def process_group(device_name: DeviceName) -> Iterator[Process]:
     )
     # After an exception the group is left as it is: NCCL would wait here for peers that wait for this process, and the
     # error would stay unsaid. torchrun ends the peers once this process has ended.
-    yield process
+    try:
+        yield process
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
+        reason = shorten(" ".join(str(error).split()))
+        raise UserError(
+            f"Process {place.rank} of {place.world_size} has lost another ({reason}): look at what the others said. "
+            "The same command goes on from what was saved."
+        ) from error
     dist.destroy_process_group()
 
 

@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from efficientsam3.runtime.endings import run_to_the_end
 from efficientsam3.runtime.errors import UserError
 
+# Seconds in which the others have to end once a process has failed, where torchrun gives 30. They have nothing to save
+# in it: they wait for the one that failed, on NCCL without noticing anything.
+_PATIENCE = 20
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun.
@@ -29,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main as torchrun
@@ -39,6 +43,7 @@ def _run(arguments: Sequence[str]) -> None:
         for name in list(logging.root.manager.loggerDict):
             if name.startswith("torch.distributed"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
+    PContext.close.__defaults__ = (None, _PATIENCE)
     try:
         torchrun(list(arguments))
     except SignalException as error:
