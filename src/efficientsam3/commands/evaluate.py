@@ -7,7 +7,7 @@ REQUEST = EvaluationRequest
 
 def run(request: EvaluationRequest) -> None:
     """Measure, and print the table."""
-    from efficientsam3.evaluate.report.score_tables import score_tables
+    from efficientsam3.evaluate.report.score_tables import explanation_tables, score_tables
     from efficientsam3.evaluate.run import evaluate_masks
     from efficientsam3.runtime.console import Console
 
@@ -15,6 +15,8 @@ def run(request: EvaluationRequest) -> None:
     measurement = evaluation.measurement
     console = Console(soft_wrap=True)
     for table in score_tables(evaluation.summaries, measurement.images):
+        Console().print(table.for_terminal())
+    for table in [] if evaluation.explanation is None else explanation_tables(evaluation.explanation):
         Console().print(table.for_terminal())
     if measurement.broken:
         console.print(f"{len(measurement.broken)} images were skipped as broken.")

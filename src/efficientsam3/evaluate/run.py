@@ -9,12 +9,14 @@ from typing import Any
 
 from efficientsam3.checkpoints.training import METRICS_NAME
 from efficientsam3.evaluate.masks.comparison import Difference, compare
-from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
+from efficientsam3.evaluate.masks.explain import Explanation, explain
+from efficientsam3.evaluate.masks.ground_truth import GroundTruth, Selection, open_ground_truth
 from efficientsam3.evaluate.masks.measure import Measurement, measure
+from efficientsam3.evaluate.masks.mixtures import Pair
 from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, named_models, named_zeros, open_models
 from efficientsam3.evaluate.masks.request import EvaluationRequest
 from efficientsam3.evaluate.masks.scores import Summary
-from efficientsam3.evaluate.masks.segmenters import Segmenter, WholeModel
+from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Segmenter, WholeModel
 from efficientsam3.evaluate.report.feature_rows import feature_rows
 from efficientsam3.evaluate.report.gallery import Gallery
 from efficientsam3.evaluate.report.page import REPORT_NAME, ReportContent, render_report
@@ -35,6 +37,7 @@ class Evaluation:
 
     summaries: list[Summary]  # by prompt, then by model in the order given
     measurement: Measurement
+    explanation: Explanation | None  # where it was asked for
     seconds: float
     results: Path
     report: Path
@@ -60,13 +63,19 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
     if "text" in request.prompt:
         _check_text(segmenters)
     runs = _training_curves(request)
-    gallery = Gallery(shown=last_nonrandom(request.models))
+    shown = last_nonrandom(request.models)
+    pair = _pair(segmenters[0], segmenters[shown], truth) if request.explain else None
+    gallery = Gallery(shown=shown)
     measurement = measure(segmenters, truth, request.prompt, _selection(request), gallery)
     names = [segmenter.name for segmenter in segmenters]
     summaries, differences = compare(
         measurement.scores, names, request.prompt, named_zeros(request.models), request.seed
     )
-    results = to_json(_results(request, measurement, summaries, differences))
+    explanation = None
+    if pair is not None:
+        prompts = [prompt for prompt in request.prompt if prompt != "text"]
+        explanation = explain(pair, truth, prompts, _selection(request), measurement.scores)
+    results = to_json(_results(request, measurement, summaries, differences, explanation))
     write_own_text(path, results, EVALUATION, request.overwrite)
     content = ReportContent(
         title=f"Masks of {measurement.images} images",
@@ -74,12 +83,21 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
         facts=_facts(request, measurement),
         models=names,
         summaries=summaries,
+        explanation=explanation,
         runs=runs,
         features=feature_rows(segmenters, list(gallery.first_images.values())),
         examples=gallery.groups(),
     )
     write_own_text(report, render_report(content), EVALUATION, request.overwrite)
-    return Evaluation(summaries, measurement, time.monotonic() - started, path, report)
+    return Evaluation(summaries, measurement, explanation, time.monotonic() - started, path, report)
+
+
+def _pair(teacher: Segmenter, student: Segmenter, truth: GroundTruth) -> Pair:
+    if teacher is student:
+        raise UserError("--explain needs a student beside its teacher: give the teacher first, then the student.")
+    assert isinstance(teacher, EncoderWithDecoder | WholeModel), "all that `open_models` opens"
+    assert isinstance(student, EncoderWithDecoder | WholeModel), "all that `open_models` opens"
+    return Pair(teacher, student, truth)
 
 
 def _fed(request: EvaluationRequest) -> FedPixels:
@@ -127,7 +145,11 @@ def _check_text(segmenters: Sequence[Segmenter]) -> None:
 
 
 def _results(
-    request: EvaluationRequest, measurement: Measurement, summaries: list[Summary], differences: list[Difference]
+    request: EvaluationRequest,
+    measurement: Measurement,
+    summaries: list[Summary],
+    differences: list[Difference],
+    explanation: Explanation | None,
 ) -> dict[str, Any]:
     images: dict[str, list[dict[str, Any]]] = {}
     for score in measurement.scores:
@@ -145,6 +167,7 @@ def _results(
         "selection": asdict(_selection(request)),
         "summary": [asdict(summary) for summary in summaries],
         "differences": [asdict(difference) for difference in differences],
+        "explanation": None if explanation is None else asdict(explanation),
         "images": images,
         "broken": measurement.broken,
         "left_out": measurement.left_out,

@@ -36,7 +36,19 @@ class Answer:
     logits: torch.Tensor | None = None
 
 
-class Decoder(Protocol):
+class MaskDecoder(Protocol):
+    """What is left of a model without its image encoder's trunk, in two steps."""
+
+    def features(self, embedding: torch.Tensor) -> list[torch.Tensor]:
+        """What masks are decoded from: SAM's embedding itself, or the levels of SAM3's neck, finest first."""
+        ...
+
+    def decode(self, features: list[torch.Tensor], placement: Placement) -> Callable[[ObjectPrompt], Answer]:
+        """`Decoder.open` for features that are computed."""
+        ...
+
+
+class Decoder(MaskDecoder, Protocol):
     """A frozen prompt encoder and mask decoder, without an image encoder."""
 
     embed_dim: int  # channels of the embeddings that it takes
@@ -84,7 +96,15 @@ class OnnxDecoder:
 
     def open(self, embedding: torch.Tensor, placement: Placement) -> Callable[[ObjectPrompt], Answer]:
         """See `Decoder`; computed on the CPU."""
-        array = embedding.float().cpu().numpy()
+        return self.decode(self.features(embedding), placement)
+
+    def features(self, embedding: torch.Tensor) -> list[torch.Tensor]:
+        """See `MaskDecoder`."""
+        return [embedding]
+
+    def decode(self, features: list[torch.Tensor], placement: Placement) -> Callable[[ObjectPrompt], Answer]:
+        """See `MaskDecoder`."""
+        array = features[0].float().cpu().numpy()
 
         def ask(prompt: ObjectPrompt) -> Answer:
             points, labels = placement.object_to_input(prompt)
@@ -127,8 +147,35 @@ class OnnxDecoder:
         return low[0], scores[0]
 
 
-class Sam3Decoder:
-    """SAM3's tracker: its neck, prompt encoder and mask decoder, without the image trunk."""
+class TrackerDecoder:
+    """The neck, prompt encoder and mask decoder of a SAM3's tracker; see `MaskDecoder`."""
+
+    def __init__(self, tracker: Any, device: torch.device, max_hole_area: int = MAX_HOLE_AREA) -> None:
+        """Take transformers' `Sam3TrackerModel` on `device`; `max_hole_area` as in `Promptable.segment`."""
+        self.tracker, self._device, self._max_hole_area = tracker, device, max_hole_area
+
+    @torch.inference_mode()
+    def open(self, embedding: torch.Tensor, placement: Placement) -> Callable[[ObjectPrompt], Answer]:
+        """See `Decoder`."""
+        return self.decode(self.features(embedding), placement)
+
+    @torch.inference_mode()
+    def features(self, embedding: torch.Tensor) -> list[torch.Tensor]:
+        """See `MaskDecoder`."""
+        return tracker_features(self.tracker, embedding.float().to(self._device))
+
+    def decode(self, features: list[torch.Tensor], placement: Placement) -> Callable[[ObjectPrompt], Answer]:
+        """See `MaskDecoder`."""
+
+        @torch.inference_mode()
+        def ask(prompt: ObjectPrompt) -> Answer:
+            return _best(*track_object(self.tracker, features, placement, prompt), placement, self._max_hole_area)
+
+        return ask
+
+
+class Sam3Decoder(TrackerDecoder):
+    """SAM3's tracker from a file, without the image trunk."""
 
     def __init__(self, path: Path, device: torch.device, max_hole_area: int = MAX_HOLE_AREA) -> None:
         """Load them from a native SAM3 or a Hugging Face directory, EfficientSAM3 included.
@@ -152,25 +199,13 @@ class Sam3Decoder:
             for key, value in contents.tensors.items()
             if not key.startswith("detector_model.") or key.startswith("detector_model.vision_encoder.backbone.")
         }
-        self.tracker: Any = build_models(replace(contents, tensors=kept)).tracker
+        tracker: Any = build_models(replace(contents, tensors=kept)).tracker
         backbone = contents.config.detector_config.vision_config.backbone_config
         self.embed_dim: int = backbone.hidden_size
         self.embed_size: int = backbone.image_size // backbone.patch_size
         self.preprocessing = sam3_preprocessing(backbone.image_size)
-        self.tracker.vision_encoder.backbone = torch.nn.Identity()  # never called; this frees its memory
-        self._device, self._max_hole_area = device, max_hole_area
-        self.tracker.to(device)
-
-    @torch.inference_mode()
-    def open(self, embedding: torch.Tensor, placement: Placement) -> Callable[[ObjectPrompt], Answer]:
-        """See `Decoder`."""
-        features = tracker_features(self.tracker, embedding.float().to(self._device))
-
-        @torch.inference_mode()
-        def ask(prompt: ObjectPrompt) -> Answer:
-            return _best(*track_object(self.tracker, features, placement, prompt), placement, self._max_hole_area)
-
-        return ask
+        tracker.vision_encoder.backbone = torch.nn.Identity()  # never called; this frees its memory
+        super().__init__(tracker.to(device), device, max_hole_area)
 
 
 def load_decoder(path: Path, device: torch.device, max_hole_area: int = MAX_HOLE_AREA) -> Decoder:

@@ -54,7 +54,7 @@ def compare(
         if not own[0].objects:
             summaries += own
             continue
-        means, drawn = _means(scores, models, prompt, seed)
+        means, drawn = means_of(scores, models, prompt, seed)
         nothing = None if zeros is None else models.index(zeros)
         for place, summary in enumerate(own):
             summaries.append(
@@ -105,7 +105,9 @@ def resampled_means(sums: Means, counts: Means, seed: int, samples: int = SAMPLE
     return np.concatenate(parts, axis=1)
 
 
-def _means(scores: Sequence[ObjectScore], models: Sequence[str], prompt: PromptKind, seed: int) -> tuple[Means, Means]:
+def means_of(
+    scores: Sequence[ObjectScore], models: Sequence[str], prompt: PromptKind, seed: int
+) -> tuple[Means, Means]:
     """Each model's mIoU (M,), and for each resampling (M, samples)."""
     asked = [score for score in scores if score.prompt == prompt]
     images = {image_id: place for place, image_id in enumerate(dict.fromkeys(score.image_id for score in asked))}

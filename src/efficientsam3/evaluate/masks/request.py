@@ -33,6 +33,11 @@ class EvaluationRequest(Request):
         description="what is asked for each object: its true box, the box with 10 % noise (jitter), a point inside "
         "it, its box's centre, the last of 1, 3 or 5 clicks on what is wrong, its category's name",
     )
+    explain: bool = Field(
+        False,
+        description="exchange parts of the features of the first and the last model that is no baseline, and say which "
+        "carry the gap in mIoU; every part costs 2 masks for each object and prompt",
+    )
     decoder: File | None = Field(
         None, description="decodes the embeddings of models without a decoder: SAM's decoder as .onnx, or a SAM3"
     )

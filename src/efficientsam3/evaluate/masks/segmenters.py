@@ -10,7 +10,8 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.evaluate.masks.encoders import Encoder
 from efficientsam3.predict.onnx_sam3 import OnnxEncodedImage, OnnxSAM3
 from efficientsam3.predict.outputs import encode_rle
-from efficientsam3.sam3.decoders import Answer, Decoder
+from efficientsam3.runtime.errors import UserError
+from efficientsam3.sam3.decoders import Answer, Decoder, MaskDecoder, TrackerDecoder
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3, EncodedImage
 from efficientsam3.sam3.geometry import Placement
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
@@ -46,6 +47,17 @@ class WholeModel:
         """Take a loaded model; `max_hole_area` as in `Promptable.segment`."""
         self.name, self._model, self.preprocessing = name, model, model.preprocessing
         self._max_hole_area = max_hole_area
+
+    @property
+    def decoder(self) -> MaskDecoder:
+        """The tracker's part after the image encoder's trunk.
+
+        Raises:
+            UserError: it is in ONNX graphs, or the model was merged without it.
+        """
+        if isinstance(self._model, OnnxSAM3):
+            raise UserError(f"{self.name} is in ONNX graphs, whose parts cannot be exchanged: give the merged model.")
+        return TrackerDecoder(self._model.tracker, self._model.device, self._max_hole_area)
 
     def _encode(self, pixels: torch.Tensor) -> EncodedImage | OnnxEncodedImage:
         if isinstance(self._model, OnnxSAM3):
@@ -85,7 +97,7 @@ class EncoderWithDecoder:
 
     def __init__(self, name: str, encoder: Encoder, decoder: Decoder) -> None:
         """Join two that fit, which `open_models` has checked."""
-        self.name, self._encoder, self._decoder = name, encoder, decoder
+        self.name, self._encoder, self.decoder = name, encoder, decoder
         self.preprocessing = encoder.preprocessing
 
     def embed(self, image_id: str, pixels: torch.Tensor) -> torch.Tensor:
@@ -95,7 +107,7 @@ class EncoderWithDecoder:
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """See `Segmenter`."""
         placement = Placement.of(pixels.shape[-2], pixels.shape[-1], self.preprocessing)
-        decode = self._decoder.open(self.embed(image_id, pixels), placement)
+        decode = self.decoder.open(self.embed(image_id, pixels), placement)
 
         def ask(prompt: Prompt) -> Answer:
             assert isinstance(prompt, ObjectPrompt), "text is refused before work begins"

@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 import efficientsam3
+from efficientsam3.evaluate.masks.explain import Explanation
 from efficientsam3.evaluate.masks.objects import PromptKind
 from efficientsam3.evaluate.masks.scores import SIZES, Summary
 from efficientsam3.evaluate.report.charts import metric_charts
@@ -16,7 +17,7 @@ from efficientsam3.evaluate.report.feature_rows import FeatureRow
 from efficientsam3.evaluate.report.figures import Metrics
 from efficientsam3.evaluate.report.gallery import Example
 from efficientsam3.evaluate.report.overlays import data_uri, example_images, thumbnail
-from efficientsam3.evaluate.report.score_tables import figure, score_tables
+from efficientsam3.evaluate.report.score_tables import explanation_tables, figure, percent, score_tables
 from efficientsam3.sam3.prompts import ConceptPrompt
 
 REPORT_NAME = "report.html"
@@ -32,6 +33,7 @@ class ReportContent:
     facts: Mapping[str, str]  # what was measured, and how
     models: Sequence[str]
     summaries: Sequence[Summary]
+    explanation: Explanation | None
     runs: Mapping[str, Sequence[Metrics]]  # trainings' epochs, by name
     features: Sequence[FeatureRow]
     examples: Mapping[tuple[PromptKind, str], Sequence[Example]]
@@ -53,6 +55,7 @@ def render_report(content: ReportContent) -> str:
         models=content.models,
         tables=score_tables(content.summaries, content.images),
         bars=_bars(content.summaries),
+        explained=[] if content.explanation is None else _explained(content.explanation),
         charts=metric_charts(content.runs) if content.runs else [],
         features=[_feature_cells(row) for row in content.features],
         groups=[
@@ -72,6 +75,19 @@ def _bars(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
             bar = {"model": summary.model, "value": value, "text": figure(value), "count": count}
             groups.setdefault((summary.prompt, size), []).append(bar)
     return [{"prompt": prompt, "size": size, "bars": bars} for (prompt, size), bars in groups.items()]
+
+
+def _explained(explanation: Explanation) -> list[dict[str, Any]]:
+    """For each prompt its table, and for each family a bar for each part."""
+    shown = []
+    for gap, table in zip(explanation.gaps, explanation_tables(explanation), strict=True):
+        families: dict[str, list[dict[str, Any]]] = {}
+        for row in explanation.parts:
+            if row.prompt == gap.prompt and row.share is not None:
+                bar = {"part": row.part, "value": min(max(row.share, 0), 1), "text": percent(row.share)}
+                families.setdefault(row.family, []).append(bar)
+        shown.append({"prompt": gap.prompt, "table": table, "families": families})
+    return shown
 
 
 def _feature_cells(row: FeatureRow) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from efficientsam3.evaluate.masks.explain import Explanation, conclusions
 from efficientsam3.evaluate.masks.scores import SIZES, Interval, Summary
 from efficientsam3.runtime.tables import plain_table
 
@@ -57,6 +58,31 @@ def score_tables(summaries: Sequence[Summary], images: int) -> list[ScoreTable]:
     ]
 
 
+def explanation_tables(explanation: Explanation) -> list[ScoreTable]:
+    """What the parts carry, a table for each kind of prompt."""
+    return [
+        ScoreTable(
+            f"What carries the gap, by {gap.prompt}",
+            ["part", "", "student with it", "teacher without", "of the gap"],
+            [
+                [
+                    row.family,
+                    row.part,
+                    figure(row.repaired),
+                    figure(row.damaged),
+                    f"{percent(row.share)}{_span(row.interval, lambda value: f'{100 * value:.0f}')}",
+                ]
+                for row in explanation.parts
+                if row.prompt == gap.prompt
+            ],
+            f"{caption} Student with it: its mIoU with this part of the teacher's features; teacher without: with the "
+            "student's. Of the gap: what the one gains and the other loses, in the mean; parts interact, so that those "
+            "of one kind need not add up to 100 %. Channels are in groups by their error over the teacher's variance.",
+        )
+        for gap, caption in zip(explanation.gaps, conclusions(explanation), strict=True)
+    ]
+
+
 def figure(value: float | None) -> str:
     """Three digits after the point, or a dash where there is nothing to average."""
     return "-" if value is None else f"{value:.3f}"
@@ -68,4 +94,4 @@ def percent(value: float | None) -> str:
 
 
 def _span(interval: Interval | None, form: Callable[[float], str]) -> str:
-    return "" if interval is None else f" ({form(interval[0])}-{form(interval[1])})"
+    return "" if interval is None else f" ({form(interval[0])} to {form(interval[1])})"

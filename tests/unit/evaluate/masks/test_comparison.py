@@ -44,7 +44,7 @@ def test_shares_by_hand() -> None:
         ("zeros", "student"): pytest.approx(-0.2),
     }
     first, second = score_tables([teacher, student, zeros], 2)
-    assert first.rows[1] == ["student", "box", "75.0 % (75-75)", "0.600 (0.60-0.60)", "50.0 %"]
+    assert first.rows[1] == ["student", "box", "75.0 % (75 to 75)", "0.600 (0.60 to 0.60)", "50.0 %"]
     assert second.rows[1] == ["student", "box", "3", "-", "0.600", "-", "0.500"]
 
 
