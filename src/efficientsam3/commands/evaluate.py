@@ -7,7 +7,7 @@ REQUEST = EvaluationRequest
 
 def run(request: EvaluationRequest) -> None:
     """Measure, and print the table."""
-    from efficientsam3.evaluate.report.score_tables import explanation_tables, score_tables
+    from efficientsam3.evaluate.report.score_tables import explanation_tables, score_tables, text_table
     from efficientsam3.evaluate.run import evaluate_masks
     from efficientsam3.runtime.console import Console
 
@@ -16,6 +16,8 @@ def run(request: EvaluationRequest) -> None:
     console = Console(soft_wrap=True)
     for table in score_tables(evaluation.summaries, measurement.images):
         Console().print(table.for_terminal())
+    if evaluation.texts:
+        Console().print(text_table(evaluation.texts).for_terminal())
     for table in [] if evaluation.explanation is None else explanation_tables(evaluation.explanation):
         Console().print(table.for_terminal())
     if measurement.broken:

@@ -17,6 +17,7 @@ from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, 
 from efficientsam3.evaluate.masks.request import EvaluationRequest
 from efficientsam3.evaluate.masks.scores import Summary
 from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Segmenter, WholeModel
+from efficientsam3.evaluate.masks.text_scores import TextSummary, summarise_text
 from efficientsam3.evaluate.report.feature_rows import feature_rows
 from efficientsam3.evaluate.report.gallery import Gallery
 from efficientsam3.evaluate.report.page import REPORT_NAME, ReportContent, render_report
@@ -37,6 +38,7 @@ class Evaluation:
 
     summaries: list[Summary]  # by prompt, then by model in the order given
     measurement: Measurement
+    texts: list[TextSummary]  # by model, where text was asked
     explanation: Explanation | None  # where it was asked for
     seconds: float
     results: Path
@@ -53,7 +55,7 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
     started = time.monotonic()
     path, report = request.out / RESULTS_NAME, request.out / REPORT_NAME
     check_files((path, report), EVALUATION, request.overwrite)
-    truth = open_ground_truth(request.data, request.split, request.images)
+    truth = open_ground_truth(request.data, request.split, request.images, request.annotators)
     if "text" in request.prompt and not truth.has_categories:
         raise UserError("--prompt text needs the categories of a COCO dataset: SA-1B's objects have no names.")
     device = select_device(request.device)
@@ -71,11 +73,12 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
     summaries, differences = compare(
         measurement.scores, names, request.prompt, named_zeros(request.models), request.seed
     )
+    texts = [summarise_text(measurement.phrases, name, request.seed) for name in names if measurement.phrases]
     explanation = None
     if pair is not None:
         prompts = [prompt for prompt in request.prompt if prompt != "text"]
         explanation = explain(pair, truth, prompts, _selection(request), measurement.scores)
-    results = to_json(_results(request, measurement, summaries, differences, explanation))
+    results = to_json(_results(request, measurement, summaries, differences, texts, explanation))
     write_own_text(path, results, EVALUATION, request.overwrite)
     content = ReportContent(
         title=f"Masks of {measurement.images} images",
@@ -83,13 +86,14 @@ def evaluate_masks(request: EvaluationRequest) -> Evaluation:
         facts=_facts(request, measurement),
         models=names,
         summaries=summaries,
+        texts=texts,
         explanation=explanation,
         runs=runs,
         features=feature_rows(segmenters, list(gallery.first_images.values())),
         examples=gallery.groups(),
     )
     write_own_text(report, render_report(content), EVALUATION, request.overwrite)
-    return Evaluation(summaries, measurement, explanation, time.monotonic() - started, path, report)
+    return Evaluation(summaries, measurement, texts, explanation, time.monotonic() - started, path, report)
 
 
 def _pair(teacher: Segmenter, student: Segmenter, truth: GroundTruth) -> Pair:
@@ -105,7 +109,7 @@ def _fed(request: EvaluationRequest) -> FedPixels:
 
 
 def _selection(request: EvaluationRequest) -> Selection:
-    return Selection(request.min_area, request.max_images, request.max_objects, request.seed)
+    return Selection(request.min_area, request.max_images, request.max_objects, request.seed, request.negatives)
 
 
 def _training_curves(request: EvaluationRequest) -> dict[str, list[dict[str, float]]]:
@@ -149,6 +153,7 @@ def _results(
     measurement: Measurement,
     summaries: list[Summary],
     differences: list[Difference],
+    texts: list[TextSummary],
     explanation: Explanation | None,
 ) -> dict[str, Any]:
     images: dict[str, list[dict[str, Any]]] = {}
@@ -167,6 +172,8 @@ def _results(
         "selection": asdict(_selection(request)),
         "summary": [asdict(summary) for summary in summaries],
         "differences": [asdict(difference) for difference in differences],
+        "text": [asdict(text) for text in texts],
+        "phrases": [asdict(score) for score in measurement.phrases],
         "explanation": None if explanation is None else asdict(explanation),
         "images": images,
         "broken": measurement.broken,

@@ -34,6 +34,7 @@ class Answer:
     scores: torch.Tensor  # (N,) predicted IoU (box, points) or probability (text), on the CPU
     # The best mask's logits (h, w) over the input, which `ObjectPrompt.mask` takes; None where the model takes none.
     logits: torch.Tensor | None = None
+    presence: float | None = None  # probability that the phrase is in the image at all, where the model says so
 
 
 class MaskDecoder(Protocol):

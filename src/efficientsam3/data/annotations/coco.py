@@ -217,7 +217,7 @@ def _well_formed(file: _Tables) -> tuple[_File, list[str]]:
             try:
                 yield record.model_validate_json(json.dumps(entry))  # as JSON: strict about types, but not about lists
             except ValidationError as error:
-                left_out.append(f"{table}.{number}.{_first_error(error)}")
+                left_out.append(f"{table}.{number}.{first_error(error)}")
 
     images, categories = list(parse("images", CocoImage)), list(parse("categories", CocoCategory))
     annotations = list(parse("annotations", CocoAnnotation))
@@ -315,18 +315,18 @@ def _parse(path: Path, model: type[Parsed]) -> Parsed:
             f"Instances file {path} cannot be read ({error.strerror}): replace it."
         ) from error
     except ValidationError as error:
-        raise _broken(path, _first_error(error)) from error
+        raise _broken(path, first_error(error)) from error
 
 
-def _first_error(error: ValidationError) -> str:
+def first_error(error: ValidationError, *records: type[BaseModel]) -> str:
+    """What is wrong, and the place of it: fields of COCO's records and of these."""
     errors = error.errors(include_url=False, include_input=False, include_context=False)
     # If a field has alternatives, the error of the one that was parsed furthest says most.
     deepest = max(
         (item for item in errors if item["loc"][:3] == errors[0]["loc"][:3]), key=lambda item: len(item["loc"])
     )
-    fields = {
-        name for record in (_File, CocoImage, CocoAnnotation, CocoCategory, RunLengths) for name in record.model_fields
-    }
+    known: list[type[BaseModel]] = [_File, CocoImage, CocoAnnotation, CocoCategory, RunLengths, *records]
+    fields = {name for record in known for name in record.model_fields}
     where = ".".join(str(part) for part in deepest["loc"] if isinstance(part, int) or part in fields)
     return f"{where}: {deepest['msg']}" if where else deepest["msg"]
 

@@ -137,7 +137,11 @@ class CocoImages:
         """See `AnnotatedImages`."""
         entry = self._instances.images[index]
         path = self._images / entry.image.file_name
-        return AnnotatedImage(path.stem, path, entry.annotation(), self._path)
+        # Every image was searched for every category.
+        present = {mask.category_id for _, mask in entry.masks}
+        absent = tuple(name for number, name in self.categories.items() if number not in present)
+        crowds = frozenset(self.categories[mask.category_id] for _, mask in entry.masks if mask.iscrowd)
+        return AnnotatedImage(path.stem, path, entry.annotation(), self._path, absent=absent, incomplete=crowds)
 
 
 def _images_of(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """The interface of a dataset layout."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from efficientsam3.data.annotations.coco import ImageInstances
-    from efficientsam3.data.annotations.sa1b import ImageAnnotation
+    from efficientsam3.data.annotations.sa1b import CompressedMask, ImageAnnotation
     from efficientsam3.data.listing import ImageListing
     from efficientsam3.data.problems import Problem
 
@@ -25,6 +25,13 @@ class AnnotatedImage:
     path: Path
     annotation: "ImageAnnotation"
     source: Path
+    # Phrases that the file asks although they are not in the image; names of which it has no object, so that they
+    # could be asked; and those of which not every object has a mask of its own.
+    negatives: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    incomplete: frozenset[str] = frozenset()
+    # By phrase, the masks of each further annotator.
+    others: "Mapping[str, Sequence[tuple[CompressedMask, ...]]]" = field(default_factory=dict)
 
 
 class AnnotatedImages(Protocol):

@@ -93,15 +93,31 @@ def resampled_means(sums: Means, counts: Means, seed: int, samples: int = SAMPLE
     Returns:
         (M, samples); (M, 0) for one image, which says nothing of others.
     """
-    number = len(counts)
+    drawn = resampled_sums(np.vstack([sums, counts]), seed, samples)
+    means: Means = drawn[:-1] / drawn[-1]
+    return means
+
+
+def resampled_sums(values: Means, seed: int, samples: int = SAMPLES) -> Means:
+    """Sums over images that are drawn with replacement, as many as there are.
+
+    Args:
+        values: (K, N) of each image.
+        seed: draws the images.
+        samples: how often.
+
+    Returns:
+        (K, samples); (K, 0) for fewer than two images, which say nothing of others.
+    """
+    number = values.shape[1]
     if number < 2:
-        return np.zeros((len(sums), 0))
+        return np.zeros((len(values), 0))
     generator, chances = np.random.default_rng(seed), np.full(number, 1 / number)
     chunk = max(1, _CHUNK // number)
-    parts = []
-    for start in range(0, samples, chunk):
-        drawn = generator.multinomial(number, chances, size=min(chunk, samples - start))  # [B, N]
-        parts.append(sums @ drawn.T / (drawn @ counts))
+    parts = [
+        values @ generator.multinomial(number, chances, size=min(chunk, samples - start)).T
+        for start in range(0, samples, chunk)
+    ]
     return np.concatenate(parts, axis=1)
 
 

@@ -15,8 +15,10 @@ from efficientsam3.data.images import BrokenImageError, read_rgb
 from efficientsam3.evaluate.masks.clicks import click
 from efficientsam3.evaluate.masks.ground_truth import GroundTruth, Selection, TrueImage, choose_images, choose_objects
 from efficientsam3.evaluate.masks.objects import CLICKS, PromptKind, TrueObject
+from efficientsam3.evaluate.masks.phrases import score_phrases
 from efficientsam3.evaluate.masks.scores import ObjectScore
 from efficientsam3.evaluate.masks.segmenters import Ask, Segmenter
+from efficientsam3.evaluate.masks.text_scores import PhraseScore
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
@@ -34,6 +36,7 @@ class Measurement:
     """Scores, and what could not be measured."""
 
     scores: list[ObjectScore] = field(default_factory=list)
+    phrases: list[PhraseScore] = field(default_factory=list)  # where text was asked
     images: int = 0  # measured
     broken: list[str] = field(default_factory=list)  # a sentence for each image or annotation that cannot be read
     left_out: list[str] = field(
@@ -101,10 +104,9 @@ def measure(
             else:
                 things = choose_objects(image, selection)
                 measurement.images += 1
-                if things:
-                    _measure_image(segmenters, image, pixels, things, prompts, selection.seed, observer, measurement)
+                _measure_image(segmenters, image, pixels, things, prompts, selection, observer, measurement)
             advance(1)
-    if not measurement.scores:
+    if not measurement.scores and not measurement.phrases:
         raise UserError(
             f"No object could be measured: of {len(truth.ids)} images {measurement.lacking} have no embedding and "
             f"{len(measurement.broken)} are broken, and {len(measurement.left_out)} objects could not be asked for"
@@ -143,16 +145,19 @@ def _measure_image(
     pixels: torch.Tensor,
     things: Sequence[TrueObject],
     prompts: Sequence[PromptKind],
-    seed: int,
+    selection: Selection,
     observer: Observer | None,
     measurement: Measurement,
 ) -> None:
+    by_text = "text" in prompts and bool(image.phrases or image.absent)
+    if not things and not by_text:
+        return
     asks = [segmenter.open(image.image_id, pixels) for segmenter in segmenters]
     for thing in things:
         true = torch.from_numpy(np.ascontiguousarray(thing.rle.mask()))
         for kinds in _asked_together(prompts):
             try:
-                answers = list(_answers(kinds, asks, image, thing, true, seed))
+                answers = list(_answers(kinds, asks, image, thing, true, selection.seed))
             except PromptError as error:
                 sentence = f"Annotation {image.source}, object {thing.number} of image {image.image_id}: {error}"
                 measurement.leave_out(f"{sentence} (prompt {', '.join(kinds)})")
@@ -170,6 +175,11 @@ def _measure_image(
                 if observer is not None:
                     observer(image, thing, masks, scores, asked)
                 measurement.scores += scores
+    if by_text:
+        try:
+            measurement.phrases += list(score_phrases(segmenters, asks, image, selection))
+        except PromptError as error:
+            measurement.leave_out(f"Annotation {image.source}, phrases of image {image.image_id}: {error}")
 
 
 def _asked_together(prompts: Sequence[PromptKind]) -> list[list[PromptKind]]:

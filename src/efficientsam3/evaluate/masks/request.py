@@ -23,11 +23,20 @@ class EvaluationRequest(Request):
         "DIR:int8 with that image encoder); with --decoder also ckpt_epoch_N.pth, an embedding store, an .onnx image "
         "encoder, or a baseline: `zeros` or `random` (noise); the first is the teacher, whose share the others reach"
     )
-    data: Folder = Field(description="annotated images: an SA-1B folder, a COCO folder, or a COCO instances .json")
-    split: Split = Field("val", description="which part of a folder")
-    images: Folder | None = Field(
-        None, description="where the images of an instances .json are, unless where COCO has them"
+    data: Folder = Field(
+        description="annotated images: an SA-1B folder, a COCO folder, or a .json of COCO, LVIS or SA-Co"
     )
+    annotators: Annotated[list[Path], Argument("FILE")] = Field(
+        [],
+        description="the same images of SA-Co Gold by other annotators, of whom the most favourable counts",
+    )
+    negatives: CountOrZero = Field(
+        2,
+        description="with --prompt text, ask N phrases that are not in an image, chosen by --seed; those that a SA-Co "
+        "file asks are always asked",
+    )
+    split: Split = Field("val", description="which part of a folder")
+    images: Folder | None = Field(None, description="where the images of a .json are, unless where COCO has them")
     prompt: list[PromptKind] = Field(
         ["box", "point"],
         description="what is asked for each object: its true box, the box with 10 % noise (jitter), a point inside "

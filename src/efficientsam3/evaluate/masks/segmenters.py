@@ -89,7 +89,7 @@ class WholeModel:
 
 def _answer(found: Segmentation[Any]) -> Answer:
     logits = None if found.logits is None or len(found) == 0 else torch.as_tensor(found.logits[0])
-    return Answer(torch.as_tensor(found.masks), torch.as_tensor(found.scores), logits)
+    return Answer(torch.as_tensor(found.masks), torch.as_tensor(found.scores), logits, found.presence)
 
 
 class EncoderWithDecoder:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from efficientsam3.evaluate.masks.text_scores import TextSummary
 from efficientsam3.evaluate.report.figures import Metrics
 
 _WIDTH, _HEIGHT = 320, 180
@@ -25,7 +26,8 @@ class Chart:
     title: str
     lines: list[Line]
     ticks: list[tuple[float, str]]  # height in the SVG's units, label
-    ends: tuple[str, str]  # first and last epoch
+    ends: tuple[str, str]  # of the horizontal axis: first and last epoch
+    axis: str = "epoch"
     width: int = _WIDTH
     height: int = _HEIGHT
     left: int = _LEFT
@@ -48,6 +50,16 @@ def metric_charts(runs: Mapping[str, Sequence[Metrics]]) -> list[Chart]:
                     label = split if len(runs) == 1 else f"{run} {split}"
                     series.setdefault(metric, {}).setdefault(label, []).append((record["epoch"], value))
     return [_chart(metric, lines) for metric, lines in series.items()]
+
+
+def calibration_chart(texts: Sequence[TextSummary]) -> Chart:
+    """How often phrases are in their image, over the predicted presence; the diagonal is what a right one would be."""
+    series: dict[str, list[tuple[float, float]]] = {"right": [(0.0, 0.0), (1.0, 1.0)]}
+    for text in texts:
+        if text.calibration is not None:
+            bins = zip(text.calibration.predicted, text.calibration.present, strict=True)
+            series[text.model] = [(x, y) for x, y in bins if x is not None and y is not None]
+    return replace(_chart("phrases that are in their image", series), axis="predicted presence")
 
 
 def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:

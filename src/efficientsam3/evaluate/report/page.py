@@ -12,12 +12,20 @@ import efficientsam3
 from efficientsam3.evaluate.masks.explain import Explanation
 from efficientsam3.evaluate.masks.objects import PromptKind
 from efficientsam3.evaluate.masks.scores import SIZES, Summary
-from efficientsam3.evaluate.report.charts import metric_charts
+from efficientsam3.evaluate.masks.text_scores import TextSummary
+from efficientsam3.evaluate.report.charts import calibration_chart, metric_charts
 from efficientsam3.evaluate.report.feature_rows import FeatureRow
 from efficientsam3.evaluate.report.figures import Metrics
 from efficientsam3.evaluate.report.gallery import Example
 from efficientsam3.evaluate.report.overlays import data_uri, example_images, thumbnail
-from efficientsam3.evaluate.report.score_tables import explanation_tables, figure, percent, score_tables
+from efficientsam3.evaluate.report.score_tables import (
+    calibration_table,
+    explanation_tables,
+    figure,
+    percent,
+    score_tables,
+    text_table,
+)
 from efficientsam3.sam3.prompts import ConceptPrompt
 
 REPORT_NAME = "report.html"
@@ -33,6 +41,7 @@ class ReportContent:
     facts: Mapping[str, str]  # what was measured, and how
     models: Sequence[str]
     summaries: Sequence[Summary]
+    texts: Sequence[TextSummary]
     explanation: Explanation | None
     runs: Mapping[str, Sequence[Metrics]]  # trainings' epochs, by name
     features: Sequence[FeatureRow]
@@ -55,6 +64,7 @@ def render_report(content: ReportContent) -> str:
         models=content.models,
         tables=score_tables(content.summaries, content.images),
         bars=_bars(content.summaries),
+        text=_text(content.texts) if content.texts else None,
         explained=[] if content.explanation is None else _explained(content.explanation),
         charts=metric_charts(content.runs) if content.runs else [],
         features=[_feature_cells(row) for row in content.features],
@@ -75,6 +85,12 @@ def _bars(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
             bar = {"model": summary.model, "value": value, "text": figure(value), "count": count}
             groups.setdefault((summary.prompt, size), []).append(bar)
     return [{"prompt": prompt, "size": size, "bars": bars} for (prompt, size), bars in groups.items()]
+
+
+def _text(texts: Sequence[TextSummary]) -> dict[str, Any]:
+    calibrated = [text for text in texts if text.calibration is not None]
+    chart = calibration_chart(calibrated) if calibrated else None
+    return {"table": text_table(texts), "chart": chart, "bins": calibration_table(calibrated)}
 
 
 def _explained(explanation: Explanation) -> list[dict[str, Any]]:

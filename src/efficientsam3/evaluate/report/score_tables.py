@@ -7,6 +7,7 @@ from rich.table import Table
 
 from efficientsam3.evaluate.masks.explain import Explanation, conclusions
 from efficientsam3.evaluate.masks.scores import SIZES, Interval, Summary
+from efficientsam3.evaluate.masks.text_scores import TextSummary
 from efficientsam3.runtime.tables import plain_table
 
 
@@ -56,6 +57,45 @@ def score_tables(summaries: Sequence[Summary], images: int) -> list[ScoreTable]:
             "model's masks.",
         ),
     ]
+
+
+def text_table(texts: Sequence[TextSummary]) -> ScoreTable:
+    """What text prompts find; a row for each model."""
+    rows = []
+    for text in texts:
+        error = None if text.calibration is None else text.calibration.error
+        cgf1 = f"{percent(text.cgf1)}{_span(text.interval, lambda value: f'{100 * value:.0f}')}"
+        cells = [percent(text.positive_f1), figure(text.mcc), percent(text.recall), percent(text.precision)]
+        rows.append([text.model, cgf1, *cells, percent(text.agreement), figure(error)])
+    first = texts[0]
+    return ScoreTable(
+        f"Text: {first.pairs} phrases of images, {first.positives} of them in their image",
+        ["model", "cgF1", "pmF1", "MCC", "recall", "precision", "agreement", "ECE"],
+        rows,
+        "cgF1 (SA-Co): pmF1, the F1 of masks in images that have the phrase, times MCC, Matthews' correlation of "
+        "finding something with its being there. Recall and precision: of masks, negatives included. All are means "
+        "over the IoU thresholds 0.5 to 0.95. Agreement: the F1 with the first model's masks. ECE: how far the "
+        "predicted presence is from the facts.",
+    )
+
+
+def calibration_table(texts: Sequence[TextSummary]) -> ScoreTable:
+    """The predicted presence against the facts; a row for each model and bin that is not empty."""
+    rows = [
+        [text.model, str(count), figure(predicted), figure(present)]
+        for text in texts
+        if text.calibration is not None
+        for count, predicted, present in zip(
+            text.calibration.counts, text.calibration.predicted, text.calibration.present, strict=True
+        )
+        if count
+    ]
+    return ScoreTable(
+        "Presence",
+        ["model", "phrases", "predicted", "in the image"],
+        rows,
+        "Phrases by predicted presence, in bins.",
+    )
 
 
 def explanation_tables(explanation: Explanation) -> list[ScoreTable]:
