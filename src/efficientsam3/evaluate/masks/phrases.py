@@ -1,5 +1,6 @@
 """Asking every model for the phrases of an image."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,8 +11,11 @@ from efficientsam3.data.annotations.rle import Rle
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.evaluate.masks.ground_truth import Selection, TrueImage, TruePhrase
 from efficientsam3.evaluate.masks.segmenters import Ask, Segmenter
-from efficientsam3.evaluate.masks.text_scores import THRESHOLDS, PhraseScore, match
+from efficientsam3.evaluate.masks.text_scores import PhraseScore, match
 from efficientsam3.sam3.prompts import ConceptPrompt
+
+# In SA-Co's evaluator, where it decides between annotators with whom the F1 is the same.
+_EPSILON = 1e-4
 
 
 def choose_phrases(image: TrueImage, selection: Selection) -> list[TruePhrase]:
@@ -71,10 +75,16 @@ def _best_truth(masks: list[torch.Tensor], phrase: TruePhrase) -> tuple[int, tup
     found = []
     for truth in (phrase.masks, *phrase.others):
         hits = match(iou_matrix(masks, [_to_mask(rle) for rle in truth]))
-        everything = len(masks) + len(truth)
-        found.append((sum(hits) / everything if everything else float(len(THRESHOLDS)), len(truth), hits))
+        found.append((_favour(hits, len(masks), len(truth)), len(truth), hits))
     _, objects, hits = max(found, key=lambda item: item[0])
     return objects, hits
+
+
+def _favour(hits: tuple[int, ...], found: int, objects: int) -> float:
+    if found == objects == 0:
+        return math.inf
+    precision, recall = (np.array(hits) / (count + _EPSILON) for count in (found, objects))
+    return float((2 * precision * recall / (precision + recall + _EPSILON)).mean())
 
 
 def _to_mask(rle: Rle) -> torch.Tensor:
