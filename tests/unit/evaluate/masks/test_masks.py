@@ -48,7 +48,7 @@ def test_several_models_and_what_is_written(tmp_path: Path, data, write_store, b
     assert results["models"] == models
     assert results["decoder"] == str(box_decoder)
     assert results["prompts"] == ["box", "point"]
-    assert results["selection"] == {"min_area": 0, "max_images": 0, "max_objects": 0, "seed": 0}
+    assert results["selection"] == {"min_area": 0, "max_images": 0, "max_objects": 0, "seed": 0, "negatives": 2}
     assert results["fed"] == {"resize": "teacher", "mean": "teacher"}
     assert results["max_hole_area"] == 256
     assert (results["broken"], results["without_embedding"]) == ([], 0)
