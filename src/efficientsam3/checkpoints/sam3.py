@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +154,24 @@ def expected_layouts(model_class: Any, config: PreTrainedConfig, origin: Path) -
         UserError: transformers cannot build it.
     """
     try:
-        with torch.device("meta"):
-            return layouts(model_class(config).state_dict())
+        return dict(_layouts_of(model_class, _Described(config, config.to_json_string(use_diff=False))))
     except Exception as error:  # transformers checks by all kinds of errors, or not at all
         raise UserError(f"{origin} describes no {model_class.__name__} ({error}): give an unchanged model.") from error
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A config, which is the same as another where both are written alike."""
+
+    config: PreTrainedConfig = field(compare=False)
+    text: str
+
+
+@lru_cache(maxsize=16)
+def _layouts_of(model_class: Any, described: _Described) -> dict[str, Layout]:
+    """Built once, however often models of one config are read and compared; a merge does so four times."""
+    with torch.device("meta"):
+        return layouts(model_class(described.config).state_dict())
 
 
 @contextmanager

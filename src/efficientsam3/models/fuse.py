@@ -13,9 +13,14 @@ from efficientsam3.models.tracing import trace
 Pairs = Sequence[tuple[str, str]]
 
 
+def fuse_modules(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """A copy of `model` in which convolutions have taken in what follows them linearly, see `fuse_in_place`."""
+    return fuse_in_place(copy.deepcopy(model), input_shape)
+
+
 @torch.no_grad()
-def fuse_modules(model: nn.Module, input_shape: Sequence[int], pairs: Pairs | None = None) -> nn.Module:
-    """A copy of `model` in which convolutions have taken in what follows them linearly.
+def fuse_in_place(model: nn.Module, input_shape: Sequence[int], pairs: Pairs | None = None) -> nn.Module:
+    """Let the convolutions of a model take in what follows them linearly.
 
     First timm's re-parameterisation (RepViT's parallel branches become one convolution each), then every BatchNorm
     whose input is a convolution's output and nothing else's. Its activation, where it carries one, stays.
@@ -26,10 +31,10 @@ def fuse_modules(model: nn.Module, input_shape: Sequence[int], pairs: Pairs | No
         pairs: the `linear_pairs` of a model of the same structure; by default they are found by tracing this one.
 
     Returns:
-        the copy, in eval mode. Its state dict has fewer keys than the original's.
+        the fused model, in eval mode. Its state dict has fewer keys than before.
     """
     assert not model.training, "only running statistics can be fused"
-    fused = _reparameterised(model)
+    fused = _reparameterise(model)
     for conv_name, norm_name in _traced_pairs(fused, input_shape) if pairs is None else pairs:
         conv, norm = fused.get_submodule(conv_name), fused.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
@@ -40,18 +45,18 @@ def fuse_modules(model: nn.Module, input_shape: Sequence[int], pairs: Pairs | No
 
 
 def linear_pairs(model: nn.Module, input_shape: Sequence[int]) -> Pairs:
-    """Names of the convolutions in a re-parameterised `model`, and of the BatchNorm that alone takes each one's output.
+    """Names of the convolutions in a re-parameterised model, and of the BatchNorm that alone takes each one's output.
 
     Args:
-        model: see `fuse_modules`.
-        input_shape: see `fuse_modules`.
+        model: see `fuse_in_place`; it is re-parameterised.
+        input_shape: see `fuse_in_place`.
     """
-    return _traced_pairs(_reparameterised(model), input_shape)
+    return _traced_pairs(_reparameterise(model), input_shape)
 
 
-def _reparameterised(model: nn.Module) -> nn.Module:
+def _reparameterise(model: nn.Module) -> nn.Module:
     with next(model.parameters()).device:  # TinyViT's own fusing makes its convolutions on the default device
-        fused: nn.Module = reparameterize_model(copy.deepcopy(model))
+        fused: nn.Module = reparameterize_model(model, inplace=True)
     return fused
 
 

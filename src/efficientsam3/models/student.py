@@ -13,7 +13,7 @@ from torch import nn
 
 from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
 from efficientsam3.data.preprocess import LARGEST_IMAGE
-from efficientsam3.models.fuse import Pairs, fuse_modules, linear_pairs
+from efficientsam3.models.fuse import Pairs, fuse_in_place, linear_pairs
 from efficientsam3.models.head_modules import resize
 from efficientsam3.models.heads import DEFAULT_HEAD, find_head
 from efficientsam3.models.students import TIMM_PREFIX, named_backbones
@@ -134,8 +134,7 @@ class Student(nn.Module):
         channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
         self.head = head.build(channels, architecture.embed_dim, grid)
         if architecture.fused:
-            fused: Any = fuse_modules(self.eval(), (1, 3, size, size), _fused_pairs(architecture))
-            self.backbone, self.head = fused.backbone, fused.head
+            fuse_in_place(self.eval(), (1, 3, size, size), _fused_pairs(architecture))
 
     @classmethod
     def from_state(cls, architecture: StudentArchitecture, state: Mapping[str, torch.Tensor]) -> Self:
@@ -177,8 +176,9 @@ def _fused_pairs(architecture: StudentArchitecture) -> Pairs:
     return linear_pairs(plain, (1, 3, architecture.image_size, architecture.image_size))
 
 
+@lru_cache(maxsize=16)
 def check_student_grid(architecture: StudentArchitecture) -> None:
-    """Verify the shapes a student produces, computing nothing.
+    """Verify the shapes a student produces, computing nothing; once for each architecture that is right.
 
     Raises:
         UserError: a published backbone does not give image_size / 32 (rounded up) cells at its last stage, or the
