@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from efficientsam3.models.hf_config import MODEL_TYPE, EfficientSam3StudentConfig
@@ -51,6 +51,24 @@ class EfficientSam3StudentModel(PreTrainedModel):  # type: ignore[misc]
         return BaseModelOutput(last_hidden_state=embedding.flatten(2).transpose(1, 2))  # [B, G * G, D]
 
 
+class AbsentBackboneConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Config of no backbone, with the shape of the one that another model lends."""
+
+    model_type = "efficientsam3_absent"
+    base_config_key = "backbone_config"
+
+    hidden_size: int = 1024
+    patch_size: int = 14
+    image_size: int = 1008
+
+
+class AbsentBackbone(PreTrainedModel):  # type: ignore[misc]
+    """What stands for a trunk in a model that is given embeddings, and never pixels."""
+
+    config_class = AbsentBackboneConfig
+    main_input_name = "pixel_values"
+
+
 @lru_cache(maxsize=1)
 def _computed_buffers(architecture: StudentArchitecture) -> dict[str, torch.Tensor]:
     """The non-persistent buffers of a fresh student."""
@@ -62,3 +80,5 @@ def _computed_buffers(architecture: StudentArchitecture) -> dict[str, torch.Tens
 
 # Here and not in the import hook of `efficientsam3`, see hf_config.
 AutoModel.register(EfficientSam3StudentConfig, EfficientSam3StudentModel, exist_ok=True)
+AutoConfig.register(AbsentBackboneConfig.model_type, AbsentBackboneConfig, exist_ok=True)
+AutoModel.register(AbsentBackboneConfig, AbsentBackbone, exist_ok=True)

@@ -14,11 +14,10 @@ from transformers import (
     Sam3VideoModel,
 )
 
-# Registers the student with transformers' Auto classes.
-import efficientsam3.models.hf_backbone  # noqa: F401
 from efficientsam3.checkpoints.fitting import differences, layouts
 from efficientsam3.checkpoints.sam3 import build_model, expected_layouts
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
+from efficientsam3.models.hf_backbone import AbsentBackboneConfig  # this registers the student, too
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.contents import Contents, Tensors
 
@@ -49,7 +48,7 @@ def build_models(contents: Contents) -> Models:
         UserError: a tensor is missing, unexpected, or of another shape, or there is neither a detector nor a tracker.
     """
     detector: Any = _build_detector(contents) if contents.has("detector_model.detr_encoder.") else None
-    tracker: Any = _build_tracker(contents) if contents.has("tracker_model.") else None
+    tracker: Any = build_tracker(contents, detector is None) if contents.has("tracker_model.") else None
     if detector is None and tracker is None:
         raise UserError(f"{contents.path} holds neither a detector nor a tracker: merge it again.")
     if detector is not None and tracker is not None:
@@ -76,14 +75,25 @@ def _build_detector(contents: Contents) -> Any:
     return model
 
 
-def _build_tracker(contents: Contents) -> Any:
+def build_tracker(contents: Contents, with_backbone: bool = False) -> Any:
+    """Build a `Sam3TrackerModel`, float32, eval mode; without a backbone it takes embeddings alone.
+
+    Raises:
+        UserError: a tensor is missing, unexpected, or of another shape.
+    """
     tensors = {
         key: value for key, value in _under(contents.tensors, "tracker_model.").items() if not _VIDEO_KEYS.match(key)
     }
-    for prefix, place in ((HF_TRUNK_PREFIX, "backbone."), ("tracker_neck.", "neck.")):
+    places = {"tracker_neck.": "neck."} | ({HF_TRUNK_PREFIX: "backbone."} if with_backbone else {})
+    for prefix, place in places.items():
         for key, value in _under(contents.tensors, prefix).items():
             tensors[f"vision_encoder.{place}{key}"] = value
-    return build_model(Sam3TrackerModel, image_tracker_config(contents.config), tensors, contents.path)
+    config = image_tracker_config(contents.config)
+    if not with_backbone:
+        there = config.vision_config.backbone_config
+        shape = {"hidden_size": there.hidden_size, "patch_size": there.patch_size, "image_size": there.image_size}
+        config.vision_config.backbone_config = AbsentBackboneConfig(**shape)
+    return build_model(Sam3TrackerModel, config, tensors, contents.path)
 
 
 def image_tracker_config(config: Sam3VideoConfig) -> Sam3TrackerConfig:

@@ -1,7 +1,7 @@
 """Frozen mask decoders that turn any encoder's embedding into masks: SAM's as ONNX, or SAM3's tracker."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing, sam_preprocessing
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.build import build_models
+from efficientsam3.sam3.build import build_tracker
 from efficientsam3.sam3.contents import read_contents
 from efficientsam3.sam3.geometry import Floats, Placement
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
@@ -194,18 +194,11 @@ class Sam3Decoder(TrackerDecoder):
         contents = read_contents(path)
         if not contents.has("tracker_model."):
             raise UserError(f"{path} was merged without its tracker: merge with --keep tracker.")
-        # Without the detector's own tensors, `build_models` builds no detector.
-        kept = {
-            key: value
-            for key, value in contents.tensors.items()
-            if not key.startswith("detector_model.") or key.startswith("detector_model.vision_encoder.backbone.")
-        }
-        tracker: Any = build_models(replace(contents, tensors=kept)).tracker
+        tracker: Any = build_tracker(contents).requires_grad_(False)
         backbone = contents.config.detector_config.vision_config.backbone_config
         self.embed_dim: int = backbone.hidden_size
         self.embed_size: int = backbone.image_size // backbone.patch_size
         self.preprocessing = sam3_preprocessing(backbone.image_size)
-        tracker.vision_encoder.backbone = torch.nn.Identity()  # never called; this frees its memory
         super().__init__(tracker.to(device), device, max_hole_area)
 
 
