@@ -90,7 +90,7 @@ def root(tmp_path_factory, tiny_sam3_path, photographs_path):
     return folder
 
 
-@pytest.mark.timeout(900)  # four launches
+@pytest.mark.timeout(900)  # three launches
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds descendants in /proc")
 def test_signals_save_within_a_step_and_the_numbers_are_those_of_an_undisturbed_run(root: Path) -> None:
     undisturbed, disturbed = Training(root, root / "undisturbed"), Training(root, root / "disturbed")
@@ -118,7 +118,7 @@ def test_signals_save_within_a_step_and_the_numbers_are_those_of_an_undisturbed_
         assert path.name == f"ckpt_step_{content['step']}.pth"
         assert (content["epoch"], content["finished"]) == (epoch, False)
         assert 6 <= content["position"] < IMAGES
-    disturbed.finish()
+    fork_two(run_as_one_of_two, disturbed.arguments)
     assert disturbed.metrics() == undisturbed.metrics()
     assert len(disturbed.metrics()) == EPOCHS
     theirs, ours = (load_training_checkpoint(latest_checkpoint(each.output)) for each in (undisturbed, disturbed))

@@ -1,12 +1,12 @@
 """Writer and reader together: exactly the committed records are there, and damage is named."""
 
 import errno
+import itertools
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,26 +127,26 @@ def test_any_torn_tail_is_cut_off_and_the_next_run_continues(
     assert shard.values_path.stat().st_size == 6 * SIZE
 
 
+def append_for_ever(directory: Path, done: int, ready: threading.Event) -> None:
+    shard = Shard(directory, 0)
+    with BackgroundWriter(shard, SIZE, commit_seconds=0.01) as writer:
+        for number in itertools.count(done):
+            writer.append(f"sa_{number}", record(number))
+            if len(shard.read_keys()) > done + 50:
+                ready.set()
+
+
 def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
-    script = textwrap.dedent(f"""
-        import itertools, sys
-        sys.path[:0] = {[str(Path(__file__).parents[number]) for number in (0, 2)]!r}
-        import test_store
-        test_store.write_store_manifest(test_store.Path(sys.argv[1]), test_store.MANIFEST)
-        shard = test_store.Shard(test_store.Path(sys.argv[1]), 0)
-        with test_store.BackgroundWriter(shard, test_store.SIZE, commit_seconds=0.01) as writer:
-            for number in itertools.count(int(sys.argv[2])):
-                writer.append(f"sa_{{number}}", test_store.record(number))
-                if len(shard.read_keys()) > int(sys.argv[2]) + 50:
-                    print("ready", flush=True)
-    """)
-    done = 0
+    write_store_manifest(tmp_path, MANIFEST)
+    forks, done = multiprocessing.get_context("fork"), 0
     for _ in range(3):
-        command = [sys.executable, "-c", script, str(tmp_path), str(done)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            process.send_signal(signal.SIGKILL)
+        ready = forks.Event()
+        process = forks.Process(target=append_for_ever, args=(tmp_path, done, ready))
+        process.start()
+        assert ready.wait(200)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         found = content(tmp_path)
         assert len(found) > done + 50
         assert found == expected(range(len(found)))
