@@ -4,6 +4,7 @@ Keys are upper case, as in the published YAML files. Each command has its own ro
 not read does not exist for it.
 """
 
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -99,6 +100,31 @@ class StoreConfig(EmbeddingConfig):
     )
 
 
+class MasksConfig(Section):
+    """The decoder in the loop: the student's masks against the teacher's, as a loss beside the features'."""
+
+    DECODER: Path | None = Field(
+        None,
+        description="the teacher's frozen mask decoder: SAM's as .onnx, or the SAM3; without one, features alone are "
+        "learnt",
+    )
+    PROMPTS: Positive = Field(
+        2,
+        description="of each image, boxes and points by turns: on annotated objects; without any, around the teacher's "
+        "masks at the cells of a grid",
+    )
+    ROUNDS: NonNegative = Field(
+        1, description="clicks that refine each prompt, where the student's mask differs from the teacher's"
+    )
+    AT_ONCE: NonNegative = Field(
+        32, description="prompts decoded at once; with more in a batch, they are computed again backwards; 0: all"
+    )
+    WEIGHT: float = Field(0.5, ge=0, description="of the three losses below together, beside the features' losses")
+    BCE: float = Field(5.0, ge=0, description="weight of the cross-entropy with the teacher's soft masks")
+    DICE: float = Field(5.0, ge=0, description="weight of the Dice loss with them")
+    IOU: float = Field(1.0, ge=0, description="weight of the squared error of the predicted IoUs")
+
+
 class DistillConfig(EmbeddingConfig):
     """What the student is trained against, and the weights of the loss terms."""
 
@@ -127,9 +153,11 @@ class DistillConfig(EmbeddingConfig):
         "the last convolution",
     )
 
+    MASKS: MasksConfig = Field(default_factory=MasksConfig, description="the decoder in the loop")
+
     @model_validator(mode="after")
     def _some_loss(self) -> "DistillConfig":
-        if not any((self.PIXEL_WISE, self.COSINE, *self.TERMS.values())):
+        if self.MASKS.DECODER is None and not any((self.PIXEL_WISE, self.COSINE, *self.TERMS.values())):
             raise ValueError(
                 "PIXEL_WISE and COSINE are both 0: nothing would be learnt, give one of them or of TERMS a weight"
             )
@@ -250,6 +278,8 @@ class TrainConfig(RunConfig):
         online = self.DISTILL.ONLINE
         self._need(online, "DISTILL.ONLINE", "TEACHER", "DISTILL.ONLINE_CACHE", "DISTILL.AUGMENT")
         self._need(not online, "DISTILL.ONLINE false", "DISTILL.TEACHER_EMBED_PATH", "DISTILL.READ_WINDOW")
+        masks = [f"DISTILL.MASKS.{key}" for key in MasksConfig.model_fields]
+        self._need(self.DISTILL.MASKS.DECODER is not None, masks[0], *masks[1:])
         self._need(self.PROBE.DECODER is not None, "PROBE.DECODER", "PROBE.IMAGES", "PROBE.OBJECTS")
         return self
 
@@ -257,7 +287,7 @@ class TrainConfig(RunConfig):
         """Refuse keys that differ from their defaults where the condition that gives them an effect is not met."""
         for key in keys if not met else ():
             *sections, leaf = key.split(".")
-            section: BaseModel = getattr(self, sections[0]) if sections else self
+            section: BaseModel = reduce(getattr, sections, self)
             value = getattr(section, leaf)
             if value != type(section).model_fields[leaf].get_default(call_default_factory=True):
                 text = "" if isinstance(value, Section) else f" {value}"

@@ -29,6 +29,17 @@ def augmentation_seed(seed: int, image_id: str) -> int:
     return int.from_bytes(digest, "little") & 0x7FFFFFFF
 
 
+def flips(seed: int, augmentation: Augmentation) -> bool:
+    """Whether `augment` mirrors an image of this seed left to right."""
+    return _draw(seed)[0] < augmentation.hflip
+
+
+def _draw(seed: int) -> list[float]:
+    # All numbers are drawn even when switched off, so that one setting does not shift the draws of another.
+    drawn: list[float] = torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist()
+    return drawn
+
+
 def augment(image: torch.Tensor, seed: int, augmentation: Augmentation) -> torch.Tensor:
     """Apply the changes that `seed` selects.
 
@@ -40,10 +51,8 @@ def augment(image: torch.Tensor, seed: int, augmentation: Augmentation) -> torch
     Returns:
         (3, H, W) uint8.
     """
-    generator = torch.Generator().manual_seed(seed)
-    # All numbers are drawn even when switched off, so that one setting does not shift the draws of another.
-    flip, brightness, contrast, saturation = torch.rand(4, generator=generator).tolist()
-    if flip < augmentation.hflip:
+    _, brightness, contrast, saturation = _draw(seed)
+    if flips(seed, augmentation):
         image = tv.horizontal_flip(image)
     strength = augmentation.color_jitter
     if strength > 0:

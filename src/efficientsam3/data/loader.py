@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from efficientsam3.data.augment import Augmentation, augment
+from efficientsam3.data.augment import Augmentation, augment, flips
 from efficientsam3.data.images import UNKNOWN_IMAGE, ImageStamp, read_stamped
 from efficientsam3.data.listing import ImageListing
+from efficientsam3.data.objects import ImageObjects, ObjectReader, wrong_size
 from efficientsam3.data.preprocess import Preprocessing, resize_image
 from efficientsam3.runtime.device import usable_cores
 from efficientsam3.runtime.environment import count_from
@@ -37,6 +38,7 @@ class ImageSample:
     seed: int
     row: int = NO_ROW
     stamp: ImageStamp = UNKNOWN_IMAGE
+    objects: ImageObjects | None = None  # in pixels of the input; None where they are not known or not wanted
 
 
 @dataclass
@@ -50,6 +52,7 @@ class ImageBatch:
     rows: list[int]  # where the embeddings are, see `Targets.rows`; NO_ROW for a stand-in
     broken: list[str]
     stamps: list[ImageStamp] = field(default_factory=list, kw_only=True)  # of the images' files
+    objects: list[ImageObjects | None] = field(default_factory=list, kw_only=True)  # in pixels of the input
 
     def pin_memory(self) -> Self:
         """Called by a DataLoader that pins."""
@@ -65,15 +68,22 @@ def read_sample(
     preprocessing: Preprocessing,
     augmentation: Augmentation,
     row: int = NO_ROW,
+    objects: ImageObjects | None = None,
 ) -> ImageSample:
-    """Read, augment and resize one image.
+    """Read, augment and resize one image, and its objects with it.
 
     Raises:
         BrokenImageError: the image cannot be read.
+        BrokenAnnotationError: its objects are of an image of another size.
     """
-    image, stamp = read_stamped(listing.path(index))
+    path = listing.path(index)
+    image, stamp = read_stamped(path)
     pixels, content_size = resize_image(augment(image, seed, augmentation), preprocessing)
-    return ImageSample(listing.id(index), pixels, content_size, seed, row, stamp)
+    if objects is not None:
+        if objects.size != tuple(image.shape[-2:]):
+            raise wrong_size(path, tuple(image.shape[-2:]), objects.size)
+        objects = objects.placed(content_size, flips(seed, augmentation))
+    return ImageSample(listing.id(index), pixels, content_size, seed, row, stamp, objects)
 
 
 class ImageDataset(Dataset[ImageSample | UserError | None]):
@@ -87,6 +97,7 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
         augmentation: Augmentation,
         seed_of: SeedOf,
         rows: npt.NDArray[np.int64] | None = None,
+        objects_of: ObjectReader | None = None,
     ) -> None:
         """Select images of a listing.
 
@@ -97,6 +108,7 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
             augmentation: random changes before that.
             seed_of: gives the seed of an image's augmentation.
             rows: (N,) rows of their embeddings in the store; None without a store.
+            objects_of: reads an image's annotated objects, by its place in the listing; None where nothing needs them.
         """
         self.listing = listing
         self.preprocessing = preprocessing
@@ -104,6 +116,7 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
         self.rows = np.full(len(indices), NO_ROW) if rows is None else rows
         self._indices = indices
         self._seed_of = seed_of
+        self._objects_of = objects_of
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -131,6 +144,7 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
                 self.preprocessing,
                 self.augmentation,
                 int(self.rows[item]),
+                None if self._objects_of is None else self._objects_of(self.index(item)),
             )
         except UserError as error:
             return error  # an UnreadableError is raised by `ImageLoader`
@@ -152,6 +166,7 @@ def collate_images(samples: list[ImageSample | UserError | None]) -> ImageBatch:
         [sample.row for sample in whole],
         [str(sample) for sample in samples if isinstance(sample, UserError)],
         stamps=[sample.stamp for sample in whole],
+        objects=[sample.objects for sample in whole],
     )
 
 

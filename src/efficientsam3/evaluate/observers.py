@@ -50,9 +50,8 @@ def build_probe(probe: ProbePlan, targets: Targets, seed: int, device: torch.dev
     """
     from efficientsam3.evaluate.masks.encoders import ModuleEncoder, StoreEncoder
     from efficientsam3.evaluate.masks.ground_truth import Selection, open_ground_truth
-    from efficientsam3.evaluate.masks.open_models import check_fits
     from efficientsam3.evaluate.masks.probe import MaskProbe
-    from efficientsam3.sam3.decoders import load_decoder
+    from efficientsam3.sam3.decoders import check_fits, load_decoder
 
     decoder = load_decoder(probe.decoder, device)
     manifest = targets.manifest

@@ -49,12 +49,31 @@ class MaskDecoder(Protocol):
         ...
 
 
-class Decoder(MaskDecoder, Protocol):
-    """A frozen prompt encoder and mask decoder, without an image encoder."""
+class TakesEmbeddings(Protocol):
+    """What takes the embeddings of an image encoder."""
 
     embed_dim: int  # channels of the embeddings that it takes
     embed_size: int  # cells per side of these embeddings
     preprocessing: Preprocessing  # of the image encoder that it was trained with
+
+
+def check_fits(model: str, shape: tuple[int, int], preprocessing: Preprocessing, decoder: TakesEmbeddings) -> None:
+    """Refuse embeddings of another shape, or at another image size, than a decoder takes.
+
+    Raises:
+        UserError: the shapes or image sizes differ.
+    """
+    found = (*shape, preprocessing.image_size)
+    wanted = (decoder.embed_dim, decoder.embed_size, decoder.preprocessing.image_size)
+    if found != wanted:
+        raise UserError(
+            f"{model} gives embeddings of {found[0]} channels on {found[1]}x{found[1]} cells at {found[2]} pixels, the "
+            f"decoder takes {wanted[0]} on {wanted[1]}x{wanted[1]} at {wanted[2]}: give the decoder of its teacher."
+        )
+
+
+class Decoder(TakesEmbeddings, MaskDecoder, Protocol):
+    """A frozen prompt encoder and mask decoder, without an image encoder."""
 
     def open(self, embedding: torch.Tensor, placement: Placement) -> Callable[[ObjectPrompt], Answer]:
         """Prepare one image for any number of prompts.

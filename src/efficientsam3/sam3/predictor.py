@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.decoders import OnnxDecoder, Sam3Decoder
+from efficientsam3.sam3.decoders import OnnxDecoder, Sam3Decoder, TakesEmbeddings
 from efficientsam3.sam3.sam_onnx import REMEDY, build_sam
 from efficientsam3.sam3.torch_calls import MASK_LIMIT, tracker_features
 
@@ -63,20 +62,20 @@ class Predictor(nn.Module):
 
     _positions: torch.Tensor
 
-    def __init__(self, prompt_encoder: Any, mask_decoder: Any, embed_dim: int, embed_size: int) -> None:
+    def __init__(self, prompt_encoder: Any, mask_decoder: Any, decoder: TakesEmbeddings) -> None:
         """Put them together, in eval mode and without gradients of their own.
 
         Args:
             prompt_encoder: transformers' `SamPromptEncoder` or `Sam3TrackerPromptEncoder`.
             mask_decoder: transformers' `SamMaskDecoder` or `Sam3TrackerMaskDecoder`.
-            embed_dim: channels of the embeddings that it takes.
-            embed_size: cells per side of these embeddings, G.
+            decoder: says which embeddings it takes.
         """
         super().__init__()
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
-        self.embed_dim = embed_dim
-        self.embed_size = embed_size
+        self.embed_dim = decoder.embed_dim
+        self.embed_size = embed_size = decoder.embed_size  # G
+        self.preprocessing = decoder.preprocessing
         middles = (torch.arange(embed_size) + 0.5) / embed_size
         grid = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), dim=-1)[None]  # [1, G, G, 2] as x, y
         with torch.no_grad():
@@ -132,10 +131,10 @@ class Predictor(nn.Module):
 class TrackerPredictor(Predictor):
     """SAM3's tracker: its neck, prompt encoder and mask decoder."""
 
-    def __init__(self, tracker: Any, embed_dim: int, embed_size: int) -> None:
-        """Take transformers' `Sam3TrackerModel`, whose image trunk is not needed."""
-        super().__init__(tracker.prompt_encoder, tracker.mask_decoder, embed_dim, embed_size)
-        self.tracker = tracker.requires_grad_(False)
+    def __init__(self, decoder: Sam3Decoder) -> None:
+        """Take what a decoder has loaded."""
+        super().__init__(decoder.tracker.prompt_encoder, decoder.tracker.mask_decoder, decoder)
+        self.tracker = decoder.tracker.requires_grad_(False)
 
     def features(self, embedding: torch.Tensor) -> list[torch.Tensor]:
         """See `Predictor`."""
@@ -151,8 +150,8 @@ class TrackerPredictor(Predictor):
         return [self.mask_decoder.obj_score_token, *super()._output_tokens()]
 
 
-def load_predictor(path: Path, device: torch.device) -> tuple[Predictor, Preprocessing]:
-    """Open a predictor, float32 on `device`, and the preprocessing of the image encoder that it was trained with.
+def load_predictor(path: Path, device: torch.device) -> Predictor:
+    """Open a predictor, float32.
 
     Args:
         path: SAM's prompt encoder and mask decoder as .onnx, or a SAM3.
@@ -163,14 +162,11 @@ def load_predictor(path: Path, device: torch.device) -> tuple[Predictor, Preproc
     """
     if path.suffix == ".onnx":
         decoder = OnnxDecoder(path)
-        size = decoder.embed_size
-        parts = build_sam(path, decoder.preprocessing.image_size, size)
-        predictor = Predictor(*parts, decoder.embed_dim, size)
+        parts = build_sam(path, decoder.preprocessing.image_size, decoder.embed_size)
+        predictor = Predictor(*parts, decoder)
         _check(predictor, decoder, path)
-        return predictor.to(device), decoder.preprocessing
-    tracker = Sam3Decoder(path, device)
-    loaded = TrackerPredictor(tracker.tracker, tracker.embed_dim, tracker.embed_size)
-    return loaded.to(device), tracker.preprocessing
+        return predictor.to(device)
+    return TrackerPredictor(Sam3Decoder(path, device)).to(device)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from efficientsam3.runtime.device import autocast_dtype
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.train.loop import StepSettings, Trainer
-from efficientsam3.train.objective import Averages, FeatureObjective
+from efficientsam3.train.objective import Averages, FeatureObjective, Objective
 from efficientsam3.train.optimizer import build_optimizer, learning_rate_factor, scale_learning_rate
 from efficientsam3.train.plan import TrainPlan
 from efficientsam3.train.resume import restore, seed_process
@@ -165,9 +165,20 @@ def _build_trainer(
         print_freq=plan.print_freq,
     )
     standardisation = None if moments.standardisation is None else moments.standardisation.to(process.device)
-    objective = FeatureObjective(plan.term_weights, standardisation, moments.variance)
+    objective = _objective(plan, process, standardisation, moments.variance)
     optimizer = build_optimizer(student, rate_at(0), optimisation.weight_decay)
     return Trainer(model, optimizer, rate_at, plan.targets, objective, process, settings, ema, report, stage)
+
+
+def _objective(
+    plan: TrainPlan, process: Process, standardisation: Standardisation | None, variance: float | None
+) -> Objective:
+    features = FeatureObjective(plan.term_weights, standardisation, variance, alone=plan.masks is None)
+    if plan.masks is None:
+        return features
+    from efficientsam3.train.masks import MaskObjective  # here, since transformers takes seconds to import
+
+    return MaskObjective(features, plan.masks.predictor.to(process.device), plan.masks.settings, plan.seed)
 
 
 def _wrap(plan: TrainPlan, process: Process, student: Student) -> nn.Module:

@@ -23,11 +23,13 @@ from efficientsam3.train.batches import TrainBatch, copy_stream, on_device, with
 from efficientsam3.train.finite import FiniteWatch, StatisticsGuard
 from efficientsam3.train.objective import LOSS, Averages, Losses, Objective
 from efficientsam3.train.optimizer import apply_if_finite, restore_optimizer
+from efficientsam3.train.prompts import Shown
 from efficientsam3.train.stages import Label
 from efficientsam3.train.sums import LossSums
 from efficientsam3.train.targets import Targets
 
 logger = logging.getLogger(LOGGER_NAME)
+_VALIDATION = 0  # the epoch that validation draws its prompts for, so that epochs compare
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class Trainer:
         sums, iterator = LossSums(self._process.device), self._ready(batches)
         for _ in range(total):
             if (batch := next(iterator, None)) is not None:
-                sums.add(self._loss(model, batch), batch.weights)
+                sums.add(self._loss(model, batch, _VALIDATION), batch.weights)
                 self.broken += batch.broken
             if stop():
                 return None
@@ -250,7 +252,7 @@ class Trainer:
     def _accumulate(self, batch: TrainBatch, size: int, last: bool) -> Losses:
         """Add a batch's share of the gradient of `size` batches."""
         with self._synchronised(last):
-            losses = self._loss(self.model, batch)
+            losses = self._loss(self.model, batch, self.epoch)
             with self._stage("backward"):
                 self._scaler.scale(losses[LOSS] / size).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
@@ -277,7 +279,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _loss(self, model: nn.Module, batch: TrainBatch) -> Losses:
+    def _loss(self, model: nn.Module, batch: TrainBatch, epoch: int) -> Losses:
         device, manifest = self._process.device, self._targets.manifest
         with self._stage("normalise"):
             pixels = normalise(batch.pixels, batch.content_sizes, manifest.preprocessing)
@@ -290,7 +292,8 @@ class Trainer:
             student = model(pixels)
         with self._stage("loss"):
             valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
-            return self._objective(student, _laid_out_like(student, targets), valid, batch.weights)
+            shown = Shown(batch.image_ids, batch.content_sizes, batch.objects, epoch)
+            return self._objective(student, _laid_out_like(student, targets), valid, batch.weights, shown)
 
 
 def _laid_out_like(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

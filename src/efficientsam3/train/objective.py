@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.runtime.errors import UserError
+from efficientsam3.train.prompts import Shown
 
 LOSS = "loss"  # the name of what is minimised; every objective gives it
 Losses = dict[str, torch.Tensor]  # scalars of one batch, on its device
@@ -26,7 +27,12 @@ class Objective(Protocol):
     """What a training minimises. Whatever names it gives are summed, saved, logged and drawn."""
 
     def __call__(
-        self, student: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor
+        self,
+        student: torch.Tensor,
+        targets: torch.Tensor,
+        valid: torch.Tensor,
+        weights: torch.Tensor,
+        shown: Shown,
     ) -> Losses:
         """The losses of one batch, averaged over its images.
 
@@ -35,6 +41,7 @@ class Objective(Protocol):
             targets: (B, D, E, E) float, the teacher's embeddings.
             valid: (B, E, E) bool, see `build_valid_mask`.
             weights: (B,) float, 1 for an image and 0 for a stand-in that must not count.
+            shown: what the images show.
 
         Returns:
             Scalars by name: `loss`, which is minimised, and any others, which are only recorded.
@@ -62,6 +69,7 @@ class FeatureObjective:
         weights: Mapping[str, float],
         standardisation: Standardisation | None = None,
         variance: float | None = None,
+        alone: bool = True,
     ) -> None:
         """Set up.
 
@@ -69,23 +77,29 @@ class FeatureObjective:
             weights: weight of each term, by its name in `TERMS`.
             standardisation: what the student's output is standardised by, on the device of the features.
             variance: mean over channels of the teacher's variance; where it is known, `relative_mse` is recorded.
+            alone: whether nothing else is minimised.
 
         Raises:
-            UserError: there is no such term, or no term has a weight.
+            UserError: there is no such term; or no term has a weight, and nothing else is minimised.
         """
         unknown = sorted(weights.keys() - TERMS.keys())
         if unknown:
             raise UserError(f"DISTILL.TERMS {unknown[0]!r} is not a loss term: use {', '.join(sorted(TERMS))}.")
-        if not any(weights.values()):
+        if alone and not any(weights.values()):
             raise UserError("Every loss term has the weight 0, so nothing would be learnt: give one of them a weight.")
         self.standardisation = standardisation
         self._weights = dict(weights)
         self._variance = variance
 
     def __call__(
-        self, student: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor
+        self,
+        student: torch.Tensor,
+        targets: torch.Tensor,
+        valid: torch.Tensor,
+        weights: torch.Tensor,
+        shown: Shown | None = None,
     ) -> Losses:
-        """See `Objective`."""
+        """See `Objective`; what the images show does not matter."""
         if self.standardisation is None:
             terms = self._terms(student, targets, valid, weights)
             return {LOSS: self._total(terms), **terms}

@@ -1,18 +1,22 @@
 """What a training will do, found out and checked before work begins. Nothing below takes a configuration."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from efficientsam3.config.schema import TrainConfig
-from efficientsam3.data.layouts import list_images
+from efficientsam3.data.layouts import DATASETS, list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
 from efficientsam3.data.loader import Collate, ImageDataset, check_shared_memory, collate_never_empty, count_readers
+from efficientsam3.data.objects import ObjectReader
 from efficientsam3.data.preprocess import Preprocessing
+from efficientsam3.data.split import SPLITS
 from efficientsam3.embed.plan import (
     EMBEDDINGS_DIR,
     EmbedPlan,
@@ -30,6 +34,10 @@ from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import ChannelStatistics
 from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.targets import ComputedTargets, StoredTargets, Targets
+
+if TYPE_CHECKING:
+    from efficientsam3.sam3.predictor import Predictor
+    from efficientsam3.train.masks import MaskSettings
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,14 @@ class ProbePlan:
 
 
 @dataclass(frozen=True)
+class MasksPlan:
+    """The decoder in the loop."""
+
+    predictor: "Predictor"  # on the CPU
+    settings: "MaskSettings"
+
+
+@dataclass(frozen=True)
 class TrainPlan:
     """Everything that a training works with."""
 
@@ -76,6 +92,7 @@ class TrainPlan:
     standardise: bool  # whether the student learns standardised targets
     statistics: ChannelStatistics | None  # of the teacher's embeddings; None where they are not known yet
     term_weights: dict[str, float]  # of the objective, see FeatureObjective
+    masks: MasksPlan | None  # the decoder in the loop; None without one
     optimisation: Optimisation
     batch_size: int  # images per process
     num_workers: int
@@ -117,10 +134,11 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
     _check_targets(config, targets.manifest)
     listings = [
         list_images(config.DATA.DATA_PATH, split, config.DATA.DATASET, limit=config.DATA.NUM_SAMPLES)
-        for split in ("train", "val")
+        for split in SPLITS
     ]
     check_disjoint(*listings)
-    train, val = (paired_images(listing, targets) for listing in listings)
+    readers = _object_readers(config, listings)
+    train, val = (paired_images(listing, targets, reader) for listing, reader in zip(listings, readers, strict=True))
     if len(train) == 0 and len(listings[0]) == 0:
         raise UserError(
             f"{config.DATA.DATA_PATH} has no training images: give a dataset that has some with DATA.DATA_PATH."
@@ -153,6 +171,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         standardise=standardise,
         statistics=targets.known_moments(needed=standardise),
         term_weights=weights,
+        masks=_plan_masks(config, manifest),
         optimisation=Optimisation(**{key.lower(): value for key, value in config.TRAIN}),
         batch_size=config.DATA.BATCH_SIZE,
         num_workers=num_workers,
@@ -179,16 +198,57 @@ def _term_weights(config: TrainConfig) -> dict[str, float]:
     for name in own.keys() & config.DISTILL.TERMS.keys():
         raise UserError(f"DISTILL.TERMS has {name!r}, whose weight is PIXEL_WISE (mse) or COSINE (cosine): set that.")
     weights = own | config.DISTILL.TERMS
-    FeatureObjective(weights)  # names what is wrong with them
+    FeatureObjective(weights, alone=config.DISTILL.MASKS.DECODER is None)  # names what is wrong with them
     return weights
 
 
-def paired_images(listing: ImageListing, targets: Targets) -> ImageDataset:
-    """The images of a listing that have targets."""
+def paired_images(listing: ImageListing, targets: Targets, objects_of: ObjectReader | None = None) -> ImageDataset:
+    """The images of a listing that have targets, with their annotated objects where `objects_of` reads them."""
     rows = targets.rows(listing.ids)
     indices = np.flatnonzero(rows >= 0)
     manifest = targets.manifest
-    return ImageDataset(listing, indices, manifest.preprocessing, manifest.augmentation, targets.seed_of, rows[indices])
+    return ImageDataset(
+        listing,
+        indices,
+        manifest.preprocessing,
+        manifest.augmentation,
+        targets.seed_of,
+        rows[indices],
+        objects_of,
+    )
+
+
+def _object_readers(config: TrainConfig, listings: Sequence[ImageListing]) -> list[ObjectReader | None]:
+    """What reads the annotated objects of the splits' images; None where prompts are not needed, or none annotated.
+
+    Raises:
+        UserError: the annotations cannot be read.
+    """
+    if config.DISTILL.MASKS.DECODER is None:
+        return [None] * len(listings)
+    layout = DATASETS[config.DATA.DATASET]
+    found = [layout.annotated(config.DATA.DATA_PATH, split) for split in SPLITS]
+    return [None if one is None else ObjectReader(one, of.ids) for one, of in zip(found, listings, strict=True)]
+
+
+def _plan_masks(config: TrainConfig, manifest: StoreManifest) -> "MasksPlan | None":
+    """The decoder in the loop, opened.
+
+    Raises:
+        UserError: it is missing, no such decoder, or does not take the teacher's embeddings.
+    """
+    values = {key.lower(): value for key, value in config.DISTILL.MASKS}
+    path = values.pop("decoder")
+    if path is None:
+        return None
+    # Imported here, since transformers takes seconds.
+    from efficientsam3.sam3.decoders import check_fits
+    from efficientsam3.sam3.predictor import load_predictor
+    from efficientsam3.train.masks import MaskSettings
+
+    predictor = load_predictor(path, torch.device("cpu"))
+    check_fits("The teacher", (manifest.embed_dim, manifest.embed_size), manifest.preprocessing, predictor)
+    return MasksPlan(predictor, MaskSettings(**values))
 
 
 def _plan_probe(config: TrainConfig) -> ProbePlan | None:
@@ -202,6 +262,8 @@ def _record(config: TrainConfig, manifest: StoreManifest) -> dict[str, Any]:
     """The configuration as checkpoints record it, with the teacher's own numbers where it says `teacher`."""
     recorded: dict[str, Any] = json.loads(config.model_dump_json())
     recorded["DATA"]["IMG_SIZE"] = manifest.preprocessing.image_size
+    if config.DISTILL.MASKS.DECODER is None:  # as before there was one
+        del recorded["DISTILL"]["MASKS"]
     recorded["DISTILL"] |= {"EMBED_DIM": manifest.embed_dim, "EMBED_SIZE": manifest.embed_size}
     return recorded
 

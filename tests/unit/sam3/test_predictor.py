@@ -43,16 +43,23 @@ def by_onnx(decoder: OnnxDecoder, embeddings: torch.Tensor, prompts: Prompts) ->
     return Candidates(torch.stack(logits), torch.stack(ious))
 
 
+@pytest.fixture(scope="module")
+def whole_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that gives all candidates."""
+    path = tmp_path_factory.mktemp("whole") / "sam.onnx"
+    write_sam(path, single=False)
+    return path
+
+
 @pytest.mark.parametrize("kind", ["points", "box", "points and box", "points and mask", "box and mask"])
-def test_all_candidates_are_those_of_onnx_runtime(tmp_path: Path, kind: str) -> None:
-    write_sam(tmp_path / "sam.onnx", single=False)
-    predictor, preprocessing = load_predictor(tmp_path / "sam.onnx", CPU)
-    assert (predictor.embed_dim, predictor.embed_size, preprocessing.image_size) == (WIDTH, CELLS, SIDE)
+def test_all_candidates_are_those_of_onnx_runtime(whole_decoder: Path, kind: str) -> None:
+    predictor = load_predictor(whole_decoder, CPU)
+    assert (predictor.embed_dim, predictor.embed_size, predictor.preprocessing.image_size) == (WIDTH, CELLS, SIDE)
     embeddings = torch.randn(2, WIDTH, CELLS, CELLS, generator=torch.Generator().manual_seed(0))
     prompts = asked(kind)
     own = predictor(predictor.features(embeddings), prompts)
     assert own.logits.shape == (3, MASKS, 4 * CELLS, 4 * CELLS)
-    expected = by_onnx(OnnxDecoder(tmp_path / "sam.onnx"), embeddings, prompts)
+    expected = by_onnx(OnnxDecoder(whole_decoder), embeddings, prompts)
     assert torch.allclose(own.logits, expected.logits, atol=1e-4)
     assert torch.allclose(own.ious, expected.ious, atol=1e-4)
 
@@ -61,9 +68,9 @@ def test_all_candidates_are_those_of_onnx_runtime(tmp_path: Path, kind: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["points", "box", "points and box"])
 def test_the_real_decoder_is_that_of_onnx_runtime(kind: str) -> None:
-    predictor, preprocessing = load_predictor(REAL, CPU)
+    predictor = load_predictor(REAL, CPU)
     embeddings = 0.1 * torch.randn(2, 256, 64, 64, generator=torch.Generator().manual_seed(0))
-    prompts = asked(kind, preprocessing.image_size / SIDE)
+    prompts = asked(kind, predictor.preprocessing.image_size / SIDE)
     own = predictor(predictor.features(embeddings), prompts)
     expected = by_onnx(OnnxDecoder(REAL), embeddings, prompts)
     chosen = torch.full((3,), 0) if kind != "box" else 1 + own.ious[:, 1:].argmax(1)  # by the rule of SAM's export
@@ -75,7 +82,7 @@ def test_the_real_decoder_is_that_of_onnx_runtime(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["points", "box", "points and box", "points and mask"])
 def test_sam3_s_tracker_answers_as_transformers_own_forward(tiny_sam3_path: Path, kind: str) -> None:
-    predictor, _ = load_predictor(tiny_sam3_path, CPU)
+    predictor = load_predictor(tiny_sam3_path, CPU)
     tracker = Sam3Decoder(tiny_sam3_path, CPU).tracker
     size = predictor.embed_size
     embeddings = torch.randn(2, predictor.embed_dim, size, size, generator=torch.Generator().manual_seed(0))
@@ -94,7 +101,7 @@ def test_sam3_s_tracker_answers_as_transformers_own_forward(tiny_sam3_path: Path
 def test_gradients_to_the_embedding_are_those_of_finite_differences(
     sam_decoder: Path, tiny_sam3_path: Path, kind: str
 ) -> None:
-    predictor: Predictor = load_predictor(sam_decoder if kind == "sam" else tiny_sam3_path, CPU)[0].double()
+    predictor: Predictor = load_predictor(sam_decoder if kind == "sam" else tiny_sam3_path, CPU).double()
     assert not any(parameter.requires_grad for parameter in predictor.parameters())
     generator = torch.Generator().manual_seed(0)
     shape = (2, predictor.embed_dim, predictor.embed_size, predictor.embed_size)

@@ -27,9 +27,10 @@ def on_one(config: TrainConfig, process: Process, stop_after: int = 0) -> dict[s
 
 
 def test_two_processes_and_one_with_accumulation_agree(
-    make_training: MakeTraining, one_process: Process, tmp_path: Path
+    make_training: MakeTraining, one_process: Process, tmp_path: Path, tiny_sam3_path: Path
 ) -> None:
     opts = ["DATA.BATCH_SIZE", "1", "TRAIN.CLIP_GRAD", "0", "TRAIN.EPOCHS", "2"]
+    opts += ["DISTILL.MASKS.DECODER", str(tiny_sam3_path), "DISTILL.MASKS.ROUNDS", "0"]  # clicks follow from roundings
     two = make_training(*opts, "TAG", "two")
     one = make_training(*opts, "TRAIN.ACCUMULATION_STEPS", "2", "TAG", "one")
     ours, theirs = on_one(one, one_process), on_two(two, tmp_path)

@@ -62,13 +62,18 @@ def dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         # Three steps and two batches of validation an epoch: within an epoch, within validation, at its end.
         ((), (2, 2, 3, 3)),
-        # Two steps an epoch, the second of one batch.
-        (("TRAIN.ACCUMULATION_STEPS", "2", "DISTILL.READ_WINDOW", "3"), (1, 2)),
+        # Two steps an epoch, the second of one batch; with the decoder in the loop.
+        (("TRAIN.ACCUMULATION_STEPS", "2", "DISTILL.READ_WINDOW", "3", "DISTILL.MASKS.DECODER", "SAM3"), (1, 2)),
     ],
 )
 def test_an_interrupted_run_gives_the_same_numbers_digit_for_digit(
-    make_training: MakeTraining, one_process: Process, tmp_path: Path, opts: tuple[str, ...], stops: tuple[int, ...]
+    make_training: MakeTraining,
+    one_process: Process,
+    tiny_sam3_path: Path,
+    opts: tuple[str, ...],
+    stops: tuple[int, ...],
 ) -> None:
+    opts = tuple(str(tiny_sam3_path) if word == "SAM3" else word for word in opts)
     opts = (*opts, "TRAIN.EMA", "0.9", "TRAIN.EPOCHS", "2")
     undisturbed = make_training(*opts, "TAG", "undisturbed")
     assert not train(undisturbed, one_process).stopped

@@ -76,6 +76,14 @@ class Rle:
         run = np.searchsorted(self._ends, x * self.height + y, side="right")
         return bool(run % 2)
 
+    def pixels(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(N, 2) x and y of the pixels in the mask that have these numbers (N,), counted column by column."""
+        lengths = self.runs[1::2].astype(np.int64)
+        ends = np.cumsum(lengths)
+        run = np.searchsorted(ends, numbers, side="right")
+        places = self._ends[1::2][run] - (ends[run] - numbers)
+        return np.stack([places // self.height, places % self.height], axis=1)
+
     def mask(self) -> npt.NDArray[np.bool_]:
         """(H, W) bool."""
         values = np.arange(len(self.runs)) % 2 == 1

@@ -20,6 +20,10 @@ class UnreadableAnnotationError(BrokenAnnotationError):
     """A file that the system does not give: what is in it may be right."""
 
 
+class NoAnnotationError(UnreadableAnnotationError):
+    """There is no such file."""
+
+
 class _Record(BaseModel):
     # Only the keys in use are checked; SA-1B has more, and files from elsewhere have others.
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -74,6 +78,8 @@ def read_annotation(path: Path) -> ImageAnnotation:
     """
     try:
         return ImageAnnotation.model_validate_json(read_bytes(path, MAX_ANNOTATION_BYTES))
+    except FileNotFoundError as error:
+        raise NoAnnotationError(f"Annotation {path} does not exist: put it there.") from error
     except OSError as error:
         raise UnreadableAnnotationError(f"Annotation {path} cannot be read ({error.strerror}): replace it.") from error
     except ValidationError as error:

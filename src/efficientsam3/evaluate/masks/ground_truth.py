@@ -14,6 +14,7 @@ from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.data.layouts import DATASETS
 from efficientsam3.data.layouts.annotation_files import open_annotation_file
 from efficientsam3.data.layouts.layout import AnnotatedImage, AnnotatedImages
+from efficientsam3.data.objects import usable_masks
 from efficientsam3.data.split import Split
 from efficientsam3.evaluate.masks.objects import TrueObject
 from efficientsam3.runtime.errors import UserError
@@ -134,24 +135,9 @@ def _true_image(image: AnnotatedImage, categories: Mapping[int, str]) -> TrueIma
     annotation, image_id, source = image.annotation, image.image_id, image.source
     size = (annotation.image.height, annotation.image.width)
     objects = []
-    for number, mask in enumerate(annotation.annotations):
-        if isinstance(mask, InstanceMask) and mask.iscrowd:
-            continue
-        try:
-            rle = mask.rle
-        except ValueError as error:
-            raise BrokenAnnotationError(
-                f"Annotation {source} has a broken mask {number} of image {image_id} ({error}): replace it."
-            ) from error
-        if (rle.height, rle.width) != size:
-            raise BrokenAnnotationError(
-                f"Annotation {source} has a mask {number} of {rle.height} x {rle.width} for image {image_id} of "
-                f"{size[0]} x {size[1]} (height x width): replace it."
-            )
-        if rle.area == 0:
-            continue
+    for number, mask in usable_masks(image):
         category = categories[mask.category_id] if isinstance(mask, InstanceMask) else None
-        objects.append(TrueObject(number, rle, next(iter(mask.point_coords), None), category))
+        objects.append(TrueObject(number, mask.rle, next(iter(mask.point_coords), None), category))
     return TrueImage(image_id, image.path, size, tuple(objects), source, _phrases(image, objects), image.absent)
 
 

@@ -12,6 +12,7 @@ import torch
 from efficientsam3.data.annotations.sa1b import BrokenAnnotationError
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.data.images import BrokenImageError, read_rgb
+from efficientsam3.data.objects import wrong_size
 from efficientsam3.evaluate.masks.clicks import click
 from efficientsam3.evaluate.masks.ground_truth import GroundTruth, Selection, TrueImage, choose_images, choose_objects
 from efficientsam3.evaluate.masks.objects import CLICKS, PromptKind, TrueObject
@@ -132,10 +133,7 @@ def _with_embedding(
 def _read(image: TrueImage) -> torch.Tensor:
     pixels = read_rgb(image.path)
     if tuple(pixels.shape[-2:]) != image.size:
-        raise BrokenAnnotationError(
-            f"Image {image.path} is {pixels.shape[-2]} x {pixels.shape[-1]}, its annotation is for {image.size[0]} x "
-            f"{image.size[1]} (height x width): replace one of them."
-        )
+        raise wrong_size(image.path, tuple(pixels.shape[-2:]), image.size)
     return pixels
 
 

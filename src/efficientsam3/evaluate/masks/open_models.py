@@ -18,7 +18,7 @@ from efficientsam3.models.student_files import load_student_and_preprocessing
 from efficientsam3.models.teacher import OnnxTeacher, TeacherSpec, build_teacher
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.decoders import Decoder, load_decoder
+from efficientsam3.sam3.decoders import Decoder, check_fits, load_decoder
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
 from efficientsam3.store.manifest import MANIFEST_NAME
@@ -199,18 +199,3 @@ def _encoder(model: str, decoder: Decoder, fed: FedPixels, device: torch.device,
     architecture = student.architecture
     check_fits(model, (architecture.embed_dim, architecture.embed_size), preprocessing, decoder)
     return ModuleEncoder(student.to(device), fed.apply(preprocessing), device)
-
-
-def check_fits(model: str, shape: tuple[int, int], preprocessing: Preprocessing, decoder: Decoder) -> None:
-    """Refuse embeddings of another shape, or at another image size, than a decoder takes.
-
-    Raises:
-        UserError: the shapes or image sizes differ.
-    """
-    found = (*shape, preprocessing.image_size)
-    wanted = (decoder.embed_dim, decoder.embed_size, decoder.preprocessing.image_size)
-    if found != wanted:
-        raise UserError(
-            f"{model} gives embeddings of {found[0]} channels on {found[1]}x{found[1]} cells at {found[2]} pixels, the "
-            f"decoder takes {wanted[0]} on {wanted[1]}x{wanted[1]} at {wanted[2]}: give the decoder of its teacher."
-        )

@@ -1,0 +1,255 @@
+"""The decoder in the loop: the masks that a frozen predictor makes of the student's embeddings, against the teacher's.
+
+After EdgeSAM (https://arxiv.org/abs/2312.06660), with the teacher's soft answers in all candidate masks and their
+predicted IoUs as targets. Each loss is 0, with a gradient of 0, where student and teacher answer alike.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.checkpoint import checkpoint
+
+from efficientsam3.data.preprocess import build_valid_mask
+from efficientsam3.sam3.predictor import Candidates, Predictor, Prompts
+from efficientsam3.train.objective import LOSS, Averages, FeatureObjective, Losses
+from efficientsam3.train.prompts import DrawnPrompts, Shown, draw_prompts
+
+_NAMES = ("mask_bce", "mask_dice", "mask_iou", "mask_agreement")
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """How masks are asked for and weighted; the keys of DISTILL.MASKS, whose meaning `MasksConfig` describes."""
+
+    prompts: int
+    rounds: int
+    at_once: int
+    weight: float
+    bce: float
+    dice: float
+    iou: float
+
+
+class MaskObjective:
+    """The features' objective and, added to it, that of the masks."""
+
+    def __init__(self, features: FeatureObjective, predictor: Predictor, settings: MaskSettings, seed: int) -> None:
+        """Set up.
+
+        Args:
+            features: whose standardisation the student's output has.
+            predictor: frozen, on the device of the features.
+            settings: how masks are asked for and weighted.
+            seed: draws the prompts, with the epoch and each image's id.
+        """
+        self._features = features
+        self._predictor = predictor
+        self._settings = settings
+        self._seed = seed
+
+    def __call__(
+        self,
+        student: torch.Tensor,
+        targets: torch.Tensor,
+        valid: torch.Tensor,
+        weights: torch.Tensor,
+        shown: Shown,
+    ) -> Losses:
+        """See `Objective`. The masks' own figures come raw, each the mean over images, prompts and rounds.
+
+        `mask_bce` is the cross-entropy above the teacher's own entropy, `mask_agreement` the IoU of the two masks that
+        the teacher ranks first.
+        """
+        losses = self._features(student, targets, valid, weights, shown)
+        standardisation = self._features.standardisation
+        raw = student if standardisation is None else standardisation.restore(student)
+        masks = self.masks(raw, targets, weights, shown)
+        settings = self._settings
+        weighted = (
+            settings.bce * masks["mask_bce"] + settings.dice * masks["mask_dice"] + settings.iou * masks["mask_iou"]
+        )
+        return {**losses, LOSS: losses[LOSS] + settings.weight * weighted, **masks}
+
+    def summarise(self, averages: Averages) -> Averages:
+        """See `Objective`."""
+        return self._features.summarise(averages)
+
+    def raw(self, student: nn.Module) -> nn.Module:
+        """See `Objective`."""
+        return self._features.raw(student)
+
+    def masks(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
+        """The losses of the masks alone.
+
+        Args:
+            student: (B, D, E, E) in the teacher's scale.
+            targets: (B, D, E, E) the teacher's embeddings.
+            weights: (B,) see `Objective`.
+            shown: what the images show.
+        """
+        settings = self._settings
+        dtype = next(self._predictor.parameters()).dtype
+        drawn = draw_prompts(shown, settings.prompts, settings.rounds, self._seed)
+        size, grid = self._predictor.preprocessing.image_size, 4 * self._predictor.embed_size
+        scene = _Scene(
+            self._predictor,
+            student=self._predictor.features(student.to(dtype)),
+            teacher=self._teacher_features(targets.to(dtype)),
+            valid=build_valid_mask(shown.content_sizes, size, grid),
+            cell=size / grid,
+            recomputes=len(drawn.images) > settings.at_once > 0,
+        )
+        boxes, points = scene.place(drawn, shown.content_sizes, dtype)
+        shares = weights / weights.sum().clamp(min=1) / (settings.prompts * (1 + settings.rounds))
+        total = torch.zeros(len(_NAMES), dtype=dtype, device=student.device)
+        for rows, prompts in self._groups(drawn, boxes, points):
+            chances = torch.from_numpy(drawn.chances[:, rows]).to(student.device, non_blocking=True)
+            for figures in scene.rounds(prompts, chances):
+                total = total + (figures * shares[prompts.images, None]).sum(0)
+        return dict(zip(_NAMES, total.float().unbind(), strict=True))
+
+    @torch.no_grad()
+    def _teacher_features(self, targets: torch.Tensor) -> list[torch.Tensor]:
+        return self._predictor.features(targets)
+
+    def _groups(
+        self, drawn: DrawnPrompts, boxes: torch.Tensor, points: torch.Tensor
+    ) -> Iterator[tuple[npt.NDArray[np.intp], Prompts]]:
+        """Prompts of one kind, no more than are asked at once, with their places among all."""
+        most = self._settings.at_once or len(drawn.images)
+        for is_box in (True, False):
+            of_kind = np.flatnonzero(drawn.is_box == is_box)
+            for rows in np.split(of_kind, range(most, len(of_kind), most)):
+                if len(rows):
+                    yield rows, _prompts(drawn, rows, boxes if is_box else None, points)
+
+
+def _prompts(
+    drawn: DrawnPrompts, rows: npt.NDArray[np.intp], boxes: torch.Tensor | None, points: torch.Tensor
+) -> Prompts:
+    """Some of the drawn prompts as boxes or, without `boxes`, as points."""
+    device = points.device
+    places = torch.from_numpy(rows).to(device, non_blocking=True)
+    images = torch.from_numpy(drawn.images[rows]).to(device, non_blocking=True)
+    if boxes is None:
+        labels = torch.ones(len(rows), 1, dtype=torch.int64, device=device)
+        return Prompts(images, points[places, None], labels)
+    nothing = torch.zeros(len(rows), 0, 2, dtype=points.dtype, device=device)
+    return Prompts(images, nothing, nothing[..., 0].long(), boxes[places])
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The images of a batch as student and teacher see them."""
+
+    predictor: Predictor
+    student: list[torch.Tensor]  # see `Predictor.features`
+    teacher: list[torch.Tensor]
+    valid: torch.Tensor  # (B, h, h) bool: which pixels of the masks show the image
+    cell: float  # pixels of the input for each of the masks'
+    recomputes: bool  # whether the student's answers are computed again in the backward pass, to save memory
+
+    def place(
+        self, drawn: DrawnPrompts, content_sizes: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes (P, 4) and points (P, 2) in pixels of the input.
+
+        Where no object is known, a box is around the teacher's best mask at the point; around the grid's cell where
+        that mask is empty.
+        """
+        device = content_sizes.device
+        images, shares, boxes, points = (
+            torch.from_numpy(array).to(device, non_blocking=True)
+            for array in (drawn.images, drawn.is_share, drawn.boxes, drawn.points)
+        )
+        scale = torch.where(shares[:, None], content_sizes[images].flip(1), 1)  # [P, 2] width, height
+        boxes, points = (boxes * scale.repeat(1, 2)).to(dtype), (points * scale).to(dtype)
+        asked = np.flatnonzero(drawn.is_share & drawn.is_box)
+        if len(asked):
+            places = torch.from_numpy(asked).to(device, non_blocking=True)
+            boxes[places] = self._boxes_at(_prompts(drawn, asked, None, points), boxes[places])
+        return boxes, points
+
+    @torch.no_grad()
+    def _boxes_at(self, prompts: Prompts, otherwise: torch.Tensor) -> torch.Tensor:
+        answer = self.predictor(self.teacher, prompts)
+        mask = (_first(answer.logits, answer.ious) > 0) & self.valid[prompts.images]
+        edges = []
+        for axis in (1, 2):  # the columns, then the rows
+            there = mask.any(axis).to(torch.uint8)
+            edges.append(torch.stack([there.argmax(1), there.shape[1] - there.flip(1).argmax(1)], dim=1))
+        found = torch.stack(edges, dim=2).flatten(1) * self.cell  # [N, 4] x0, y0, x1, y1
+        return torch.where(mask.flatten(1).any(1, keepdim=True), found.to(otherwise.dtype), otherwise)
+
+    def rounds(self, prompts: Prompts, chances: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The figures (P, 4) of the prompts, and of each refinement: a click where the two masks differ.
+
+        Both get the student's mask with it, as it gets it from whoever clicks.
+        """
+        valid = self.valid[prompts.images]
+        for chance in (*chances, None):
+            with torch.no_grad():
+                teacher = self.predictor(self.teacher, prompts)
+            own = self._ask_student(prompts)
+            yield compare(own, teacher, valid)
+            if chance is not None:
+                prompts = self._refine(prompts, own, teacher, chance)
+
+    def _ask_student(self, prompts: Prompts) -> Candidates:
+        ask = partial(self.predictor, self.student, prompts)
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        answer: Candidates = checkpoint(ask, use_reentrant=False, preserve_rng_state=False) if recomputes else ask()
+        return answer
+
+    @torch.no_grad()
+    def _refine(self, prompts: Prompts, own: Candidates, teacher: Candidates, chance: torch.Tensor) -> Prompts:
+        student_mask, teacher_mask = (_first(answer.logits, teacher.ious) for answer in (own, teacher))
+        valid = self.valid[prompts.images]
+        inside = teacher_mask > 0
+        wrong = (inside ^ (student_mask > 0)) & valid
+        clickable = torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, valid).flatten(1)
+        counts = clickable.cumsum(1)
+        nth = (chance * counts[:, -1]).long().clamp(max=counts[:, -1] - 1)
+        pixel = torch.searchsorted(counts, nth[:, None] + 1)  # [P, 1] the first with so many up to it
+        side = wrong.shape[2]
+        middles = torch.cat([pixel % side, pixel // side], dim=1).to(prompts.points.dtype) + 0.5
+        # Coordinates are of pixels, whose middle the prompt encoder takes.
+        clicked = prompts.with_points(middles * self.cell - 0.5, inside.flatten(1).gather(1, pixel)[:, 0].long())
+        return replace(clicked, masks=student_mask[:, None].detach())
+
+
+def _first(candidates: torch.Tensor, ious: torch.Tensor) -> torch.Tensor:
+    """Of each prompt's candidates (P, M, h, w) the one with the highest predicted IoU (P, M)."""
+    return candidates[torch.arange(len(candidates), device=candidates.device), ious.argmax(1)]
+
+
+def compare(own: Candidates, teacher: Candidates, valid: torch.Tensor) -> torch.Tensor:
+    """How far answers are from the teacher's: BCE, Dice, squared error of predicted IoUs, and agreement, as (P, 4).
+
+    Args:
+        own: the student's.
+        teacher: without gradients.
+        valid: (P, h, w) bool: where masks are compared.
+    """
+    shown, area = valid[:, None], valid.sum((1, 2))[:, None]
+    wanted = teacher.logits.sigmoid()
+    entropies = [
+        (binary_cross_entropy_with_logits(logits, wanted, reduction="none") * shown).sum((2, 3)) / area
+        for logits in (own.logits, teacher.logits)
+    ]
+    found, wanted = own.logits.sigmoid() * shown, wanted * shown
+    # With squares (https://arxiv.org/abs/1606.04797), soft masks that are alike have no loss.
+    overlap = 2 * (found * wanted).sum((2, 3)) + 1
+    dice = 1 - overlap / (found.square().sum((2, 3)) + wanted.square().sum((2, 3)) + 1)
+    with torch.no_grad():
+        masks = [(_first(answer.logits, teacher.ious) > 0) & valid for answer in (own, teacher)]
+        union = (masks[0] | masks[1]).sum((1, 2))
+        agreement = torch.where(union > 0, (masks[0] & masks[1]).sum((1, 2)) / union.clamp(min=1), 1.0)
+    terms = [entropies[0] - entropies[1], dice, (own.ious - teacher.ious).square()]
+    return torch.stack([*(term.mean(1) for term in terms), agreement.to(dice.dtype)], dim=1)
