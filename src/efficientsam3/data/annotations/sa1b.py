@@ -78,10 +78,9 @@ def read_annotation(path: Path) -> ImageAnnotation:
     """
     try:
         return ImageAnnotation.model_validate_json(read_bytes(path, MAX_ANNOTATION_BYTES))
-    except FileNotFoundError as error:
-        raise NoAnnotationError(f"Annotation {path} does not exist: put it there.") from error
     except OSError as error:
-        raise UnreadableAnnotationError(f"Annotation {path} cannot be read ({error.strerror}): replace it.") from error
+        kind = NoAnnotationError if isinstance(error, FileNotFoundError) else UnreadableAnnotationError
+        raise kind(f"Annotation {path} cannot be read ({error.strerror}): replace it.") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
