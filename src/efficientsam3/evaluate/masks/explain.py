@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from efficientsam3.evaluate.masks.comparison import interval, means_of
 from efficientsam3.evaluate.masks.ground_truth import GroundTruth, Selection
 from efficientsam3.evaluate.masks.measure import measure
-from efficientsam3.evaluate.masks.mixtures import Mixture, Pair
+from efficientsam3.evaluate.masks.mixtures import CHANNELS, Mixture, Pair
 from efficientsam3.evaluate.masks.objects import PromptKind
 from efficientsam3.evaluate.masks.parts import Statistics
 from efficientsam3.evaluate.masks.scores import Interval, ObjectScore
@@ -40,6 +40,7 @@ class PartOfGap:
     damaged: float  # mIoU of the teacher with this part of the student's
     share: float | None  # of the gap; None where there is none
     interval: Interval | None
+    error: float | None  # its share of the squared difference of the embeddings, where it is a part of them
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def explain(
         for repair in (True, False)
     ]
     mixed = measure(mixtures, truth, prompts, selection).scores
+    errors = [mixture.error for mixture in mixtures[::2]]
+    whole = sum(error for part, error in zip(parts, errors, strict=True) if part.family == CHANNELS)
     everything, models = [*own, *mixed], [*names, *(mixture.name for mixture in mixtures)]
     gaps: list[Gap] = []
     found: list[PartOfGap] = []
@@ -99,7 +102,8 @@ def explain(
             carried = (drawn[2 + 2 * number] - drawn[1] + drawn[0] - drawn[3 + 2 * number]) / 2
             share = (repaired - means[1] + means[0] - damaged) / 2 / gap if gap > 0 else None
             sure = interval(carried / drawn_gap) if (drawn_gap > 0).all() else None
-            found.append(PartOfGap(prompt, part.family, part.name, repaired, damaged, share, sure))
+            error = errors[number] / whole if part.share is not None and whole > 0 else None
+            found.append(PartOfGap(prompt, part.family, part.name, repaired, damaged, share, sure, error))
     return Explanation(names[0], names[1], gaps, found, channel_groups)
 
 

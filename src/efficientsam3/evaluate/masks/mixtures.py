@@ -42,20 +42,24 @@ class Scene:
     image: TrueImage
     _split: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
+    @property
+    def difference(self) -> torch.Tensor:
+        """The teacher's embedding less the student's (1, D, G, G)."""
+        return self.teacher.embedding - self.student.embedding
+
     def split(self, family: str) -> dict[str, torch.Tensor]:
-        """The bands of the teacher's embedding less the student's (1, D, G, G), or the cells (G, G) of the regions."""
+        """The bands of the difference (1, D, G, G), or the cells (G, G) of the regions."""
         if family not in self._split:
-            difference = self.teacher.embedding - self.student.embedding
             if family == BANDS:
-                self._split[family] = bands(difference, self.content)
+                self._split[family] = bands(self.difference, self.content)
             else:
                 masks = (thing.rle.mask() for thing in self.image.objects)
-                self._split[family] = regions(masks, self.content, difference.shape[-1])
+                self._split[family] = regions(masks, self.content, self.difference.shape[-1])
         return self._split[family]
 
 
-# The features of a scene's first side with this part of the second.
 Mix = Callable[[Scene, Side, Side], list[torch.Tensor]]
+Share = Callable[[Scene], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,16 @@ class Part:
 
     family: str
     name: str
-    mix: Mix
+    mix: Mix  # the features of a scene's first side with this part of the second
+    share: Share | None = None  # what the part has of the difference of the embeddings, where it is a part of them
+
+
+def _part_of_embedding(family: str, name: str, share: Share) -> Part:
+    def mix(scene: Scene, own: Side, other: Side) -> list[torch.Tensor]:
+        sign = 1 if own is scene.student else -1
+        return own.decoder.features(own.embedding + sign * share(scene))
+
+    return Part(family, name, mix, share)
 
 
 class Pair:
@@ -129,12 +142,13 @@ class Pair:
             for place, level in enumerate(levels):
                 found.append(Part(LEVELS, f"{level.shape[-2]} x {level.shape[-1]} cells", _level(place)))
         for place, group in enumerate(groups):
-            found.append(Part(CHANNELS, f"{len(group)} channels, {_rank(place, len(groups))}", _channels(group)))
+            name = f"{len(group)} channels, {_rank(place, len(groups))}"
+            found.append(_part_of_embedding(CHANNELS, name, _channels(group)))
         found.append(Part(SCALE, "of each channel", _scale(statistics)))
-        found += [Part(BANDS, name, _band(name)) for name in scene.split(BANDS)]
+        found += [_part_of_embedding(BANDS, name, _band(name)) for name in scene.split(BANDS)]
         padded = scene.placement.content != (self.preprocessing.image_size,) * 2
         names = list(scene.split(REGIONS))  # padding comes last
-        found += [Part(REGIONS, name, _region(name)) for name in (names if padded else names[:-1])]
+        found += [_part_of_embedding(REGIONS, name, _region(name)) for name in (names if padded else names[:-1])]
         return found
 
 
@@ -145,6 +159,7 @@ class Mixture:
         """The student with the teacher's part (`repair`), or the teacher with the student's."""
         self.name, self._pair, self._part, self._repair = name, pair, part, repair
         self.preprocessing = pair.preprocessing
+        self.error = 0.0  # sum of squares of what the part has of the difference, over the images that were opened
 
     def _sides(self, image_id: str, pixels: torch.Tensor) -> tuple[Scene, Side, Side]:
         scene = self._pair.scene(image_id, pixels)
@@ -157,6 +172,8 @@ class Mixture:
     def open(self, image_id: str, pixels: torch.Tensor) -> Ask:
         """See `Segmenter`."""
         scene, own, other = self._sides(image_id, pixels)
+        if self._part.share is not None:
+            self.error += float(self._part.share(scene).square().sum())
         decode = own.decoder.decode(self._part.mix(scene, own, other), scene.placement)
 
         def ask(prompt: Prompt) -> Answer:
@@ -191,13 +208,13 @@ def _level(place: int) -> Mix:
     return mix
 
 
-def _channels(group: list[int]) -> Mix:
-    def mix(scene: Scene, own: Side, other: Side) -> list[torch.Tensor]:
-        embedding = own.embedding.clone()
-        embedding[:, group] = other.embedding[:, group]
-        return own.decoder.features(embedding)
+def _channels(group: list[int]) -> Share:
+    def share(scene: Scene) -> torch.Tensor:
+        part = torch.zeros_like(scene.difference)
+        part[:, group] = scene.difference[:, group]
+        return part
 
-    return mix
+    return share
 
 
 def _scale(statistics: Statistics) -> Mix:
@@ -208,16 +225,9 @@ def _scale(statistics: Statistics) -> Mix:
     return mix
 
 
-def _band(name: str) -> Mix:
-    def mix(scene: Scene, own: Side, other: Side) -> list[torch.Tensor]:
-        sign = 1 if own is scene.student else -1
-        return own.decoder.features(own.embedding + sign * scene.split(BANDS)[name])
-
-    return mix
+def _band(name: str) -> Share:
+    return lambda scene: scene.split(BANDS)[name]
 
 
-def _region(name: str) -> Mix:
-    def mix(scene: Scene, own: Side, other: Side) -> list[torch.Tensor]:
-        return own.decoder.features(torch.where(scene.split(REGIONS)[name], other.embedding, own.embedding))
-
-    return mix
+def _region(name: str) -> Share:
+    return lambda scene: scene.difference * scene.split(REGIONS)[name]

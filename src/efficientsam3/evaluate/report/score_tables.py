@@ -103,21 +103,22 @@ def explanation_tables(explanation: Explanation) -> list[ScoreTable]:
     return [
         ScoreTable(
             f"What carries the gap, by {gap.prompt}",
-            ["part", "", "student with it", "teacher without", "of the gap"],
+            ["part", "repaired", "damaged", "of the gap", "of the error"],
             [
                 [
-                    row.family,
-                    row.part,
+                    f"{row.family}: {row.part}",
                     figure(row.repaired),
                     figure(row.damaged),
                     f"{percent(row.share)}{_span(row.interval, lambda value: f'{100 * value:.0f}')}",
+                    percent(row.error),
                 ]
                 for row in explanation.parts
                 if row.prompt == gap.prompt
             ],
-            f"{caption} Student with it: its mIoU with this part of the teacher's features; teacher without: with the "
-            "student's. Of the gap: what the one gains and the other loses, in the mean; parts interact, so that those "
-            "of one kind need not add up to 100 %. Channels are in groups by their error over the teacher's variance.",
+            f"{caption} Repaired: the student's mIoU with this part of the teacher's features; damaged: the teacher's "
+            "with the student's. Of the gap: what the one gains and the other loses, in the mean; parts interact, so "
+            "that those of one kind need not add up to 100 %. Of the error: the part's share of the squared difference "
+            "of the embeddings. Channels are in groups by their error over the teacher's variance.",
         )
         for gap, caption in zip(explanation.gaps, conclusions(explanation), strict=True)
     ]

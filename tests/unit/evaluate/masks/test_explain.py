@@ -110,6 +110,9 @@ def check(found: Explanation) -> None:
         carried = (part.repaired - gap.student + gap.teacher - part.damaged) / 2 / (gap.teacher - gap.student)
         assert part.share == pytest.approx(carried)
         assert part.interval is not None
+    for family in ("channels by error", "regions", "spatial frequency"):
+        errors = [part.error for part in found.parts if part.family == family]
+        assert set(errors) == {None} or sum(error or 0 for error in errors) == pytest.approx(1)
     assert sorted(channel for group in found.channel_groups for channel in group) == list(range(CHANNELS))
 
 
