@@ -21,6 +21,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if len(set(arguments)) == 1 and arguments[0].endswith(".py") else None
 
 
+_LONG = ("tests/e2e/", "tests/unit/train/", "tests/unit/merge/", "tests/unit/export/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no process is left with one when the others have ended."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+
+
 @pytest.fixture(scope="session")
 def tiny_sam3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SAM3 in sam3.pt's layout: 224 pixels, 64 channels, 16 cells a side."""
