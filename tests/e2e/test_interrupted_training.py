@@ -43,14 +43,14 @@ class Training:
         launcher = ["bash", "stage1/scripts/train_stage1_student.sh"]
         if script:  # as the launcher starts its own
             launcher = [sys.executable, "-m", "efficientsam3.workflow.launcher", "launcher", script, where[0][4:]]
-        self._command = [*launcher, *where, "BATCH_SIZE=1", *options]
+        self.command = [*launcher, *where, "BATCH_SIZE=1", *options]
         paths = ["--cfg", str(ROOT / "stage1/configs/es_ev_s.yaml"), "--data-path", str(root / "data")]
         self.arguments = ["train", *paths, "--output", str(output), "--batch-size", "1", *options]
         self._environment = environment(self._mark)
 
     def start(self, **variables: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            self._command,
+            self.command,
             cwd=ROOT,
             env=self._environment | variables,
             text=True,

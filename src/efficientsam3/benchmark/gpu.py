@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from efficientsam3.benchmark.gpu_device import describe_gpu, watch_kernels
+from efficientsam3.benchmark.gpu_device import describe_gpu, describe_step, watch_kernels
 from efficientsam3.benchmark.gpu_inputs import SMALL, Inputs, Scale
 from efficientsam3.benchmark.parameters import measure_student
 from efficientsam3.benchmark.steps import StageClock, elapsed, profile_steps
@@ -203,8 +203,9 @@ class _Benchmark:
         gflops = _FORWARD_AND_BACKWARD * 2 * measure_student(student, plan.architecture).macs / 1e9
         with closing(_steps(training.trainer, images)) as steps:
             rate, memory = self._repeat(partial(next, steps), batch)
+            oddities = describe_step(partial(next, steps), training.trainer.student, self._device)
         counted = count_training_memory(plan.architecture, self._dtype or torch.bfloat16).total(batch)
-        notes = [f"counted: {counted / 1e9:.1f} GB", note]
+        notes = [f"counted: {counted / 1e9:.1f} GB", oddities, note]
         return Row(name, batch, rate, gflops, memory, "; ".join(filter(None, notes)))
 
     def _train_from_store(self, name: str, inputs: Inputs, student: str) -> Row:

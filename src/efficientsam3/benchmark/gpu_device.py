@@ -3,6 +3,7 @@
 import platform
 import re
 import subprocess
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import transformers
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from efficientsam3.runtime.device import DeviceName, select_device
@@ -93,6 +95,39 @@ def describe_kernels(events: Iterable[Any], left_out: float) -> str:
     copies = [(start, end) for start, end, name in spans if name.startswith("Memcpy DtoH") and start >= begin]
     computing, copying = (f"{100 * _covered(each) / whole:.0f} %" for each in (kernels, copies))
     return f"the GPU computes {computing} of the time and copies back {copying}"
+
+
+def describe_step(step: Callable[[], object], student: nn.Module, device: torch.device) -> str:
+    """Take a step, and count what no CPU can show that there is none of.
+
+    Returns:
+        how often the host waited for the GPU, as PyTorch's debug mode sees it, and how many gradients have another
+        memory layout than their parameters, of which DistributedDataParallel would warn.
+    """
+    unlike: list[torch.Tensor] = []
+
+    def compare(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+            unlike.append(parameter)
+
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(compare)  # type: ignore[no-untyped-call]
+        for parameter in student.parameters()
+    ]
+    is_cuda = device.type == "cuda"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if is_cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            if is_cuda:
+                torch.cuda.set_sync_debug_mode("default")
+            for hook in hooks:
+                hook.remove()
+    waits = sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+    return f"{waits} waits a step, {len(unlike)} gradients in another layout"
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:

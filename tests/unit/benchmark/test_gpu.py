@@ -1,6 +1,7 @@
 """The GPU benchmark, tried out on the CPU in small: what is measured, not how fast it is."""
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from torch.autograd import DeviceType
 
 from efficientsam3.benchmark import gpu
 from efficientsam3.benchmark.gpu import GpuReport, Row, measure_gpu
-from efficientsam3.benchmark.gpu_device import describe_kernels
+from efficientsam3.benchmark.gpu_device import describe_kernels, describe_step
 from efficientsam3.benchmark.gpu_tables import gpu_table
 from efficientsam3.benchmark.parameters import compare_models
 from efficientsam3.cli import main
@@ -87,6 +88,25 @@ def test_the_share_is_of_the_measured_peak() -> None:
     row = Row("train es_ev_s", 32, rate=500.0, gflops=6 * student.macs / 1e9)
     report = GpuReport({}, "bfloat16", 800.0, (row,), 1.0, {})
     assert report.share(row) == pytest.approx(500 * 6 * student.macs / 800e12)
+
+
+def test_waits_and_gradients_in_another_layout_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    model = torch.nn.Conv2d(4, 8, 1)
+
+    def step() -> None:
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        model(torch.randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)).sum().backward()
+        model.zero_grad()
+
+    hook = model.weight.register_hook(lambda gradient: gradient.as_strided(gradient.shape, (4, 1, 4, 4)))
+    cuda = torch.device("cuda")
+    assert describe_step(step, model, cuda) == "2 waits a step, 1 gradients in another layout"
+    hook.remove()
+    assert describe_step(step, model, cuda) == "2 waits a step, 0 gradients in another layout"
+    assert modes == ["warn", "default"] * 2
 
 
 def test_the_gpu_is_idle_between_kernels() -> None:

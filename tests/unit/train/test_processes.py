@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from efficientsam3.config.schema import TrainConfig
+from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.distributed import Process
 from two_processes import fork_two
 from unit.train import record_training
@@ -64,3 +65,13 @@ def test_another_number_of_processes_sees_the_rest_of_the_epoch_and_nothing_twic
     assert len(set(everything)) == len(everything) == 6
     line = json.loads((config.output_dir / "metrics.jsonl").read_text())
     assert line["step"] == (2 + 2 if before == 2 else 3 + 2)
+
+
+def test_weights_of_a_channels_last_student_have_the_strides_that_cudnn_gives_their_gradients() -> None:
+    """1 x 1 convolutions can be laid out by either name; where names differ, DDP warns, see pytorch/pytorch#157862."""
+    student = Student(StudentArchitecture("efficientvit_b0", 8, 16, 64))
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  as `_build_trainer` does
+    weights = [parameter for parameter in student.parameters() if parameter.ndim == 4]
+    assert any(weight.shape[2:] == (1, 1) for weight in weights)
+    for weight in weights:
+        assert weight.stride() == torch.empty(weight.shape, memory_format=torch.channels_last).stride()

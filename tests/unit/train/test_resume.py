@@ -203,24 +203,44 @@ def test_a_checkpoint_of_a_gpu_continues_on_the_cpu(make_training: MakeTraining,
     assert metrics(config.output_dir)[-1] == expected
 
 
-def test_a_checkpoint_of_another_precision_continues(
+def test_a_training_goes_from_device_to_device_and_from_precision_to_precision(
     make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """float16 scales its gradients, bfloat16 and float32 do not."""
-    config = make_training()
-    train(config, one_process)
-    path = _forget_last_epoch(config)
-    content = load_training_checkpoint(path)
-    assert content["scaler"] == {}
-    with monkeypatch.context() as patched:
-        patched.setattr("efficientsam3.train.build.autocast_dtype", lambda device: torch.float16)
-        train(config, one_process)
-    scaled = load_training_checkpoint(checkpoint_path(config.output_dir, 2))["scaler"]
-    assert scaled["scale"] > 0
-    _forget_last_epoch(config)
-    save_training_checkpoint(path, content | {"scaler": scaled})
-    train(config, one_process)
-    assert load_training_checkpoint(checkpoint_path(config.output_dir, 2))["scaler"] == {}
+    """As a CPU has them, and CUDA: channels_last, in bfloat16, or in float16, which alone scales its gradients."""
+    to, layout = Student.to, torch.contiguous_format
+    autocast: torch.dtype | None = None
+    monkeypatch.setattr(Student, "to", lambda student, *_, **__: to(student, memory_format=layout))
+    monkeypatch.setattr("efficientsam3.train.build.autocast_dtype", lambda device: autocast)
+    opts = ["TRAIN.EPOCHS", "1", "DATA.BATCH_SIZE", "1"]  # six steps
+    undisturbed, config = make_training(*opts, "TAG", "undisturbed"), make_training(*opts)
+    train(undisturbed, one_process)
+    ways = [
+        (torch.contiguous_format, None),
+        (torch.channels_last, torch.float16),
+        (torch.channels_last, torch.float16),
+        (torch.contiguous_format, None),
+        (torch.channels_last, torch.bfloat16),
+        (torch.channels_last, torch.float16),
+    ]
+    known = {"scale": 128.0, "_growth_tracker": 5}  # a scale that no gradient is too large for
+    scaled_before = False
+    for number, (layout, autocast) in enumerate(ways):
+        train(config, one_process, StopAfter(0 if number == 5 else 1))
+        content = load_training_checkpoint(path := latest_checkpoint(config.output_dir))
+        states, scaler = list(content["optimizer"]["state"].values()), content["scaler"]
+        assert {value.dtype for state in states for value in state.values()} == {torch.float32}
+        assert all(
+            state["exp_avg"].is_contiguous(memory_format=layout) for state in states if state["exp_avg"].ndim == 4
+        )
+        assert bool(scaler) is (autocast is torch.float16)
+        if scaler and scaled_before:
+            assert scaler == scaler | known | {"_growth_tracker": 6}
+        if scaler and number < 5:
+            save_training_checkpoint(path, content | {"scaler": scaler | known})
+        scaled_before = bool(scaler)
+    assert content["step"] == len(ways)
+    losses = [metrics(each.output_dir)[-1]["val/loss"] for each in (config, undisturbed)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def _forget_last_epoch(config: TrainConfig) -> Path:
