@@ -10,6 +10,7 @@ from efficientsam3.data.loader import ImageBatch, ImageDataset, build_loader, co
 from efficientsam3.data.preprocess import normalise
 from efficientsam3.embed.plan import EmbedPlan, Indices
 from efficientsam3.models.teacher import Teacher, build_teacher
+from efficientsam3.runtime.device import copy_to
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.records import storable
@@ -38,8 +39,7 @@ def embed_batch(teacher: Teacher, batch: ImageBatch, device: torch.device) -> to
     """(B, D, E, E) float32 on `device`, which is the teacher's; an empty batch gives an empty tensor."""
     if not batch.image_ids:
         return torch.empty(0, 1, 1, 1, device=device)
-    ahead = device.type == "cuda"  # from pinned memory; MPS may read its source after that was freed
-    pixels, sizes = (each.to(device, non_blocking=ahead) for each in (batch.pixels, batch.content_sizes))
+    pixels, sizes = (copy_to(device, each) for each in (batch.pixels, batch.content_sizes))
     return teacher(normalise(pixels, sizes, teacher.preprocessing))
 
 

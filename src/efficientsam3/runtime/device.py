@@ -65,6 +65,14 @@ def select_device(name: DeviceName, local_rank: int = 0) -> "torch.device":
     return torch.device("cpu")
 
 
+def copy_to(device: "torch.device", tensor: "torch.Tensor") -> "torch.Tensor":
+    """A tensor on a device, without waiting for CUDA, which reads from pinned memory, or buffers what it reads.
+
+    MPS is waited for: it may read its source after that was freed, and used for something else.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def autocast_dtype(device: "torch.device") -> "torch.dtype | None":
     """The dtype that mixed precision uses on a device, None for float32 throughout.
 

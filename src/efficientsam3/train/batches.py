@@ -12,6 +12,7 @@ import torch
 
 from efficientsam3.data.images import UNKNOWN_IMAGE, ImageStamp
 from efficientsam3.data.loader import NO_ROW, ImageBatch
+from efficientsam3.runtime.device import copy_to
 from efficientsam3.runtime.errors import UnreadableError, UserError
 from efficientsam3.train.stages import Label
 
@@ -28,12 +29,9 @@ class TrainBatch(ImageBatch):
     weights: torch.Tensor  # (B,) float32: 0 for a stand-in or an image whose record is damaged, else 1
 
     def to(self, device: torch.device) -> Self:
-        """Move it, without waiting for a GPU that copies from pinned memory.
-
-        MPS is waited for: what it copies from may be freed, and reused, before it has read it.
-        """
+        """Move it, see `copy_to`."""
         for name in _TENSORS:
-            setattr(self, name, getattr(self, name).to(device, non_blocking=device.type == "cuda"))
+            setattr(self, name, copy_to(device, getattr(self, name)))
         return self
 
     @property

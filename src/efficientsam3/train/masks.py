@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.checkpoint import checkpoint
 
 from efficientsam3.data.preprocess import build_valid_mask
+from efficientsam3.runtime.device import copy_to
 from efficientsam3.sam3.predictor import Candidates, Predictor, Prompts
 from efficientsam3.train.objective import LOSS, Averages, FeatureObjective, Losses
 from efficientsam3.train.prompts import DrawnPrompts, Shown, draw_prompts
@@ -109,7 +110,7 @@ class MaskObjective:
         shares = weights / weights.sum().clamp(min=1) / (settings.prompts * (1 + settings.rounds))
         total = torch.zeros(len(_NAMES), dtype=dtype, device=student.device)
         for rows, prompts in self._groups(drawn, boxes, points):
-            chances = torch.from_numpy(drawn.chances[:, rows]).to(student.device, non_blocking=True)
+            chances = copy_to(student.device, torch.from_numpy(drawn.chances[:, rows]))
             for figures in scene.rounds(prompts, chances):
                 total = total + (figures * shares[prompts.images, None]).sum(0)
         return dict(zip(_NAMES, total.float().unbind(), strict=True))
@@ -135,8 +136,8 @@ def _prompts(
 ) -> Prompts:
     """Some of the drawn prompts as boxes or, without `boxes`, as points."""
     device = points.device
-    places = torch.from_numpy(rows).to(device, non_blocking=True)
-    images = torch.from_numpy(drawn.images[rows]).to(device, non_blocking=True)
+    places = copy_to(device, torch.from_numpy(rows))
+    images = copy_to(device, torch.from_numpy(drawn.images[rows]))
     if boxes is None:
         labels = torch.ones(len(rows), 1, dtype=torch.int64, device=device)
         return Prompts(images, points[places, None], labels)
@@ -165,14 +166,14 @@ class _Scene:
         """
         device = content_sizes.device
         images, shares, boxes, points = (
-            torch.from_numpy(array).to(device, non_blocking=True)
+            copy_to(device, torch.from_numpy(array))
             for array in (drawn.images, drawn.is_share, drawn.boxes, drawn.points)
         )
         scale = torch.where(shares[:, None], content_sizes[images].flip(1), 1)  # [P, 2] width, height
         boxes, points = (boxes * scale.repeat(1, 2)).to(dtype), (points * scale).to(dtype)
         asked = np.flatnonzero(drawn.is_share & drawn.is_box)
         if len(asked):
-            places = torch.from_numpy(asked).to(device, non_blocking=True)
+            places = copy_to(device, torch.from_numpy(asked))
             boxes[places] = self._boxes_at(_prompts(drawn, asked, None, points), boxes[places])
         return boxes, points
 

@@ -1,11 +1,12 @@
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from efficientsam3.runtime import device as device_module
-from efficientsam3.runtime.device import select_device
+from efficientsam3.runtime.device import copy_to, select_device
 from efficientsam3.runtime.errors import UserError
 
 
@@ -51,3 +52,17 @@ def test_mps_has_one_process(machine: pytest.MonkeyPatch, name: str) -> None:
     assert select_device(name).type == "mps"
     with pytest.raises(UserError, match="GPUS=1"):
         select_device(name, 1)
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("cuda", True), ("mps", False), ("cpu", False)])
+def test_mps_is_waited_for(name: str, ahead: bool) -> None:
+    """It would copy from memory that is already used for something else."""
+    tensor = Mock()
+    copy_to(torch.device(name), tensor)
+    tensor.to.assert_called_once_with(torch.device(name), non_blocking=ahead)
+
+
+def test_nothing_is_copied_to_a_device_in_another_way() -> None:
+    source = Path(device_module.__file__).parents[1]
+    found = {str(path.relative_to(source)) for path in source.rglob("*.py") if "non_blocking" in path.read_text()}
+    assert found == {"runtime/device.py", "embed/pipeline.py"}  # the latter where there is a stream of CUDA's

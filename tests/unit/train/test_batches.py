@@ -243,12 +243,3 @@ def test_all_epochs_are_copied_in_one_stream(monkeypatch: pytest.MonkeyPatch) ->
     assert made == [copying]
     assert entered == waited == [copying] * 6
     assert copy_stream(torch.device("cpu")) is None
-
-
-@pytest.mark.parametrize(("device", "ahead"), [("cuda", True), ("mps", False), ("cpu", False)])
-def test_only_cuda_copies_while_the_host_goes_on(device: str, ahead: bool) -> None:
-    """MPS would copy from memory that is already used for something else."""
-    tensors = {name: Mock() for name in ("pixels", "content_sizes", "records", "weights")}
-    TrainBatch(image_ids=[], seeds=Mock(), rows=[], broken=[], **tensors).to(torch.device(device))
-    for tensor in tensors.values():
-        tensor.to.assert_called_once_with(torch.device(device), non_blocking=ahead)

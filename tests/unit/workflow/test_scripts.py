@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = sorted((Path(__file__).parents[3] / "stage1" / "scripts").iterdir())
+ROOT = Path(__file__).parents[3]
+SCRIPTS = sorted((ROOT / "stage1" / "scripts").iterdir())
 # What bash 3.2 does not have, or has and does otherwise; by an example of each.
 NEWER = {
     r"\b(mapfile|readarray|coproc)\b": "mapfile -t lines",
@@ -57,3 +58,10 @@ def test_slurm_starts_one_launcher_a_machine_and_all_meet_on_the_first(tmp_path:
     assert command == "bash stage1/scripts/train_stage1_student.sh OUTPUT=a b --tag x"
     expected = {"NNODES=2", "GPUS=4", "RDZV_ENDPOINT=gpu07:23456", "RDZV_ID=123456"}
     assert expected <= set(variables)
+
+
+def test_no_documented_line_waits_in_every_batch_norm() -> None:
+    """See docs/gpu.md: SyncBatchNorm helps where a GPU has few images."""
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    ")]
+    assert any("train_stage1_student.sh" in line for line in commands)
+    assert not [line for line in commands if "--use-sync-bn" in line]
