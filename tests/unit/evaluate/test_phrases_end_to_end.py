@@ -69,6 +69,13 @@ def test_saco_s_pairs_by_several_annotators(tmp_path: Path, coco: Path, tiny_sam
     ]
     assert len(image.phrases[1].others[0]) == 1
     assert [thing.category for thing in image.objects] == ["a box", "a box"]
+    assert [phrase.exhaustive for phrase in image.phrases] == [True, True]
+    unsure = json.loads(other.read_text())
+    unsure["images"][0]["is_instance_exhaustive"] = 0
+    doubtful = coco / "gold_c.json"
+    doubtful.write_text(json.dumps(unsure))
+    image = open_ground_truth(first, images=coco / "val2017", annotators=[other, doubtful]).load(0)
+    assert [phrase.exhaustive for phrase in image.phrases] == [True, False], "one annotator was not"
     options = ["--data", first, "--images", coco / "val2017", "--out", tmp_path / "out", "--annotators", other]
     assert evaluate(tiny_sam3_path, *options, "--prompt", "text", "box") == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())

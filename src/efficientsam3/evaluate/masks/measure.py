@@ -16,7 +16,7 @@ from efficientsam3.data.objects import wrong_size
 from efficientsam3.evaluate.masks.clicks import click
 from efficientsam3.evaluate.masks.ground_truth import GroundTruth, Selection, TrueImage, choose_images, choose_objects
 from efficientsam3.evaluate.masks.objects import CLICKS, PromptKind, TrueObject
-from efficientsam3.evaluate.masks.phrases import score_phrases
+from efficientsam3.evaluate.masks.phrases import choose_phrases, score_phrase
 from efficientsam3.evaluate.masks.scores import ObjectScore
 from efficientsam3.evaluate.masks.segmenters import Ask, Segmenter
 from efficientsam3.evaluate.masks.text_scores import PhraseScore
@@ -174,10 +174,11 @@ def _measure_image(
                     observer(image, thing, masks, scores, asked)
                 measurement.scores += scores
     if by_text:
-        try:
-            measurement.phrases += list(score_phrases(segmenters, asks, image, selection))
-        except PromptError as error:
-            measurement.leave_out(f"Annotation {image.source}, phrases of image {image.image_id}: {error}")
+        for phrase in choose_phrases(image, selection):
+            try:
+                measurement.phrases += score_phrase(segmenters, asks, image.image_id, phrase)
+            except PromptError as error:
+                measurement.leave_out(f"Annotation {image.source}, a phrase of image {image.image_id}: {error}")
 
 
 def _asked_together(prompts: Sequence[PromptKind]) -> list[list[PromptKind]]:

@@ -1,7 +1,7 @@
 """Asking every model for the phrases of an image."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from efficientsam3.sam3.prompts import ConceptPrompt
 
 # In SA-Co's evaluator, where it decides between annotators with whom the F1 is the same.
 _EPSILON = 1e-4
+_CHUNK = 1 << 16  # pixels that are compared at a time
 
 
 def choose_phrases(image: TrueImage, selection: Selection) -> list[TruePhrase]:
@@ -30,54 +31,43 @@ def choose_phrases(image: TrueImage, selection: Selection) -> list[TruePhrase]:
     return asked + [TruePhrase(image.absent[place]) for place in np.sort(chosen)]
 
 
-def score_phrases(
-    segmenters: Sequence[Segmenter], asks: Sequence[Ask], image: TrueImage, selection: Selection
-) -> Iterator[PhraseScore]:
-    """Every model's answer to every phrase.
+def score_phrase(
+    segmenters: Sequence[Segmenter], asks: Sequence[Ask], image_id: str, phrase: TruePhrase
+) -> list[PhraseScore]:
+    """Every model's answer to one phrase.
 
     Raises:
-        PromptError: a phrase is longer than the text encoder takes.
+        PromptError: the phrase is longer than a text encoder takes.
     """
-    for phrase in choose_phrases(image, selection):
-        first: list[torch.Tensor] | None = None
-        for segmenter, ask in zip(segmenters, asks, strict=True):
-            answer = ask(ConceptPrompt(phrase.text))
-            masks = list(answer.masks)
-            first = masks if first is None else first
-            objects, hits = _best_truth(masks, phrase)
-            yield PhraseScore(
-                segmenter.name,
-                image.image_id,
-                phrase.text,
-                objects,
-                len(masks),
-                hits,
-                answer.presence,
-                len(first),
-                match(iou_matrix(masks, first)),
+    answers = [ask(ConceptPrompt(phrase.text)) for ask in asks]
+    size = answers[0].masks.shape[1:]
+    truths = [_to_masks(rles, size) for rles in (phrase.masks, *phrase.others)]
+    first = answers[0].masks
+    scores = []
+    for segmenter, answer in zip(segmenters, answers, strict=True):
+        found = len(answer.masks)
+        rated = [(len(truth), match(iou_matrix(answer.masks, truth))) for truth in truths]
+        objects, hits = max(rated, key=lambda pair: _favour(pair[1], found, pair[0]))
+        agreeing = match(iou_matrix(answer.masks, first))
+        scores.append(
+            PhraseScore(
+                segmenter.name, image_id, phrase.text, objects, found, hits, answer.presence, len(first), agreeing
             )
+        )
+    return scores
 
 
-def iou_matrix(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
-    """IoUs (N, M) of masks (H, W) bool."""
-    areas = [[int(mask.sum()) for mask in masks] for masks in (one, other)]
-    ious = np.zeros((len(one), len(other)))
-    for row, mask in enumerate(one):
-        for column, reference in enumerate(other):
-            shared = int((mask & reference).sum())
-            if shared:
-                ious[row, column] = shared / (areas[0][row] + areas[1][column] - shared)
+def iou_matrix(one: torch.Tensor, other: torch.Tensor) -> npt.NDArray[np.float64]:
+    """IoUs (N, M) of masks (N, H, W) and (M, H, W) bool; 0 where both are empty."""
+    rows, columns = one.flatten(1), other.flatten(1)  # [N, P], [M, P]
+    areas = rows.sum(1).double(), columns.sum(1).double()
+    shared = torch.zeros(len(one), len(other), dtype=torch.float64)
+    for start in range(0, rows.shape[1], _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        shared += rows[:, chunk].float() @ columns[:, chunk].float().T  # exact: float32 counts further than a chunk
+    unions = areas[0][:, None] + areas[1] - shared
+    ious: npt.NDArray[np.float64] = (shared / unions.clamp(min=1)).numpy()
     return ious
-
-
-def _best_truth(masks: list[torch.Tensor], phrase: TruePhrase) -> tuple[int, tuple[int, ...]]:
-    """Objects and hits with the annotator that is most favourable, as in SA-Co: by the mean F1 over thresholds."""
-    found = []
-    for truth in (phrase.masks, *phrase.others):
-        hits = match(iou_matrix(masks, [_to_mask(rle) for rle in truth]))
-        found.append((_favour(hits, len(masks), len(truth)), len(truth), hits))
-    _, objects, hits = max(found, key=lambda item: item[0])
-    return objects, hits
 
 
 def _favour(hits: tuple[int, ...], found: int, objects: int) -> float:
@@ -87,5 +77,6 @@ def _favour(hits: tuple[int, ...], found: int, objects: int) -> float:
     return float((2 * precision * recall / (precision + recall + _EPSILON)).mean())
 
 
-def _to_mask(rle: Rle) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rle.mask()))
+def _to_masks(rles: Sequence[Rle], size: torch.Size) -> torch.Tensor:
+    masks = [torch.from_numpy(np.ascontiguousarray(rle.mask())) for rle in rles]
+    return torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)

@@ -20,6 +20,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import Answer
 from efficientsam3.sam3.geometry import Placement
 from efficientsam3.sam3.prompts import ObjectPrompt
+from efficientsam3.testing.tiny_sam3 import write_tiny_sam3
 
 GRID, CHANNELS = 16, 8
 PREPROCESSING = Preprocessing(image_size=64, resize="square")
@@ -253,5 +254,10 @@ def test_the_command_explains_students_of_sam3_and_of_sam(
         "levels of the neck", "channels by error", "mean and scale", "spatial frequency", "regions"
     }  # fmt: skip
     assert "<h2>What carries the gap</h2>" in (out / "report.html").read_text()
+    write_tiny_sam3(tmp_path / "other.pt", seed=1)
+    models = [f"sam3={tiny_sam3_path}", f"other={tmp_path / 'other.pt'}"]
+    assert main(["evaluate", *models, *common, "--max-objects", "1"]) == 0
+    parts = json.loads((out / "results.json").read_text())["explanation"]["parts"]
+    assert [part["part"] for part in parts if part["family"] == "trunk and neck"] == ["trunk", "neck"]
     assert main(["evaluate", "zeros", "--decoder", str(box_decoder), *common]) == 2
     assert "--explain needs a student beside its teacher" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from efficientsam3.cli import main
 from efficientsam3.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from efficientsam3.evaluate.masks.open_models import FedPixels, last_nonrandom, named_zeros, open_models
 from efficientsam3.evaluate.masks.request import EvaluationRequest
+from efficientsam3.evaluate.masks.segmenters import WholeModel
 from efficientsam3.evaluate.run import Evaluation, evaluate_masks
 from efficientsam3.export.onnx.run import export_onnx
 from efficientsam3.runtime.errors import UserError
@@ -165,6 +166,10 @@ def test_graphs_are_measured_as_the_model_they_come_from(
     by_box = evaluate(models, folder, ["box", "text"], tmp_path / "out").summaries[:3]
     assert [row.model for row in by_box][1:] == ["graphs", "coarse"]
     assert by_box[1].agreement > 0.99 > by_box[2].agreement > 0
+    (whole,) = open_models([str(graphs)], None, FedPixels(), torch.device("cpu"))
+    assert isinstance(whole, WholeModel)
+    with pytest.raises(UserError, match="is in ONNX graphs, whose parts cannot be exchanged"):
+        _ = whole.decoder
     with pytest.raises(UserError, match="has no fp16 image encoder"):
         open_models([f"{graphs}:fp16"], None, FedPixels(), torch.device("cpu"))
 

@@ -2,6 +2,7 @@
 
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from efficientsam3.data.annotations.rle import Rle
 from efficientsam3.evaluate.masks.ground_truth import Selection, TrueImage, TruePhrase
-from efficientsam3.evaluate.masks.phrases import choose_phrases, iou_matrix, score_phrases
+from efficientsam3.evaluate.masks.phrases import choose_phrases, iou_matrix, score_phrase
 from efficientsam3.evaluate.masks.segmenters import to_rle
 from efficientsam3.evaluate.masks.text_scores import THRESHOLDS, PhraseScore, calibrate, match, summarise_text
 from efficientsam3.sam3.decoders import Answer
@@ -83,7 +84,7 @@ def test_matching_has_the_largest_sum_of_ious(found: int, true: int, random) -> 
 @given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 1000))
 def test_ious_are_those_of_pycocotools(found: int, true: int, seed: int) -> None:
     masks = np.random.default_rng(seed).random((found + true, 7, 9)) > 0.5
-    ours = iou_matrix([torch.from_numpy(m) for m in masks[:found]], [torch.from_numpy(m) for m in masks[found:]])
+    ours = iou_matrix(torch.from_numpy(masks[:found]), torch.from_numpy(masks[found:]))
     encoded = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
     theirs = coco_mask.iou(encoded[:found], encoded[found:], [0] * true)
     assert ours.shape == (found, true)
@@ -125,7 +126,8 @@ def test_phrases_are_scored_against_their_own_masks_and_the_first_model() -> Non
     )
     first = Model("first", {"dog": torch.cat([right, left]), "cat": left}, 0.75)
     second = Model("second", {"dog": boxes((0, 0, 10, 8), (0, 0, 2, 2)), "car": left})
-    rows = list(score_phrases([first, second], [first, second], image, Selection()))  # type: ignore[list-item]
+    models: list[Any] = [first, second]
+    rows = [row for phrase in choose_phrases(image, Selection()) for row in score_phrase(models, models, "one", phrase)]
     assert [(row.model, row.phrase) for row in rows] == [
         ("first", "dog"), ("second", "dog"), ("first", "cat"), ("second", "cat")
     ]  # fmt: skip
@@ -142,9 +144,8 @@ def test_the_most_favourable_annotator_counts() -> None:
 
     def ask(found: torch.Tensor, *annotators: torch.Tensor) -> tuple[int, tuple[int, ...]]:
         phrase = TruePhrase("dog", rles(annotators[0]), tuple(rles(masks) for masks in annotators[1:]))
-        model = Model("model", {"dog": found})
-        image = TrueImage("one", Path(), (20, 30), (), Path(), (phrase,))
-        (row,) = score_phrases([model], [model], image, Selection())  # type: ignore[list-item]
+        model: Any = Model("model", {"dog": found})
+        (row,) = score_phrase([model], [model], "one", phrase)
         return row.objects, row.hits
 
     assert ask(left, both, left) == (1, (1,) * 10)
