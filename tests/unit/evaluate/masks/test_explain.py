@@ -241,6 +241,7 @@ def test_the_command_explains_students_of_sam3_and_of_sam(
     store = write_store(tmp_path / "store", ["sa_1", "sa_2"])
     out = tmp_path / "out"
     common = ["--data", str(data), "--prompt", "box", "--out", str(out), "--device", "cpu", "--explain"]
+    common += ["--max-images", "1", "--max-objects", "1"]
     models = [f"teacher={store}", f"student={student_path}", "zeros"]
     assert main(["evaluate", *models, "--decoder", str(box_decoder), *common]) == 0
     assert "there is no gap to explain" in capsys.readouterr().out, "this decoder does not look at embeddings"
@@ -256,7 +257,7 @@ def test_the_command_explains_students_of_sam3_and_of_sam(
     assert "<h2>What carries the gap</h2>" in (out / "report.html").read_text()
     write_tiny_sam3(tmp_path / "other.pt", seed=1)
     models = [f"sam3={tiny_sam3_path}", f"other={tmp_path / 'other.pt'}"]
-    assert main(["evaluate", *models, *common, "--max-objects", "1"]) == 0
+    assert main(["evaluate", *models, *common]) == 0
     parts = json.loads((out / "results.json").read_text())["explanation"]["parts"]
     assert [part["part"] for part in parts if part["family"] == "trunk and neck"] == ["trunk", "neck"]
     assert main(["evaluate", "zeros", "--decoder", str(box_decoder), *common]) == 2
