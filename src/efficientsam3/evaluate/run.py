@@ -131,6 +131,7 @@ def _facts(request: EvaluationRequest, measurement: Measurement) -> dict[str, st
     facts |= {
         "ground truth": f"{request.data}, {request.split}",
         "objects": ", ".join([*(limits or ["all"]), f"seed {request.seed}"]),
+        **({"phrases": f"{request.negatives} of each image that are not in it"} if measurement.phrases else {}),
         "fed": f"resize {request.resize}, mean and deviation {request.mean}",
         "holes": f"filled up to {request.max_hole_area} low-resolution pixels" if request.max_hole_area else "left",
     }

@@ -95,8 +95,11 @@ def test_files_of_other_images_and_kinds_are_refused(coco: Path) -> None:
     for data in (instances, coco):
         with pytest.raises(UserError, match="--annotators has no effect"):
             open_ground_truth(data, annotators=[first])
-    with pytest.raises(UserError, match="cannot be read"):
-        open_ground_truth(coco / "none.json")
+    (coco / "folder.json").mkdir()
+    for name in ("none.json", "folder.json"):
+        for data, others in ((coco / name, []), (first, [coco / name])):
+            with pytest.raises(UserError, match=f"{name} cannot be read"):
+                open_ground_truth(data, images=coco / "val2017", annotators=others)
 
 
 def test_lvis_is_read_with_coco_s_folders(tmp_path: Path, coco: Path) -> None:

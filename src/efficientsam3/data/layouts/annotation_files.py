@@ -34,15 +34,7 @@ def open_annotation_file(path: Path, images: Path | None, others: Sequence[Path]
         BrokenAnnotationError: the file cannot be read or is not in its format.
         UserError: its images are not where they should be.
     """
-    from efficientsam3.data.annotations.coco import MAX_INSTANCES_BYTES
-    from efficientsam3.data.annotations.sa1b import UnreadableAnnotationError
-
-    try:
-        content = read_bytes(path, MAX_INSTANCES_BYTES)
-    except OSError as error:
-        raise UnreadableAnnotationError(
-            f"Annotation file {path} cannot be read ({error.strerror}): replace it."
-        ) from error
+    content = _read(path)
     if re.search(_VIDEOS, content) or re.search(_PAIRS, content):
         return SacoImages(path, images, others)
     if others:
@@ -162,8 +154,18 @@ class SacoImages:
 
 
 def _open(path: Path) -> "PhraseFile":
-    from efficientsam3.data.annotations.coco import MAX_INSTANCES_BYTES
     from efficientsam3.data.annotations.saco import ImagePhrases, VideoPhrases
 
-    videos = re.search(_VIDEOS, read_bytes(path, MAX_INSTANCES_BYTES))
-    return VideoPhrases(path) if videos else ImagePhrases(path)
+    return VideoPhrases(path) if re.search(_VIDEOS, _read(path)) else ImagePhrases(path)
+
+
+def _read(path: Path) -> bytes:
+    from efficientsam3.data.annotations.coco import MAX_INSTANCES_BYTES
+    from efficientsam3.data.annotations.sa1b import UnreadableAnnotationError
+
+    try:
+        return read_bytes(path, MAX_INSTANCES_BYTES)
+    except OSError as error:
+        raise UnreadableAnnotationError(
+            f"Annotation file {path} cannot be read ({error.strerror}): replace it."
+        ) from error

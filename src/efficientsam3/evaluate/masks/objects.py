@@ -51,6 +51,7 @@ class TrueObject:
 
     def prompt(self, kind: PromptKind, seed: int = 0) -> Prompt:
         """What to ask for this object, but not for `CLICKS`, which depend on the answers; `seed` is for `jitter`."""
+        assert kind not in CLICKS, kind
         if kind == "text":
             assert self.category is not None, "checked before work begins"
             return ConceptPrompt(self.category)

@@ -53,8 +53,8 @@ def metric_charts(runs: Mapping[str, Sequence[Metrics]]) -> list[Chart]:
 
 
 def calibration_chart(texts: Sequence[TextSummary]) -> Chart:
-    """How often phrases are in their image, over the predicted presence; the diagonal is what a right one would be."""
-    series: dict[str, list[tuple[float, float]]] = {"right": [(0.0, 0.0), (1.0, 1.0)]}
+    """How often phrases are in their image, over the predicted presence; the diagonal is what a calibrated one has."""
+    series: dict[str, list[tuple[float, float]]] = {"calibrated": [(0.0, 0.0), (1.0, 1.0)]}
     for text in texts:
         if text.calibration is not None:
             bins = zip(text.calibration.predicted, text.calibration.present, strict=True)
