@@ -2,11 +2,11 @@
 
     python benchmarks/embed_overlap.py [--batches 60] [--seconds 0.1]
 
-A batch takes the teacher and the disk a given time each. `beside the host`: the teacher computes as a GPU does, while
-the host goes on; `in the host`: as a CPU. `teacher` and `disk` are measured alone: the teacher with everything that is
-launched with it (encoding, statistics, copies), the disk with everything that writing takes. `serial` is the loop of
-before: each batch is waited for, its statistics and its payload are copied image by image, and 16 records wait for the
-disk at most. A ratio is a wall time divided by that of the longer stage.
+A batch takes the teacher, the copy to the host and the disk a given time each. `beside the host`: teacher and copy are at
+work while the host goes on, as a GPU is; `in the host`: the teacher is a CPU, and there is no copy. Stages are measured
+alone: the teacher with all that is launched with it (encoding, statistics), the disk with all that writing takes.
+`serial` is the loop of before: each batch is waited for and copied before the next one is launched, and 16 records wait
+for the disk at most. A ratio is a wall time divided by that of the longest stage.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -43,9 +44,19 @@ MANIFEST = StoreManifest(
 )
 CODEC = MANIFEST.build_codec(Path())
 SIZE = MANIFEST.record_size
-BATCH = 8
+BATCH = 32
 SERIAL_QUEUE = 16
-Loop = Callable[[list[ImageBatch], float, bool, BackgroundWriter], None]
+Loop = Callable[[list[ImageBatch], "Stages", BackgroundWriter], None]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Seconds that a batch takes in each."""
+
+    teacher: float
+    copy: float
+    disk: float
+    beside: bool  # the host
 
 
 class SleepingTeacher:
@@ -78,28 +89,29 @@ def image_batches(count: int) -> list[ImageBatch]:
     ]
 
 
-def overlapped(batches: list[ImageBatch], seconds: float, beside: bool, writer: BackgroundWriter) -> None:
+def overlapped(batches: list[ImageBatch], stages: Stages, writer: BackgroundWriter) -> None:
     """The loop of `efficientsam3 embed`."""
-    teacher = SleepingTeacher(0 if beside else seconds)
-    copies = SlowDevice(seconds) if beside else HostCopies(CPU)
-    for _ in Pipeline(teacher, MANIFEST, CODEC, CPU, BATCH, copies).run(batches, writer):
+    teacher = SleepingTeacher(0 if stages.beside else stages.teacher)
+    copies = SlowDevice(stages.teacher, stages.copy) if stages.beside else HostCopies(CPU)
+    for _ in Pipeline(teacher, MANIFEST, CODEC, CPU, BATCH, copies).run(batches, writer):  # type: ignore[arg-type]
         pass
 
 
-def serial(batches: list[ImageBatch], seconds: float, beside: bool, writer: BackgroundWriter) -> None:
+def serial(batches: list[ImageBatch], stages: Stages, writer: BackgroundWriter) -> None:
     """The loop of before; it waits for the teacher at once, wherever that computes."""
-    teacher = SleepingTeacher(seconds)
+    teacher = SleepingTeacher(stages.teacher)
     for batch in batches:
-        embeddings = embed_batch(teacher, batch, CPU)
+        embeddings = embed_batch(teacher, batch, CPU)  # type: ignore[arg-type]
         check_storable(batch, embeddings)
         payloads = CODEC.encode(embeddings)
         statistics = measure_batch(CODEC.decode(payloads), batch.content_sizes, MANIFEST)
+        time.sleep(stages.copy)
         records = pack_records(batch.seeds.numpy(), payloads.numpy())
         for image_id, *rest in zip(batch.image_ids, records, statistics, batch.stamps, strict=True):
             writer.append(image_id, *rest)
 
 
-def teacher_alone(batches: list[ImageBatch], seconds: float, beside: bool, writer: BackgroundWriter) -> None:
+def teacher_alone(batches: list[ImageBatch], stages: Stages, writer: BackgroundWriter) -> None:
     """The loop of `efficientsam3 embed`, with nothing written."""
 
     class Nowhere:
@@ -108,10 +120,10 @@ def teacher_alone(batches: list[ImageBatch], seconds: float, beside: bool, write
         def after(self, done: Callable[[], object]) -> None:
             done()
 
-    overlapped(batches, seconds, beside, Nowhere())  # type: ignore[arg-type]
+    overlapped(batches, stages, Nowhere())  # type: ignore[arg-type]
 
 
-def disk_alone(batches: list[ImageBatch], seconds: float, beside: bool, writer: BackgroundWriter) -> None:
+def disk_alone(batches: list[ImageBatch], stages: Stages, writer: BackgroundWriter) -> None:
     """Records that are ready."""
     payloads = CODEC.encode(SleepingTeacher(0)._noise)
     statistics = measure_batch(CODEC.decode(payloads), batches[0].content_sizes, MANIFEST)
@@ -134,16 +146,16 @@ def slow_disk(seconds: float) -> Iterator[None]:
         yield
 
 
-def wall_time(loop: Loop, count: int, teacher: float, disk: float, beside: bool) -> float:
+def wall_time(loop: Loop, count: int, stages: Stages) -> float:
     """Seconds from the first batch to the last commit."""
     batches = image_batches(count)
-    with tempfile.TemporaryDirectory() as folder, slow_disk(disk / BATCH):
+    with tempfile.TemporaryDirectory() as folder, slow_disk(stages.disk / BATCH):
         shard = Shard(Path(folder), 0)
         queued = SERIAL_QUEUE if loop is serial else 0
         writer = BackgroundWriter(shard, SIZE, ShardStatistics(shard, MANIFEST.embed_dim), queued=queued)
         start = time.perf_counter()
         with writer:
-            loop(batches, teacher, beside, writer)
+            loop(batches, stages, writer)
         return time.perf_counter() - start
 
 
@@ -154,18 +166,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.1, help="of the longer stage, for a batch")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    wall_time(overlapped, 2, 0, 0, True)  # what the first run of everything takes
+    wall_time(overlapped, 2, Stages(0, 0, 0, True))  # what the first run of everything takes
     table = Table(
-        "teacher computes", "teacher s", "disk s", "serial s", "ratio", "overlapped s", "ratio",
+        "teacher computes", "teacher s", "copy s", "disk s", "serial s", "ratio", "overlapped s", "ratio",
         title=f"{args.batches} batches of {BATCH} records of {SIZE} bytes",
     )  # fmt: skip
     for beside in (True, False):
-        for teacher, disk in ((1.0, 0.5), (1.0, 1.0), (0.5, 1.0)):
-            work = (args.batches, teacher * args.seconds, disk * args.seconds, beside)
-            alone = [wall_time(loop, *work) for loop in (teacher_alone, disk_alone)]
-            walls = [wall_time(loop, *work) for loop in (serial, overlapped)]
+        for teacher, disk in ((1.0, 0.6), (1.0, 1.0), (0.6, 1.0)):
+            seconds = (share * args.seconds for share in (teacher, 0.4 if beside else 0, disk))
+            stages = Stages(*seconds, beside)
+            copies = stages.copy * args.batches
+            alone = [wall_time(loop, args.batches, stages) for loop in (teacher_alone, disk_alone)]
+            walls = [wall_time(loop, args.batches, stages) for loop in (serial, overlapped)]
             cells = [cell for wall in walls for cell in (f"{wall:.2f}", f"{wall / max(alone):.2f}")]
-            table.add_row("beside the host" if beside else "in the host", *(f"{each:.2f}" for each in alone), *cells)
+            times = (alone[0], copies, alone[1])
+            table.add_row("beside the host" if beside else "in the host", *(f"{each:.2f}" for each in times), *cells)
     Console(width=110).print(table)
     print(describe_machine())
 

@@ -175,6 +175,7 @@ class StepRequest(ConfiguredRequest):
     use_checkpoint: bool | None = config_key("TRAIN.USE_CHECKPOINT", True)
     use_sync_bn: bool | None = config_key("TRAIN.USE_SYNC_BN", True)
     compile: bool | None = config_key("TRAIN.COMPILE", True)
+    compile_teacher: bool | None = config_key("TEACHER.COMPILE", True)
 
 
 def read_config(schema: type[Config], request: ConfiguredRequest) -> Config:

@@ -16,6 +16,7 @@ class TeacherRequest(ConfiguredRequest):
 
     output: Folder | None = config_key("OUTPUT", schema=ExportConfig)
     resume: Annotated[Path | None, Argument("TEACHER")] = config_key("MODEL.RESUME", schema=ExportConfig)
+    compile_teacher: bool | None = config_key("MODEL.COMPILE", True, schema=ExportConfig)
 
 
 class EmbedRequest(TeacherRequest):

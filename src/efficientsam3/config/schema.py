@@ -82,6 +82,9 @@ class TeacherConfig(Section):
         Path("sam3_checkpoints/sam3.pt"),
         description="native sam3.pt, a Hugging Face SAM3 directory, or an ONNX image encoder",
     )
+    COMPILE: bool = Field(
+        False, description="compile the teacher with torch.compile; its first batch is compared with one without"
+    )
 
 
 class EmbeddingConfig(Section):

@@ -18,7 +18,10 @@ from efficientsam3.store.records import storable
 
 def load_teacher(plan: EmbedPlan, process: Process) -> Teacher:
     """The teacher of this run, on this process's device."""
-    return build_teacher(plan.teacher, plan.manifest.preprocessing, process.device, plan.amp)
+    teacher = build_teacher(plan.teacher, plan.manifest.preprocessing, process.device, plan.amp)
+    if plan.compile_teacher:
+        teacher.compile(plan.batch_size)
+    return teacher
 
 
 def image_batches(plan: EmbedPlan, indices: list[Indices], process: Process) -> Iterator[ImageBatch]:

@@ -15,7 +15,7 @@ from efficientsam3.data.layouts import list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
 from efficientsam3.data.loader import check_shared_memory, count_readers
 from efficientsam3.data.preprocess import Preprocessing
-from efficientsam3.models.teacher import KNOWN_TEACHERS, TeacherSpec, inspect_teacher
+from efficientsam3.models.teacher import KNOWN_TEACHERS, TeacherSpec, check_compiles, inspect_teacher
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.store.codecs import payload_size
@@ -41,6 +41,7 @@ class EmbedPlan:
     num_workers: int
     amp: bool
     print_freq: int  # batches
+    compile_teacher: bool = False
 
     @property
     def count(self) -> int:
@@ -96,6 +97,8 @@ def build_plan(
         given_size(shape.EMBED_SIZE),
         teacher.NAME,
     )
+    if teacher.COMPILE:
+        check_compiles(teacher.RESUME)
     payload_size(codec, spec.embed_dim, spec.embed_size)  # refuses a codec that does not fit the shape
     manifest = StoreManifest(
         codec=codec,
@@ -105,9 +108,8 @@ def build_plan(
         augmentation=Augmentation(hflip=augmentation.HFLIP, color_jitter=augmentation.COLOR_JITTER),
         seed=seed,
     )
-    return EmbedPlan(
-        splits, spec, manifest, store_dir, data.BATCH_SIZE, count_readers(data.NUM_WORKERS), amp, print_freq
-    )
+    num_workers = count_readers(data.NUM_WORKERS)
+    return EmbedPlan(splits, spec, manifest, store_dir, data.BATCH_SIZE, num_workers, amp, print_freq, teacher.COMPILE)
 
 
 def given_size(value: Literal["teacher"] | int) -> int | None:

@@ -4,6 +4,7 @@ A further kind of teacher is a subclass of `Teacher` and its entry in `KINDS`.
 """
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,13 +13,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING, Preprocessing, sam3_preprocessing
 from efficientsam3.models.onnx_session import open_onnx
 from efficientsam3.runtime.device import autocast_dtype
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file
+from efficientsam3.runtime.logging import LOGGER_NAME
+from efficientsam3.store.codecs import CODECS
 
+logger = logging.getLogger(LOGGER_NAME)
 # What the teachers of known embedding shapes (embed_dim, embed_size) were trained on: SAM3, and SAM and its like.
 KNOWN_TEACHERS = {(1024, 72): SAM3_PREPROCESSING, (256, 64): SAM_PREPROCESSING}
 _REMEDY = (
@@ -26,6 +31,8 @@ _REMEDY = (
     "the README says how to get SAM3's weights"
 )
 _ONNX = "ONNX teacher"
+# Largest relative error of an image's embedding by the compiled trunk: records of either can be checked by the other.
+COMPILED_TOLERANCE = CODECS["float16"].tolerance
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,14 @@ class TeacherSpec:
         return digest.hexdigest()
 
 
+Backend = str | Callable[..., Callable[..., Any]]
+
+
 class Teacher(ABC):
     """A frozen image encoder."""
 
     autocasts: ClassVar[bool]  # whether mixed precision applies to it
+    compiles: ClassVar[bool] = False  # whether it has `compile`
 
     def __init__(
         self, spec: TeacherSpec, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype
@@ -81,11 +92,21 @@ class Teacher(ABC):
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, image_size, image_size) normalised float32 to (B, embed_dim, embed_size, embed_size) float32."""
 
+    def compile(self, batch_size: int, backend: Backend = "inductor") -> None:
+        """Compile it at the first call, which is compared with what it gives otherwise; where the kind `compiles`.
+
+        Args:
+            batch_size: images of the largest batch; smaller ones are padded to it, since each size is compiled anew.
+            backend: of torch.compile.
+        """
+        raise NotImplementedError
+
 
 class Sam3Teacher(Teacher):
     """SAM3's image trunk, from a native or Hugging Face checkpoint; frozen and in eval mode."""
 
     autocasts = True
+    compiles = True
 
     @staticmethod
     def reads(path: Path) -> bool:
@@ -126,15 +147,67 @@ class Sam3Teacher(Teacher):
 
         self._trunk = load_trunk(spec.path).to(device)
         self._dtype = dtype
+        self._batch_size = 0  # to which batches are padded
+        self._backend: Backend | None = None  # for as long as it is still to be compiled
+
+    def compile(self, batch_size: int, backend: Backend = "inductor") -> None:
+        """See `Teacher`."""
+        self._batch_size, self._backend = batch_size, backend
 
     @torch.inference_mode()
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See `Teacher`."""
+        """See `Teacher`.
+
+        Raises:
+            UserError: it cannot be compiled, or the compiled trunk gives other embeddings.
+        """
+        count = len(pixel_values)
+        if count < self._batch_size:
+            pixel_values = pad(pixel_values, (0, 0) * 3 + (0, self._batch_size - count))
+        if self._backend is not None:
+            self._compile(pixel_values[:count], pixel_values)
+        return self._embed(pixel_values)[:count]
+
+    def _compile(self, images: torch.Tensor, padded: torch.Tensor) -> None:
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        assert self._backend is not None
+        eager = self._embed(images)
+        compile_trunk(self._trunk, self._backend)
+        self._backend = None
+        remedy = "leave COMPILE of the teacher (--compile-teacher) out"
+        try:
+            difference = self._embed(padded)[: len(images)] - eager
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"The teacher cannot be compiled here ({reason}): {remedy}.") from error
+        errors = difference.flatten(1).norm(dim=1) / eager.flatten(1).norm(dim=1)
+        # What is not finite without compiling is refused with its image's name.
+        worst = max((float(error) for error in errors[eager.flatten(1).isfinite().all(dim=1)]), default=0.0)
+        if not worst <= COMPILED_TOLERANCE:
+            raise UserError(
+                f"The compiled teacher's embeddings differ by {worst:.2g} (relatively) from those without compiling, "
+                f"more than {COMPILED_TOLERANCE:g}: {remedy}, and report it with the versions of PyTorch and Triton."
+            )
+        logger.info("the compiled teacher differs by %.2g (relatively) on the first batch", worst)
+
+    def _embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         with torch.autocast(pixel_values.device.type, self._dtype, enabled=self._dtype != torch.float32):
             tokens: torch.Tensor = self._trunk(pixel_values).last_hidden_state  # [B, E * E, D]
         return (
             tokens.float().transpose(1, 2).reshape(-1, self.embed_dim, self.embed_size, self.embed_size)
         )  # [B, D, E, E]
+
+
+def compile_trunk(trunk: Any, backend: Backend = "inductor") -> None:
+    """Compile the layers of SAM3's trunk at their next call; alike, they are compiled twice: with windows and without.
+
+    Args:
+        trunk: transformers' `Sam3ViTModel`.
+        backend: of torch.compile.
+    """
+    for layer in trunk.layers:
+        layer.compile(backend=backend, dynamic=False)
 
 
 class OnnxTeacher(Teacher):
@@ -216,6 +289,18 @@ def inspect_teacher(
             shape that is left to it.
     """
     return replace(_kind(path).inspect(path, image_size, embed_dim, embed_size), name=name)
+
+
+def check_compiles(path: Path) -> None:
+    """Check that the teacher in `path` is of a kind that can be compiled.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not _kind(path).compiles:
+        raise UserError(
+            f"The teacher {path} is not PyTorch's to compile: leave COMPILE of the teacher (--compile-teacher) out."
+        )
 
 
 def build_teacher(spec: TeacherSpec, preprocessing: Preprocessing, device: torch.device, amp: bool = False) -> Teacher:

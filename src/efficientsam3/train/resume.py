@@ -22,7 +22,7 @@ logger = logging.getLogger(LOGGER_NAME)
 # accumulation are compared as images a step.
 _WITHOUT_EFFECT = frozenset(
     {"TAG", "OUTPUT", "DEVICE", "PRINT_FREQ", "SAVE_FREQ", "MODEL.NAME", "MODEL.RESUME"}
-    | {"DATA.NUM_WORKERS", "DATA.BATCH_SIZE", "DISTILL.ONLINE_CACHE", "DISTILL.MASKS.AT_ONCE"}
+    | {"DATA.NUM_WORKERS", "DATA.BATCH_SIZE", "DISTILL.ONLINE_CACHE", "DISTILL.MASKS.AT_ONCE", "TEACHER.COMPILE"}
     | {f"TRAIN.{key}" for key in ("SAVE_STEPS", "KEEP_STEPS", "KEEP_EPOCHS", "AUTO_RESUME", "COMPILE")}
     | {f"TRAIN.{key}" for key in ("ACCUMULATION_STEPS", "USE_CHECKPOINT")}
 )

@@ -26,7 +26,7 @@ SUBJECTS = ["trunk, batch 1, eager", "trunk, batch 1, compiled", "embed", "write
 @pytest.fixture(autouse=True)
 def _without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """A C++ compiler would take a minute."""
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: None)
 
 
 @pytest.mark.slow

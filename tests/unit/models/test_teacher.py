@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -7,7 +9,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from efficientsam3.data.preprocess import SAM3_PREPROCESSING, SAM_PREPROCESSING
-from efficientsam3.models.teacher import KINDS, Sam3Teacher, Teacher, TeacherSpec, build_teacher, inspect_teacher
+from efficientsam3.models.teacher import (
+    KINDS,
+    Backend,
+    Sam3Teacher,
+    Teacher,
+    TeacherSpec,
+    build_teacher,
+    check_compiles,
+    inspect_teacher,
+)
 from efficientsam3.runtime.errors import UserError
 
 CPU = torch.device("cpu")
@@ -137,3 +148,61 @@ def test_a_further_kind_of_teacher_is_one_class_and_one_entry(tmp_path: Path, mo
     spec = inspect_teacher(tmp_path / "teacher.grey", name="grey")
     assert (spec.image_size, spec.name) == (8, "grey")
     assert build_teacher(spec, SAM_PREPROCESSING, CPU)(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 2, 2)
+
+
+def compiled(path: Path, batch_size: int, backend: Backend) -> tuple[Teacher, Teacher]:
+    """A teacher that is to be compiled, and the same one."""
+    spec = inspect_teacher(path)
+    assert spec.preprocessing is not None
+    first, second = (build_teacher(spec, spec.preprocessing, CPU) for _ in range(2))
+    first.compile(batch_size, backend)
+    return first, second
+
+
+def test_a_compiled_teacher_has_one_shape_of_batch_and_gives_the_same(tiny_sam3_path: Path) -> None:
+    shapes: list[list[int]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        def forward(*arguments: torch.Tensor) -> Any:
+            shapes[number].append(max(len(each) for each in arguments if each.dim() == 4))
+            return graph.forward(*arguments)
+
+        number = len(shapes)
+        shapes.append([])
+        return forward
+
+    teacher, plain = compiled(tiny_sam3_path, 3, backend)
+    pixels = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    for count in (2, 3, 1):
+        embedding = teacher(pixels[:count])
+        assert len(embedding) == count
+        torch.testing.assert_close(embedding, plain(pixels[:count]), rtol=1e-4, atol=1e-4)
+    assert 0 < len(shapes) <= 2, "layers with windows and without"
+    assert all(len(set(graph)) == 1 for graph in shapes)
+
+
+def test_a_compiled_teacher_that_gives_something_else_is_refused_at_its_first_batch(tiny_sam3_path: Path) -> None:
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        return lambda *arguments: tuple(each * 1.1 for each in graph.forward(*arguments))
+
+    teacher, _ = compiled(tiny_sam3_path, 1, backend)
+    with pytest.raises(UserError, match=r"differ by 0\.\d+ .* more than 0\.02: leave .*--compile-teacher.* out"):
+        teacher(torch.randn(1, 3, 224, 224))
+
+
+def test_a_teacher_that_cannot_be_compiled_is_refused_with_the_reason(tiny_sam3_path: Path, tmp_path: Path) -> None:
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        raise OSError("no C++ compiler")
+
+    teacher, _ = compiled(tiny_sam3_path, 1, backend)
+    with pytest.raises(UserError, match=r"cannot be compiled here \(.*no C\+\+ compiler"):
+        teacher(torch.randn(1, 3, 224, 224))
+    with pytest.raises(UserError, match=r"e\.onnx is not PyTorch's to compile: leave"):
+        check_compiles(tmp_path / "e.onnx")
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same(tiny_sam3_path: Path) -> None:
+    teacher, plain = compiled(tiny_sam3_path, 2, "inductor")
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(teacher(pixels), plain(pixels), rtol=1e-4, atol=1e-4)
