@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import shutil
 import tempfile
 import time
 import traceback
@@ -22,8 +21,8 @@ from efficientsam3.benchmark.training_memory import count_training_memory
 from efficientsam3.checkpoints.sam3 import load_trunk
 from efficientsam3.data.loader import ImageBatch
 from efficientsam3.embed.batches import image_batches
+from efficientsam3.embed.estimate import measure_rate
 from efficientsam3.embed.plan import missing_images
-from efficientsam3.embed.run import embed_dataset
 from efficientsam3.models.teacher import compile_trunk
 from efficientsam3.runtime.device import autocast_dtype
 from efficientsam3.runtime.distributed import Process
@@ -39,6 +38,7 @@ _WARM_UP = 3  # runs before those that are timed
 _LONGEST = 40.0  # seconds that an item may take at most, as a rule; with less left, no further one is begun
 _FORWARD_AND_BACKWARD = 3  # times the forward pass's operations
 _MOST_RUNS = 1000
+_EMBED_BATCHES = 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class _Benchmark:
         for batch, compiled in itertools.product(self._scale.trunk_batches, (False, True)):
             name = f"trunk, batch {batch}, {'compiled' if compiled else 'eager'}"
             yield name, partial(self._trunk, name, inputs, batch, compiled)
-        yield "embed", partial(self._embed, inputs)
+        yield "embed", partial(self._embed, inputs, False)
+        yield "embed, compiled", partial(self._embed, inputs, True)
         yield "write a store", partial(self._write_store, inputs)
         for student in students:
             yield f"train {student}", partial(self._train, f"train {student}", inputs, student)
@@ -160,23 +161,17 @@ class _Benchmark:
         rate, memory = self._repeat(forward, batch)
         return Row(name, batch, rate, inputs.trunk_gflops, memory, note)
 
-    def _embed(self, inputs: Inputs) -> Row:
-        """JPEGs into a store, as `embed` does it; a short run before a long one takes the start-up out."""
+    def _embed(self, inputs: Inputs, compiled: bool) -> Row:
+        """JPEGs into a store, as `embed` does it."""
         batch = self._scale.trunk_batches[-1]
-        expected = max((rate for name, rate in self._rates.items() if name.startswith("trunk")), default=0.0)
-        long = min(inputs.images, max(4 * batch, int(4 * self._scale.seconds * expected)))
-        short = min(2 * batch, long // 2)
-        with self._peak() as memory:
-            first = embed_dataset(inputs.embedding("first", short, batch, self._device), self._process)
-            plan = inputs.embedding("second", long, batch, self._device)
-            with watch_kernels(self._device) as describe:
-                second = embed_dataset(plan, self._process)
-        more = second.seconds - first.seconds
-        rate = (long - short) / more if more > 0 else long / second.seconds
-        read = _reading_rate(inputs, long, batch, self._process)
-        shutil.rmtree(plan.store_dir)
-        note = f"{describe(short / long)}; reading images alone: {read:.0f}/s by {inputs.workers} workers"
-        return Row("embed", batch, rate, None, memory(), note)
+        plan = replace(inputs.embedding(batch, self._device), compile_teacher=compiled)
+        missing = missing_images(plan)
+        with self._peak() as memory, watch_kernels(self._device) as describe:
+            found = measure_rate(plan, missing, self._process, _EMBED_BATCHES, self._scale.seconds * 8)
+        computing = describe(found.warm_up / (found.warm_up + found.batches))
+        read = _reading_rate(inputs, batch, self._process)
+        note = f"{computing}; {found.batches} batches; reading images alone: {read:.0f}/s by {inputs.workers} workers"
+        return Row("embed, compiled" if compiled else "embed", batch, found.images, None, memory(), note)
 
     def _write_store(self, inputs: Inputs) -> Row:
         rate = inputs.write_store()
@@ -295,9 +290,9 @@ def _matrix_rate(side: int, dtype: torch.dtype | None, device: torch.device, sec
     return 2 * side**3 / 1e12 * _runs_per_second(lambda: left @ right, device, seconds / 5)
 
 
-def _reading_rate(inputs: Inputs, count: int, batch: int, process: Process) -> float:
+def _reading_rate(inputs: Inputs, batch: int, process: Process) -> float:
     """Images/s that the workers of `embed` bring where nothing else happens."""
-    plan = inputs.embedding("nothing", count, batch, process.device)
+    plan = inputs.embedding(batch, process.device)
     start = time.monotonic()
     batches = image_batches(plan, missing_images(plan), process)
     return sum(len(each.image_ids) for each in batches) / (time.monotonic() - start)

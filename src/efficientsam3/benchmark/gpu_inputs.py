@@ -111,12 +111,12 @@ class Inputs:
                 writer.append(f"sa_{number}", records[number % len(records)])
         return self.images / (time.monotonic() - start)
 
-    def embedding(self, name: str, images: int, batch: int, device: torch.device) -> EmbedPlan:
-        """Embedding the first images into a store of that name."""
+    def embedding(self, batch: int, device: torch.device) -> EmbedPlan:
+        """Embedding the images."""
         config = ExportConfig(
-            DATA=ExportDataConfig(**self._data(batch), NUM_SAMPLES=images),
+            DATA=ExportDataConfig(**self._data(batch)),
             MODEL=TeacherConfig(RESUME=self.trunk),
-            OUTPUT=self._folder / name,
+            OUTPUT=self._folder / "embedded",
             DEVICE=device.type,
         )
         return plan_embedding(config)

@@ -13,14 +13,16 @@ from efficientsam3.runtime.request import Count
 class PlanRequest(TeacherRequest):
     """The embedding to plan."""
 
-    batches: Count = Field(3, description="batches to time")
+    batches: Count = Field(
+        20, description="batches to time at most, in 2 minutes at most; before them come those that are read ahead"
+    )
 
 
 REQUEST = PlanRequest
 
 
 def run(request: PlanRequest) -> None:
-    """Measure and print; nothing is written."""
+    """Measure and print; nothing that is written is kept."""
     config = read_config(ExportConfig, request)
 
     from rich.table import Table
@@ -42,6 +44,10 @@ def run(request: PlanRequest) -> None:
         table.add_row(f"{name}{chosen}", f"{size / 1e9:.3f}", "yes" if size <= estimate.free else "no")
     Console().print(table)
     memory = "" if estimate.memory is None else f", {estimate.memory / 1e9:.2f} GB of memory"
-    print(f"One process here: {estimate.rate:.2f} images/s at batch {plan.batch_size} on {process.device}{memory}")
+    if estimate.rate is None:
+        return
+    rate = estimate.rate
+    print(f"One process here: {rate.images:.2f} images/s at batch {plan.batch_size} on {process.device}{memory}")
+    print(f"From image files to the disk, over {rate.batches} batches after {rate.warm_up} to warm up")
     for processes in (1, 8, 64):
         print(f"{processes} such: {timedelta(seconds=round(estimate.seconds(processes)))}")

@@ -153,6 +153,7 @@ class ImageDataset(Dataset[ImageSample | UserError | None]):
 Collate = Callable[[list[ImageSample | UserError | None]], ImageBatch]
 _SHARED_MEMORY = Path("/dev/shm")
 _MOST_READERS = 16
+_AHEAD = 2  # batches that each reading process reads ahead
 
 
 def collate_images(samples: list[ImageSample | UserError | None]) -> ImageBatch:
@@ -213,6 +214,7 @@ def build_loader(
         collate_fn=partial(_hand_over, collate=collate),
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
+        prefetch_factor=_AHEAD if num_workers else None,
         worker_init_fn=_start_worker,
         # It seeds the workers, which draw no random numbers; the global one would be moved by every new iteration.
         generator=torch.Generator(),
@@ -228,6 +230,11 @@ def count_readers(setting: Literal["auto"] | int) -> int:
     if setting != "auto":
         return setting
     return max(1, min(_MOST_READERS, usable_cores() // count_from("LOCAL_WORLD_SIZE", 1, least=1)))
+
+
+def read_ahead(num_workers: int) -> int:
+    """The number of batches that a loader has read, or is reading, before anyone asks for them."""
+    return _AHEAD * num_workers
 
 
 def check_shared_memory(images: int, image_size: int, batch_size: int, num_workers: int) -> None:

@@ -216,6 +216,11 @@ def check_space(plan: EmbedPlan, missing: list[Indices]) -> None:
 
 def free_space(directory: Path) -> int:
     """Bytes free where `directory` is, or will be made."""
+    return shutil.disk_usage(standing_folder(directory)).free
+
+
+def standing_folder(directory: Path) -> Path:
+    """`directory`, or what there is of its parents."""
     while not directory.exists():
         directory = directory.absolute().parent
-    return shutil.disk_usage(directory).free
+    return directory

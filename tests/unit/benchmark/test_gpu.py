@@ -20,7 +20,8 @@ from efficientsam3.train.loop import Trainer
 from efficientsam3.train.objective import Losses
 
 CPU = torch.device("cpu")
-SUBJECTS = ["trunk, batch 1, eager", "trunk, batch 1, compiled", "embed", "write a store", "train es_ev_s"]
+SUBJECTS = [f"trunk, batch 1, {way}" for way in ("eager", "compiled")]
+SUBJECTS += ["embed", "embed, compiled", "write a store", "train es_ev_s"]
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_what_fails_is_reported_and_the_rest_is_measured(monkeypatch: pytest.Mon
         raise RuntimeError("CUDA error: unknown\nmore of it")
 
     monkeypatch.setattr(Trainer, "_loss", short_of_memory)
-    monkeypatch.setattr(gpu, "embed_dataset", broken)
+    monkeypatch.setattr(gpu, "measure_rate", broken)
     report = measure_gpu(CPU, ["es_ev_s"], batch=8, small=True)
     rows = {row.subject: row for row in report.rows}
     assert (rows["embed"].rate, rows["embed"].note) == (None, "failed: CUDA error: unknown")
