@@ -167,7 +167,7 @@ class _Benchmark:
         plan = replace(inputs.embedding(batch, self._device), compile_teacher=compiled)
         missing = missing_images(plan)
         with self._peak() as memory, watch_kernels(self._device) as describe:
-            found = measure_rate(plan, missing, self._process, _EMBED_BATCHES, self._scale.seconds * 8)
+            found = measure_rate(plan, missing, self._process, _EMBED_BATCHES, 5 * self._scale.seconds)
         computing = describe(found.warm_up / (found.warm_up + found.batches))
         read = _reading_rate(inputs, batch, self._process)
         note = f"{computing}; {found.batches} batches; reading images alone: {read:.0f}/s by {inputs.workers} workers"

@@ -1,7 +1,9 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +100,35 @@ def test_an_embedding_that_is_not_finite_stops_the_run_with_the_images_name(
     monkeypatch.setattr(Sam3Teacher, "__call__", lambda _, pixels: beyond_float16.expand(len(pixels), -1, -1, -1))
     with pytest.raises(UserError, match=r"image 'sa_1' is not finite"):
         embed_dataset(plan_embedding(make_export()), one_process)
+
+
+def test_a_compiled_teacher_continues_a_store_and_its_records_agree_with_the_plain_one(
+    make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        sizes.extend(len(each) for each in inputs if each.dim() == 4 and each.is_floating_point())
+        return graph.forward
+
+    monkeypatch.setattr(Sam3Teacher, "compile", partialmethod(Sam3Teacher.compile, backend=backend))
+    embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "1")), one_process)
+    assert sizes == []
+    compiled = make_export("MODEL.COMPILE", "true", "DATA.BATCH_SIZE", "4")  # the others are 5 and 2
+    assert embed_dataset(plan_embedding(compiled), one_process).embedded == 7
+    assert set(sizes) == {4}
+    assert check_saved_embeddings(plan_embedding(make_export()), one_process).images == 9
+    stores = [EmbeddingStore(path / "embeddings") for path in (tmp_path / "teacher", store_path)]
+    assert stores[0].manifest == stores[1].manifest
+
+
+def test_a_teacher_that_cannot_be_compiled_is_refused_before_anything_is_written(
+    make_export: MakeExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sam3Teacher, "compiles", False)
+    with pytest.raises(UserError, match="--compile-teacher"):
+        plan_embedding(make_export("MODEL.COMPILE", "true"))
+    assert not (tmp_path / "teacher").exists()
 
 
 def test_augmentation_reaches_the_teacher(
