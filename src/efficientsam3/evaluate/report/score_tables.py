@@ -33,7 +33,7 @@ def score_tables(summaries: Sequence[Summary], images: int) -> list[ScoreTable]:
     """The shares of the teacher's mIoU, and by size; rows in the order given."""
     shares = [
         [
-            f"{percent(row.share)}{_span(row.share_interval, lambda value: f'{100 * value:.0f}')}",
+            f"{percent(row.share)}{_span(row.share_interval, lambda value: f'{100 * value:z.0f}')}",
             f"{figure(row.miou)}{_span(row.interval, lambda value: f'{value:.2f}')}",
             percent(row.from_zeros),
         ]
@@ -64,7 +64,7 @@ def text_table(texts: Sequence[TextSummary]) -> ScoreTable:
     rows = []
     for text in texts:
         error = None if text.calibration is None else text.calibration.error
-        cgf1 = f"{percent(text.cgf1)}{_span(text.interval, lambda value: f'{100 * value:.0f}')}"
+        cgf1 = f"{percent(text.cgf1)}{_span(text.interval, lambda value: f'{100 * value:z.0f}')}"
         cells = [percent(text.positive_f1), figure(text.mcc), percent(text.recall), percent(text.precision)]
         rows.append([text.model, cgf1, *cells, percent(text.agreement), figure(error)])
     first = texts[0]
@@ -109,7 +109,7 @@ def explanation_tables(explanation: Explanation) -> list[ScoreTable]:
                     f"{row.family}: {row.part}",
                     figure(row.repaired),
                     figure(row.damaged),
-                    f"{percent(row.share)}{_span(row.interval, lambda value: f'{100 * value:.0f}')}",
+                    f"{percent(row.share)}{_span(row.interval, lambda value: f'{100 * value:z.0f}')}",
                     percent(row.error),
                 ]
                 for row in explanation.parts
@@ -131,7 +131,7 @@ def figure(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share with one digit after the point, or a dash."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:z.1f} %"
 
 
 def _span(interval: Interval | None, form: Callable[[float], str]) -> str:
