@@ -8,7 +8,7 @@ from pydantic import Field
 
 from efficientsam3.commands.arguments import StepRequest, config_key, read_config
 from efficientsam3.config.schema import TrainConfig
-from efficientsam3.runtime.request import Argument
+from efficientsam3.runtime.request import Argument, FileOrFolder
 
 if TYPE_CHECKING:
     from efficientsam3.runtime.signals import StopRequest
@@ -18,6 +18,7 @@ class TrainRequest(StepRequest):
     """The training to run."""
 
     resume: Annotated[Path | None, Argument("CKPT")] = config_key("MODEL.RESUME")
+    decoder: FileOrFolder | None = config_key("DISTILL.MASKS.DECODER")
     allow_config_change: bool = Field(
         False,
         description="continue from a checkpoint of another configuration; without it, the changes are named and "

@@ -36,11 +36,6 @@ class Prompts:
             labels=torch.cat([self.labels, labels[:, None]], dim=1),
         )
 
-    def part(self, start: int, end: int) -> "Prompts":
-        """Some of the prompts."""
-        fields = (self.images, self.points, self.labels, self.boxes, self.masks)
-        return Prompts(*(None if field is None else field[start:end] for field in fields))  # type: ignore[arg-type]
-
     def __len__(self) -> int:
         return len(self.images)
 

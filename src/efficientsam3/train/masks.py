@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.checkpoint import checkpoint
 
 from efficientsam3.data.preprocess import build_valid_mask
-from efficientsam3.runtime.device import copy_to
 from efficientsam3.sam3.predictor import Candidates, Predictor, Prompts
 from efficientsam3.train.objective import LOSS, Averages, FeatureObjective, Losses
 from efficientsam3.train.prompts import DrawnPrompts, Shown, draw_prompts
@@ -96,7 +93,7 @@ class MaskObjective:
         """
         settings = self._settings
         dtype = next(self._predictor.parameters()).dtype
-        drawn = draw_prompts(shown, settings.prompts, settings.rounds, self._seed)
+        drawn = draw_prompts(shown, settings.prompts, settings.rounds, self._seed).sorted()
         size, grid = self._predictor.preprocessing.image_size, 4 * self._predictor.embed_size
         scene = _Scene(
             self._predictor,
@@ -106,11 +103,9 @@ class MaskObjective:
             cell=size / grid,
             recomputes=len(drawn.images) > settings.at_once > 0,
         )
-        boxes, points = scene.place(drawn, shown.content_sizes, dtype)
         shares = weights / weights.sum().clamp(min=1) / (settings.prompts * (1 + settings.rounds))
         total = torch.zeros(len(_NAMES), dtype=dtype, device=student.device)
-        for rows, prompts in self._groups(drawn, boxes, points):
-            chances = copy_to(student.device, torch.from_numpy(drawn.chances[:, rows]))
+        for prompts, chances in scene.asked(drawn, shown.content_sizes, settings.at_once):
             for figures in scene.rounds(prompts, chances):
                 total = total + (figures * shares[prompts.images, None]).sum(0)
         return dict(zip(_NAMES, total.float().unbind(), strict=True))
@@ -119,30 +114,15 @@ class MaskObjective:
     def _teacher_features(self, targets: torch.Tensor) -> list[torch.Tensor]:
         return self._predictor.features(targets)
 
-    def _groups(
-        self, drawn: DrawnPrompts, boxes: torch.Tensor, points: torch.Tensor
-    ) -> Iterator[tuple[npt.NDArray[np.intp], Prompts]]:
-        """Prompts of one kind, no more than are asked at once, with their places among all."""
-        most = self._settings.at_once or len(drawn.images)
-        for is_box in (True, False):
-            of_kind = np.flatnonzero(drawn.is_box == is_box)
-            for rows in np.split(of_kind, range(most, len(of_kind), most)):
-                if len(rows):
-                    yield rows, _prompts(drawn, rows, boxes if is_box else None, points)
+
+def _boxes(images: torch.Tensor, boxes: torch.Tensor) -> Prompts:
+    nothing = boxes.new_zeros(len(boxes), 0, 2)
+    return Prompts(images, nothing, nothing[..., 0].long(), boxes)
 
 
-def _prompts(
-    drawn: DrawnPrompts, rows: npt.NDArray[np.intp], boxes: torch.Tensor | None, points: torch.Tensor
-) -> Prompts:
-    """Some of the drawn prompts as boxes or, without `boxes`, as points."""
-    device = points.device
-    places = copy_to(device, torch.from_numpy(rows))
-    images = copy_to(device, torch.from_numpy(drawn.images[rows]))
-    if boxes is None:
-        labels = torch.ones(len(rows), 1, dtype=torch.int64, device=device)
-        return Prompts(images, points[places, None], labels)
-    nothing = torch.zeros(len(rows), 0, 2, dtype=points.dtype, device=device)
-    return Prompts(images, nothing, nothing[..., 0].long(), boxes[places])
+def _points(images: torch.Tensor, points: torch.Tensor) -> Prompts:
+    """Points on their objects, each a prompt."""
+    return Prompts(images, points[:, None], images.new_ones(len(images), 1))
 
 
 @dataclass(frozen=True)
@@ -156,26 +136,27 @@ class _Scene:
     cell: float  # pixels of the input for each of the masks'
     recomputes: bool  # whether the student's answers are computed again in the backward pass, to save memory
 
-    def place(
-        self, drawn: DrawnPrompts, content_sizes: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes (P, 4) and points (P, 2) in pixels of the input.
+    def asked(
+        self, drawn: DrawnPrompts, content_sizes: torch.Tensor, at_once: int
+    ) -> Iterator[tuple[Prompts, torch.Tensor]]:
+        """The drawn prompts, of one kind and at most `at_once` together, with their chances (rounds, P).
 
         Where no object is known, a box is around the teacher's best mask at the point; around the grid's cell where
         that mask is empty.
         """
-        device = content_sizes.device
-        images, shares, boxes, points = (
-            copy_to(device, torch.from_numpy(array))
-            for array in (drawn.images, drawn.is_share, drawn.boxes, drawn.points)
-        )
-        scale = torch.where(shares[:, None], content_sizes[images].flip(1), 1)  # [P, 2] width, height
+        images, in_shares, boxes, points, chances = drawn.on_device(content_sizes.device)
+        dtype = self.teacher[-1].dtype
+        scale = torch.where(in_shares, content_sizes[images].flip(1), 1)  # [P, 2] width, height
         boxes, points = (boxes * scale.repeat(1, 2)).to(dtype), (points * scale).to(dtype)
-        asked = np.flatnonzero(drawn.is_share & drawn.is_box)
-        if len(asked):
-            places = copy_to(device, torch.from_numpy(asked))
-            boxes[places] = self._boxes_at(_prompts(drawn, asked, None, points), boxes[places])
-        return boxes, points
+        if of_grids := int((drawn.is_box & drawn.is_share).sum()):
+            found = self._boxes_at(_points(images[:of_grids], points[:of_grids]), boxes[:of_grids])
+            boxes = torch.cat([found, boxes[of_grids:]])
+        count, boxed = len(images), int(drawn.is_box.sum())
+        most = at_once or count
+        for start in (*range(0, boxed, most), *range(boxed, count, most)):
+            part = slice(start, min(start + most, boxed if start < boxed else count))
+            prompts = _boxes(images[part], boxes[part]) if start < boxed else _points(images[part], points[part])
+            yield prompts, chances[:, part]
 
     @torch.no_grad()
     def _boxes_at(self, prompts: Prompts, otherwise: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.data.objects import ImageObjects
+from efficientsam3.runtime.device import copy_to
 
 _GRID = 8  # cells a side of an image without objects
 Floats = npt.NDArray[np.float32]
@@ -38,6 +39,25 @@ class DrawnPrompts:
     boxes: Floats  # (P, 4) x0, y0, x1, y1 in pixels of the input, or shares: the grid's cell
     points: Floats  # (P, 2) x, y likewise, within the box
     chances: Floats  # (rounds, P) in [0, 1): which of the pixels that can be clicked on next
+
+    def sorted(self) -> "DrawnPrompts":
+        """Boxes before points, and of the boxes those of grids first."""
+        order = np.lexsort((~self.is_share, ~self.is_box))
+        return DrawnPrompts(
+            self.images[order],
+            self.is_box[order],
+            self.is_share[order],
+            self.boxes[order],
+            self.points[order],
+            self.chances[:, order],
+        )
+
+    def on_device(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Images, shares, boxes, points and chances on the device, which is not waited for: one copy has all."""
+        rows = (self.images[:, None], self.is_share[:, None], self.boxes, self.points, self.chances.T)
+        table = torch.from_numpy(np.concatenate(rows, axis=1, dtype=np.float32))
+        table = copy_to(device, table.pin_memory() if device.type == "cuda" else table)
+        return table[:, 0].long(), table[:, 1:2] > 0, table[:, 2:6], table[:, 6:8], table[:, 8:].T
 
 
 def draw_prompts(shown: Shown, count: int, rounds: int, seed: int) -> DrawnPrompts:

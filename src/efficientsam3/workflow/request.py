@@ -51,6 +51,10 @@ class DistillRequest(Request):
         False, description="store no embeddings: the teacher runs in the training loop, in every epoch again"
     )
 
+    masks: bool = Field(
+        False, description="also learn SAM3's masks of boxes and points, with its decoder in the training loop: slower"
+    )
+
     @model_validator(mode="after")
     def _stored_or_online(self) -> "DistillRequest":
         if self.online and "codec" in self.model_fields_set:

@@ -82,7 +82,8 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
             "HEAD": request.head,
             "PRETRAINED": pretrained if isinstance(pretrained, bool) else str(pretrained),
         },
-        "DISTILL": {"ONLINE": True} if request.online else source,
+        "DISTILL": ({"ONLINE": True} if request.online else source)
+        | ({"MASKS": {"DECODER": str(request.sam3)}} if request.masks else {}),
         "TRAIN": {
             "EPOCHS": request.epochs,
             "WARMUP_EPOCHS": min(_LONGEST_WARMUP, _WARMUP_SHARE * request.epochs),

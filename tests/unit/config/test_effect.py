@@ -21,6 +21,7 @@ from efficientsam3.runtime.errors import UserError
             ["PROBE.IMAGES", "8"],
             r"IMAGES 8 has no effect without PROBE\.DECODER: set that, or leave PROBE\.IMAGES out",
         ),
+        (["DISTILL.MASKS.ROUNDS", "3"], r"DISTILL\.MASKS\.ROUNDS 3 has no effect without DISTILL\.MASKS\.DECODER"),
     ],
 )
 def test_settings_without_effect_are_refused(repository: Path, opts: list[str], named: str) -> None:

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data import preprocess
+from efficientsam3.data.objects import ImageObjects
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.train import build
 from efficientsam3.train.batches import TrainBatch, on_device
@@ -64,6 +67,8 @@ def waits_of_a_step(plan: TrainPlan, autocast: torch.dtype | None) -> Counter[st
             ("torch.Generator", lambda device: Mock()),
             ("torch.Tensor.backward", lambda loss: None),
             ("efficientsam3.models.student.Student.to", lambda student, *_, **__: student),
+            ("efficientsam3.sam3.predictor.Predictor.to", lambda predictor, *_: _moved(predictor)),
+            ("torch.Tensor.pin_memory", lambda tensor: tensor),
         ):
             stack.enter_context(patch(name, value))
         stack.enter_context(patch.object(build, "autocast_dtype", lambda device: autocast))
@@ -82,12 +87,16 @@ def waits_of_a_step(plan: TrainPlan, autocast: torch.dtype | None) -> Counter[st
 
 def _trainer(plan: TrainPlan, process: Process) -> Trainer:
     with torch.device("meta"):
-        student = build.Student(plan.architecture)
-    for module in student.modules():
-        for tensors in (module._parameters, module._buffers):
-            tensors |= {name: _on_cuda(tensor) for name, tensor in tensors.items() if tensor is not None}
+        student = _moved(build.Student(plan.architecture))
     ignore: Any = lambda *_: None  # noqa: E731
     return build._build_trainer(plan, process, student, TargetMoments(None, None), ignore, build.record_function)
+
+
+def _moved(module: Any) -> Any:
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            tensors |= {name: _on_cuda(tensor) for name, tensor in tensors.items() if tensor is not None}
+    return module
 
 
 def _on_cuda(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,12 +116,15 @@ def _batch(plan: TrainPlan) -> TrainBatch:
         broken=[],
         records=torch.empty(count, plan.targets.manifest.record_size, dtype=torch.uint8),
         weights=torch.ones(count),
+        objects=[None, ImageObjects((size, size), np.full((1, 4), 9, np.float32), np.full((1, 8, 2), 9, np.float32))],
     )
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_a_step_waits_for_nothing(make_training: MakeTraining, precision: torch.dtype | None) -> None:
-    plan = plan_training(make_training("TRAIN.EMA", "0.9"))
+def test_a_step_waits_for_nothing(
+    make_training: MakeTraining, precision: torch.dtype | None, tiny_sam3_path: Path
+) -> None:
+    plan = plan_training(make_training("TRAIN.EMA", "0.9", "DISTILL.MASKS.DECODER", str(tiny_sam3_path)))
     assert waits_of_a_step(plan, precision) == {}
 
 

@@ -39,6 +39,14 @@ def test_without_a_store_the_training_has_the_teacher(request_for: DistillReques
     assert not request_for.embed_config.exists()
 
 
+def test_the_decoder_is_in_the_loop_where_masks_are_asked_for(request_for: DistillRequest) -> None:
+    for online in (False, True):
+        write_configs(request_for.model_copy(update={"masks": True, "online": online}), "sa1b", annotated=False)
+        assert request_for.sam3 == load_config(TrainConfig, request_for.train_config).DISTILL.MASKS.DECODER
+    write_configs(request_for, "sa1b", annotated=False)
+    assert load_config(TrainConfig, request_for.train_config).DISTILL.MASKS.DECODER is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
