@@ -1,6 +1,7 @@
 """`efficientsam3 COMMAND`: one table, from command to the module that has its request and calls its function."""
 
 import argparse
+import atexit
 import importlib
 import signal
 import sys
@@ -47,10 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv[0] if argv and not argv[0].startswith("-") else ""
-    # As an exception, it closes files, writes queues and removes temporary files on the way out. Not beyond: it would
-    # interrupt what Python does at its exit.
+    # As an exception, it closes files, writes queues and removes temporary files on the way out.
     with handled((signal.SIGTERM,), _exit):
-        return run_to_the_end(f"efficientsam3 {command}".rstrip(), lambda: _run(argv), debug="--debug" in argv)
+        code = run_to_the_end(f"efficientsam3 {command}".rstrip(), lambda: _run(argv), debug="--debug" in argv)
+    # Python's own exit, which ends what is left, is not to be interrupted by one.
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    return code
 
 
 def _run(argv: Sequence[str]) -> None:

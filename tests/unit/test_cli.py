@@ -70,3 +70,14 @@ def test_sigterm_ends_a_command_in_order(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 143
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_does_not_interrupt_pythons_exit() -> None:
+    script = (
+        "import atexit, os, signal\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), print('in order')))\n"
+        "from efficientsam3.cli import main\n"
+        "raise SystemExit(main(['store', 'info', '/nowhere']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "in order\n"), done.stderr
