@@ -293,7 +293,8 @@ class Trainer:
         with self._stage("loss"):
             valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
             shown = Shown(batch.image_ids, batch.content_sizes, batch.objects, epoch)
-            return self._objective(student, _laid_out_like(student, targets), valid, batch.weights, shown)
+            targets = _laid_out_like(student, targets)
+            return self._objective(student, targets, valid, batch.weights, shown)
 
 
 def _laid_out_like(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
