@@ -101,6 +101,7 @@ class Pair:
         self._truth = truth
         self._places = {name.decode("utf-8"): place for place, name in enumerate(truth.ids.tolist())}
         self._kept: tuple[str, Scene] | None = None
+        self._padded = False  # whether any image so far has padding
 
     def scene(self, image_id: str, pixels: torch.Tensor | None = None) -> Scene:
         """Both models on an image, which is read again where its pixels (3, H, W) uint8 are not given.
@@ -119,6 +120,7 @@ class Pair:
                 )
             placement = Placement.of(*image.size, self.preprocessing)
             content = content_cells(image.size, self.preprocessing, one.shape[-1])
+            self._padded |= content != tuple(one.shape[-2:])
             sides = Side(one, self._decoders[0]), Side(other, self._decoders[1])
             self._kept = image_id, Scene(*sides, placement, content, image)
         return self._kept[1]
@@ -132,9 +134,18 @@ class Pair:
             yield one, other
 
     def parts(self, statistics: Statistics, groups: list[list[int]], image_id: str) -> list[Part]:
-        """Everything that can be exchanged; levels, trunk and neck only where there are such that differ."""
+        """Everything that can be exchanged; levels, trunk and neck only where there are such that differ.
+
+        Raises:
+            UserError: the decoders are of different kinds.
+        """
         scene = self.scene(image_id)
         levels, foreign = scene.student.features(), scene.teacher.decoder.features(scene.student.embedding)
+        if len(levels) != len(foreign):
+            raise UserError(
+                f"--explain cannot exchange parts of {self.teacher.name} and {self.student.name}, whose decoders are "
+                "of different kinds: give both a SAM3's, or both SAM's."
+            )
         found: list[Part] = []
         if not all(torch.equal(level, other) for level, other in zip(levels, foreign, strict=True)):
             found += [Part(TRUNK, "trunk", _trunk), Part(TRUNK, "neck", _neck)]
@@ -146,9 +157,8 @@ class Pair:
             found.append(_part_of_embedding(CHANNELS, name, _channels(group)))
         found.append(Part(SCALE, "of each channel", _scale(statistics)))
         found += [_part_of_embedding(BANDS, name, _band(name)) for name in scene.split(BANDS)]
-        padded = scene.placement.content != (self.preprocessing.image_size,) * 2
         names = list(scene.split(REGIONS))  # padding comes last
-        found += [_part_of_embedding(REGIONS, name, _region(name)) for name in (names if padded else names[:-1])]
+        found += [_part_of_embedding(REGIONS, name, _region(name)) for name in (names if self._padded else names[:-1])]
         return found
 
 

@@ -232,6 +232,10 @@ def test_what_cannot_be_taken_apart_is_refused(truth) -> None:
     models[1] = EncoderWithDecoder("student", Encoder(lambda mask: right(mask)[:4]), Decoder())
     with pytest.raises(UserError, match="embeddings of 8 x 16 x 16 and 4 x 16 x 16"):
         Pair(*models, truth).scene("one")
+    models[1] = EncoderWithDecoder("student", Encoder(right), Decoder(3))
+    pair = Pair(*models, truth)
+    with pytest.raises(UserError, match="whose decoders are of different kinds"):
+        pair.parts(Statistics.of(pair.cells(["one"])), [[0]], "one")
 
 
 def test_the_command_explains_students_of_sam3_and_of_sam(
