@@ -1,9 +1,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partialmethod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -105,18 +103,20 @@ def test_an_embedding_that_is_not_finite_stops_the_run_with_the_images_name(
 def test_a_compiled_teacher_continues_a_store_and_its_records_agree_with_the_plain_one(
     make_export: MakeExport, one_process: Process, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
+    made, embed, sizes = list[str](), Sam3Teacher._embed, list[int]()
+    monkeypatch.setattr("efficientsam3.models.teacher.compile_trunk", lambda trunk, backend: made.append(backend))
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
-        sizes.extend(len(each) for each in inputs if each.dim() == 4 and each.is_floating_point())
-        return graph.forward
+    def spy(teacher: Sam3Teacher, pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        return embed(teacher, pixels)
 
-    monkeypatch.setattr(Sam3Teacher, "compile", partialmethod(Sam3Teacher.compile, backend=backend))
+    monkeypatch.setattr(Sam3Teacher, "_embed", spy)
     embed_dataset(plan_embedding(make_export("DATA.NUM_SAMPLES", "1")), one_process)
-    assert sizes == []
-    compiled = make_export("MODEL.COMPILE", "true", "DATA.BATCH_SIZE", "4")  # the others are 5 and 2
+    assert (made, sizes) == ([], [1, 1])
+    compiled = make_export("MODEL.COMPILE", "true", "DATA.BATCH_SIZE", "4")
     assert embed_dataset(plan_embedding(compiled), one_process).embedded == 7
-    assert set(sizes) == {4}
+    # Three batches, the first of them twice more, to compare.
+    assert (made, sizes) == (["inductor"], [1, 1, *[4] * 5])
     assert check_saved_embeddings(plan_embedding(make_export()), one_process).images == 9
     stores = [EmbeddingStore(path / "embeddings") for path in (tmp_path / "teacher", store_path)]
     assert stores[0].manifest == stores[1].manifest
