@@ -28,6 +28,10 @@ def _cut_metrics(place: Place) -> None:
     path.write_text(lines[0].replace("{", '{"loss/x": NaN, ', 1) + lines[1][:20])
 
 
+def _cut_saco(place: Place) -> None:
+    (place.root / "gold.json").write_text('{"images": [{"id": 1, "text_input": "a')
+
+
 def _full_disk(place: Place, run: Run) -> None:
     with small_disk(place.root / "report", "8k") as disk:
         refused("report", "space")(place, run(_EVALUATE))
@@ -67,6 +71,28 @@ ROWS = [
         f"{_EVALUATE} --run {{training}}",
         _refused_or_works(),
         _cut_metrics,
+        slow=True,
+    ),
+    Fault(
+        "new-evaluate-1",
+        "a SA-Co file that is cut",
+        "evaluate {merged} --data {root}/gold.json --images {data} --prompt text --out {root}/report",
+        refused("gold.json", "published format"),
+        _cut_saco,
+        slow=True,
+    ),
+    Fault(
+        "new-evaluate-2",
+        "--explain with one model",
+        "evaluate {merged} --data {data} --out {root}/report --explain",
+        refused("--explain"),
+        slow=True,
+    ),
+    Fault(
+        "new-evaluate-3",
+        "--annotators with a folder",
+        "evaluate {merged} --data {data} --annotators {root}/gold.json --out {root}/report",
+        refused("--annotators"),
         slow=True,
     ),
     Fault("evaluate-h7", "the report onto a full disk", _full_disk, slow=True),

@@ -97,10 +97,13 @@ class Lvis:
             record = CocoImage(id=image.id, file_name=place.name, width=image.width, height=image.height)
         except ValidationError as error:
             raise _broken(path, f"image {image.id}: {first_error(error)}") from error
+        folder = place.parent.name if image.coco_url and not image.file_name else None
+        if folder is not None and not re.fullmatch(r"\w+", folder):
+            raise _broken(path, f"image {image.id}: coco_url names no folder of COCO")
         incomplete = frozenset(self.categories[number] for number in image.not_exhaustive_category_ids)
         return LvisImage(
             ImageInstances(path, record, masks),
-            place.parent.name if image.coco_url and not image.file_name else None,
+            folder,
             tuple(self.categories[number] for number in image.neg_category_ids),
             incomplete,
         )

@@ -83,6 +83,7 @@ def test_names_as_words() -> None:
     [
         ("images", {"coco_url": None}, "image 397133: file_name"),
         ("images", {"coco_url": "http://x/.."}, "image 397133: file_name"),
+        ("images", {"coco_url": "http://x/../1.jpg"}, "image 397133: coco_url names no folder"),
         ("images", {"id": 9}, "annotations.0: no image has its image_id"),
         ("images", {"neg_category_ids": [5]}, "image 397133 names a category"),
         ("images", {"neg_category_ids": "2"}, "images.0.neg_category_ids"),
