@@ -62,7 +62,7 @@ def compare(
                     summary,
                     interval=interval(drawn[place]),
                     share=_ratio(means[place], means[0]),
-                    share_interval=_interval_of_ratio(drawn[place], drawn[0]),
+                    share_interval=_interval_of_ratio(drawn[place], drawn[0]) if place else None,
                     **_from_zeros(means, drawn, place, nothing),
                 )
             )

@@ -39,7 +39,7 @@ class Summary:
     # What `comparison.compare` adds.
     interval: Interval | None = None  # of mIoU
     share: float | None = None  # mIoU over the first model's
-    share_interval: Interval | None = None
+    share_interval: Interval | None = None  # None for the first model itself
     from_zeros: float | None = None  # the way from an embedding of zeros (0) to the first model (1)
     from_zeros_interval: Interval | None = None
 

@@ -30,13 +30,13 @@ GIVEN = scores(
 
 def test_shares_by_hand() -> None:
     (teacher, student, zeros), differences = compare(GIVEN, ["teacher", "student", "zeros"], ["box"], "zeros")
-    assert (teacher.share, teacher.from_zeros) == (1, 1)
+    assert (teacher.share, teacher.share_interval, teacher.from_zeros) == (1, None, 1)
     assert student.share == pytest.approx(0.75)
     assert student.from_zeros == pytest.approx(0.5)
     assert zeros.share == pytest.approx(0.5)
     assert zeros.from_zeros == 0
     # Every image's mean is 0.8 for the teacher, and every object's is 0.6 for the student: nothing varies.
-    assert student.share_interval == student.interval is not None or student.interval == pytest.approx((0.6, 0.6))
+    assert student.interval == pytest.approx((0.6, 0.6))
     assert student.share_interval == pytest.approx((0.75, 0.75))
     found = {(row.model, row.other): row.difference for row in differences}
     assert found == {
