@@ -160,7 +160,9 @@ class DistillConfig(EmbeddingConfig):
 
     @model_validator(mode="after")
     def _some_loss(self) -> "DistillConfig":
-        if self.MASKS.DECODER is None and not any((self.PIXEL_WISE, self.COSINE, *self.TERMS.values())):
+        masks = self.MASKS
+        learns_masks = masks.DECODER is not None and masks.WEIGHT * max(masks.BCE, masks.DICE, masks.IOU) > 0
+        if not learns_masks and not any((self.PIXEL_WISE, self.COSINE, *self.TERMS.values())):
             raise ValueError(
                 "PIXEL_WISE and COSINE are both 0: nothing would be learnt, give one of them or of TERMS a weight"
             )

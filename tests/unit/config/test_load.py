@@ -71,10 +71,14 @@ def test_all_errors_are_reported_at_once_with_their_keys(tmp_path: Path) -> None
     assert "MODEL" in message
 
 
+WEIGHTLESS = ["DISTILL.MASKS.DECODER", "sam.onnx", "DISTILL.MASKS.WEIGHT", "0"]
+
+
 @pytest.mark.parametrize(
     ("opts", "named"),
     [
         (["DISTILL.PIXEL_WISE", "0", "DISTILL.COSINE", "0"], "PIXEL_WISE and COSINE"),
+        (["DISTILL.PIXEL_WISE", "0", "DISTILL.COSINE", "0", *WEIGHTLESS], "PIXEL_WISE and COSINE"),
         (["TRAIN.EPOCHS", "3"], "WARMUP_EPOCHS 5"),
         (["TRAIN.MIN_LR", "1"], "MIN_LR 1.0"),
         (["TRAIN.BASE_LR", ".nan"], "TRAIN.BASE_LR"),

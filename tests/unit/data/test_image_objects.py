@@ -82,3 +82,28 @@ def test_an_annotation_of_another_size_is_named(bright: Path) -> None:
     found = dataset(bright, "pad", 0.0)[0]
     assert isinstance(found, BrokenAnnotationError)
     assert "sa_1.png is 60 x 80, its annotation is for 60 x 90" in str(found)
+
+
+def test_objects_are_read_from_an_instances_file_without_its_crowds(tmp_path: Path) -> None:
+    (tmp_path / "train2017").mkdir()
+    for name in ("b", "a", "c"):
+        Image.new("RGB", (90, 60)).save(tmp_path / "train2017" / f"{name}.png")
+    images = [{"id": place, "file_name": f"{name}.png", "width": 90, "height": 60} for place, name in enumerate("bac")]
+    square = [5.0, 10.0, 40.0, 10.0, 40.0, 25.0, 5.0, 25.0]
+    annotations = [
+        {"id": number, "image_id": 0, "category_id": 1, "segmentation": shape, "area": 525, "bbox": [5, 10, 35, 15]}
+        | {"iscrowd": int(isinstance(shape, dict))}
+        for number, shape in enumerate(([square], {"size": [60, 90], "counts": [0, 5400]}))
+    ]
+    tables = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    write_text(tmp_path / "annotations" / "instances_train2017.json", json.dumps(tables))
+    layout = DATASETS["coco"]
+    annotated = layout.annotated(tmp_path, "train")
+    assert annotated is not None
+    ids = layout.list_split(tmp_path, "train").ids
+    read = ObjectReader(annotated, np.array([*ids, b"d"]))
+    assert read(0) is read(2) is read(3) is None
+    found = read(1)
+    assert found is not None
+    assert found.boxes.tolist() == [[5, 10, 40, 25]]
+    assert ((found.points >= (5, 10)) & (found.points < (40, 25))).all()

@@ -140,14 +140,16 @@ def test_the_highest_step_counts_and_damaged_checkpoints_are_passed_over(
         (["MODEL.PRETRAINED", str(Path(__file__))], r"MODEL\.PRETRAINED: False -> .*test_resume\.py"),
         (["TRAIN.BASE_LR", "0.5", "SEED", "7"], r"SEED: 0 -> 7; TRAIN\.BASE_LR: 0\.001 -> 0\.5"),
         (["DATA.BATCH_SIZE", "1"], "images a step: 2 -> 1"),
+        (["DISTILL.MASKS.DECODER", "SAM3"], r"DISTILL\.MASKS\.BCE: None -> 5\.0"),
         (["DATA.NUM_SAMPLES", "4"], r"DATA\.NUM_SAMPLES: 0 -> 4; training images: 6 -> 4"),
         (["DATA.BATCH_SIZE", "1", "TRAIN.ACCUMULATION_STEPS", "2", "PRINT_FREQ", "3", "TRAIN.SAVE_STEPS", "9"], None),
     ],
 )
 def test_a_changed_configuration_is_named_and_refused(
-    make_training: MakeTraining, one_process: Process, opts: list[str], named: str | None
+    make_training: MakeTraining, one_process: Process, opts: list[str], named: str | None, tiny_sam3_path: Path
 ) -> None:
     train(make_training("TRAIN.EPOCHS", "1"), one_process, StopAfter(1))
+    opts = [str(tiny_sam3_path) if word == "SAM3" else word for word in opts]
     changed = make_training("TRAIN.EPOCHS", "1", *opts)
     if named is None:
         check_training(plan_training(changed))

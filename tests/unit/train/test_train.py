@@ -138,6 +138,17 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "student").exists()
 
 
+def test_a_decoder_in_the_loop_must_take_the_teacher_s_embeddings(
+    make_training: MakeTraining, sam_decoder: Path, tmp_path: Path
+) -> None:
+    opts = ("DISTILL.PIXEL_WISE", "0", "DISTILL.COSINE", "0", "DISTILL.MASKS.DECODER")
+    with pytest.raises(UserError, match="64 channels on 16x16 cells at 224 pixels, the decoder takes 16 on 4x4 at 64"):
+        plan_training(make_training(*opts, str(sam_decoder)))
+    with pytest.raises(UserError, match=r"absent\.onnx is not a file"):
+        plan_training(make_training(*opts, "absent.onnx"))
+    assert not (tmp_path / "student").exists()
+
+
 def test_a_checkpoint_of_another_model_is_refused(make_training: MakeTraining, one_process: Process) -> None:
     train(make_training("TRAIN.EPOCHS", "1"), one_process)
     with pytest.raises(UserError, match=r"efficientvit_b0.*not of.*repvit_m0_9"):
