@@ -52,10 +52,10 @@ def check_storable(batch: ImageBatch, embeddings: torch.Tensor) -> None:
     Raises:
         UserError: an embedding is not finite in float16; the sentence names its image.
     """
-    refuse_others(batch, storable(embeddings).tolist())
+    refuse_unstorable(batch, storable(embeddings).tolist())
 
 
-def refuse_others(batch: ImageBatch, are_storable: Iterable[float]) -> None:
+def refuse_unstorable(batch: ImageBatch, are_storable: Iterable[float]) -> None:
     """`check_storable`, of what `storable` said of each image."""
     for image_id, is_storable in zip(batch.image_ids, are_storable, strict=True):
         if not is_storable:

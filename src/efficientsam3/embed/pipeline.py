@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from efficientsam3.data.loader import ImageBatch
-from efficientsam3.embed.batches import embed_batch, refuse_others
+from efficientsam3.embed.batches import embed_batch, refuse_unstorable
 from efficientsam3.models.teacher import Teacher
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.encodings import Codec
@@ -161,7 +161,7 @@ class Pipeline:
         launched.wait()
         batch, buffer, count = launched.batch, launched.buffer, len(launched.batch.image_ids)
         summary = buffer.summary[:count].clone()  # the buffer will be used again
-        refuse_others(batch, summary[:, 0].tolist())
+        refuse_unstorable(batch, summary[:, 0].tolist())
         records = buffer.records[:count].numpy()
         records[:, :SEED_BYTES] = seed_bytes(batch.seeds.numpy())
         moments = summary[:, 1:].reshape(count, 2, -1)

@@ -238,3 +238,13 @@ def test_statistics_of_nothing_or_of_what_is_not_finite_are_refused(
         path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="None of the first 6 training images"):
         train(make_online(*CHANNEL, data=tmp_path / "data"), one_process)
+
+
+def test_the_teacher_in_the_loop_can_be_compiled_for_the_trainings_batch(
+    make_online: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Sam3Teacher, "compile", lambda _, batch_size: asked.append(batch_size))
+    config = make_online("TEACHER.COMPILE", "true")
+    with plan_training(config).targets.open(one_process):
+        assert asked == [config.DATA.BATCH_SIZE]
