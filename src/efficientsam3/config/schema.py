@@ -127,6 +127,53 @@ class MasksConfig(Section):
     DICE: float = Field(5.0, ge=0, description="weight of the Dice loss with them")
     IOU: float = Field(1.0, ge=0, description="weight of the squared error of the predicted IoUs")
 
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learnt by it."""
+        return self.DECODER is not None and self.WEIGHT * max(self.BCE, self.DICE, self.IOU) > 0
+
+
+class DetectorConfig(Section):
+    """SAM3's detector in the loop: what it finds in the student's embeddings, against the teacher's."""
+
+    CHECKPOINT: Path | None = Field(
+        None,
+        description="the teacher, a SAM3 with its text encoder, whose frozen detector is asked; without one, none is",
+    )
+    TEXT: NonNegative = Field(
+        2, description="phrases that each image is asked: by turns a noun of an object in it, and one of none"
+    )
+    PHRASES: tuple[str, ...] | Path = Field(
+        (), description="phrases beside the names of the dataset's categories: a list, or a text file with one a line"
+    )
+    VISUAL: NonNegative = Field(
+        1, description="examples that each image is asked: boxes of annotated objects; without any, cells of a grid"
+    )
+    THRESHOLD: float = Field(
+        0.3, ge=0, le=1, description="what the teacher scores above this counts for masks and boxes; all for scores"
+    )
+    AT_ONCE: NonNegative = Field(
+        4, description="prompts asked at once; with more in a batch, they are computed again backwards; 0: all"
+    )
+    WEIGHT: float = Field(0.5, ge=0, description="of the four losses below together, beside the others")
+    MASK: float = Field(
+        5.0, ge=0, description="weight of the cross-entropy and Dice loss with the teacher's soft masks"
+    )
+    BOX: float = Field(2.0, ge=0, description="weight of the boxes' differences and 1 - GIoU")
+    SCORE: float = Field(1.0, ge=0, description="weight of the cross-entropy with the teacher's scores")
+    PRESENCE: float = Field(1.0, ge=0, description="weight of the cross-entropy with the teacher's presence")
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learnt by it."""
+        return self.CHECKPOINT is not None and self.WEIGHT * max(self.MASK, self.BOX, self.SCORE, self.PRESENCE) > 0
+
+    @model_validator(mode="after")
+    def _asks(self) -> "DetectorConfig":
+        if not self.TEXT + self.VISUAL:
+            raise ValueError("TEXT and VISUAL are both 0: the detector would not be asked, give one of them a number")
+        return self
+
 
 class DistillConfig(EmbeddingConfig):
     """What the student is trained against, and the weights of the loss terms."""
@@ -157,12 +204,17 @@ class DistillConfig(EmbeddingConfig):
     )
 
     MASKS: MasksConfig = Field(default_factory=MasksConfig, description="the decoder in the loop")
+    DETECTOR: DetectorConfig = Field(default_factory=DetectorConfig, description="SAM3's detector in the loop")
+
+    @property
+    def by_features_alone(self) -> bool:
+        """Whether nothing but the features' losses is minimised."""
+        return self.MASKS.DECODER is None and self.DETECTOR.CHECKPOINT is None
 
     @model_validator(mode="after")
     def _some_loss(self) -> "DistillConfig":
-        masks = self.MASKS
-        learns_masks = masks.DECODER is not None and masks.WEIGHT * max(masks.BCE, masks.DICE, masks.IOU) > 0
-        if not learns_masks and not any((self.PIXEL_WISE, self.COSINE, *self.TERMS.values())):
+        learns = self.MASKS.learns or self.DETECTOR.learns
+        if not learns and not any((self.PIXEL_WISE, self.COSINE, *self.TERMS.values())):
             raise ValueError(
                 "PIXEL_WISE and COSINE are both 0: nothing would be learnt, give one of them or of TERMS a weight"
             )
@@ -285,6 +337,9 @@ class TrainConfig(RunConfig):
         self._need(not online, "DISTILL.ONLINE false", "DISTILL.TEACHER_EMBED_PATH", "DISTILL.READ_WINDOW")
         masks = [f"DISTILL.MASKS.{key}" for key in MasksConfig.model_fields]
         self._need(self.DISTILL.MASKS.DECODER is not None, masks[0], *masks[1:])
+        detector = [f"DISTILL.DETECTOR.{key}" for key in DetectorConfig.model_fields]
+        self._need(self.DISTILL.DETECTOR.CHECKPOINT is not None, detector[0], *detector[1:])
+        self._need(self.DISTILL.DETECTOR.TEXT > 0, "DISTILL.DETECTOR.TEXT", "DISTILL.DETECTOR.PHRASES")
         self._need(self.PROBE.DECODER is not None, "PROBE.DECODER", "PROBE.IMAGES", "PROBE.OBJECTS")
         return self
 

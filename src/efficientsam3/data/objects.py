@@ -1,7 +1,7 @@
 """The annotated objects of an image as prompts need them: boxes, and points on them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,7 @@ class ImageObjects:
     size: tuple[int, int]  # height, width in pixels of what the coordinates are in
     boxes: Floats  # (K, 4) x0, y0, x1, y1 edges
     points: Floats  # (K, POINTS, 2) x, y of pixels of each object
+    nouns: tuple[str, ...] = ()  # names of their categories, each once; empty where objects have none
 
     def placed(self, content: tuple[int, int], flipped: bool) -> "ImageObjects":
         """The same objects where the image covers `content` (height, width) pixels, perhaps mirrored left to right."""
@@ -68,7 +69,7 @@ class ImageObjects:
             boxes[:, 0::2] = self.size[1] - boxes[:, 2::-2]
             points[..., 0] = self.size[1] - 1 - points[..., 0]
         scale = np.array([content[1] / self.size[1], content[0] / self.size[0]], dtype=np.float32)
-        return ImageObjects(content, boxes * np.tile(scale, 2), points * scale)
+        return replace(self, size=content, boxes=boxes * np.tile(scale, 2), points=points * scale)
 
 
 class ObjectReader:
@@ -77,6 +78,7 @@ class ObjectReader:
     def __init__(self, images: "AnnotatedImages", ids: npt.NDArray[np.bytes_]) -> None:
         """Find the annotations of the ids (N,)."""
         self._images = images
+        self.nouns = frozenset(images.categories.values())  # names of all categories
         annotated = images.ids
         order = np.argsort(annotated)
         places = order[np.searchsorted(annotated, ids, sorter=order).clip(max=len(order) - 1)] if len(order) else order
@@ -95,9 +97,10 @@ class ObjectReader:
             image = self._images.read(place)
         except NoAnnotationError:
             return None
-        masks = [mask.rle for _, mask in usable_masks(image)]
-        if not masks:
+        usable = [mask for _, mask in usable_masks(image)]
+        if not usable:
             return None
+        masks = [mask.rle for mask in usable]
         generator = np.random.default_rng(augmentation_seed(0, image.image_id))
         boxes, points = [], []
         for mask, share in zip(masks, generator.random((len(masks), POINTS)), strict=True):
@@ -106,4 +109,5 @@ class ObjectReader:
             boxes.append((box.xmin, box.ymin, box.xmax + 1, box.ymax + 1))
             points.append(mask.pixels((share * mask.area).astype(np.int64)))
         size = (image.annotation.image.height, image.annotation.image.width)
-        return ImageObjects(size, np.array(boxes, np.float32), np.array(points, np.float32))
+        names = {self._images.categories[mask.category_id] for mask in usable if isinstance(mask, InstanceMask)}
+        return ImageObjects(size, np.array(boxes, np.float32), np.array(points, np.float32), tuple(sorted(names)))

@@ -21,6 +21,7 @@ from efficientsam3.models.hf_backbone import AbsentBackboneConfig  # this regist
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.contents import Contents, Tensors
 
+DETECTOR = "detector_model.detr_encoder."  # tensors that are there where the detector is
 _TEXT_KEYS = ("text_encoder.", "text_projection.")
 # Tensors of the video memory, for which `Sam3TrackerModel` has no place.
 _VIDEO_KEYS = re.compile(
@@ -47,7 +48,7 @@ def build_models(contents: Contents) -> Models:
     Raises:
         UserError: a tensor is missing, unexpected, or of another shape, or there is neither a detector nor a tracker.
     """
-    detector: Any = _build_detector(contents) if contents.has("detector_model.detr_encoder.") else None
+    detector: Any = build_detector(contents) if contents.has(DETECTOR) else None
     tracker: Any = build_tracker(contents, detector is None) if contents.has("tracker_model.") else None
     if detector is None and tracker is None:
         raise UserError(f"{contents.path} holds neither a detector nor a tracker: merge it again.")
@@ -60,12 +61,25 @@ def build_models(contents: Contents) -> Models:
     return Models(encoder, detector, tracker)
 
 
-def _build_detector(contents: Contents) -> Any:
+def build_detector(contents: Contents, with_backbone: bool = True) -> Any:
+    """Build a `Sam3Model`, float32, eval mode; without a backbone it takes embeddings alone.
+
+    Its text_encoder is None where the model was merged without it.
+
+    Raises:
+        UserError: a tensor is missing, unexpected, or of another shape.
+    """
     tensors = _under(contents.tensors, "detector_model.")
     config = contents.config.detector_config
-    if any(key.startswith(_TEXT_KEYS) for key in tensors):
+    has_text = any(key.startswith(_TEXT_KEYS) for key in tensors)
+    if not (has_text and with_backbone):
+        config = type(config).from_dict(config.to_dict())
+    if not with_backbone:
+        trunk = HF_TRUNK_PREFIX.removeprefix("detector_model.")
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(trunk)}
+        config.vision_config.backbone_config = _absent(config.vision_config.backbone_config)
+    if has_text:
         return build_model(Sam3Model, config, tensors, contents.path)
-    config = type(config).from_dict(config.to_dict())
     config.text_config = type(config.text_config).from_dict(config.text_config.to_dict() | _NO_TEXT)
     with torch.device("meta"):
         filler = {key: value for key, value in Sam3Model(config).state_dict().items() if key.startswith(_TEXT_KEYS)}
@@ -73,6 +87,11 @@ def _build_detector(contents: Contents) -> Any:
     model = build_model(Sam3Model, config, tensors, contents.path)
     model.text_encoder = model.text_projection = None
     return model
+
+
+def _absent(backbone: Any) -> AbsentBackboneConfig:
+    shape = {"hidden_size": backbone.hidden_size, "patch_size": backbone.patch_size, "image_size": backbone.image_size}
+    return AbsentBackboneConfig(**shape)
 
 
 def build_tracker(contents: Contents, with_backbone: bool = False) -> Any:
@@ -90,9 +109,7 @@ def build_tracker(contents: Contents, with_backbone: bool = False) -> Any:
             tensors[f"vision_encoder.{place}{key}"] = value
     config = image_tracker_config(contents.config)
     if not with_backbone:
-        there = config.vision_config.backbone_config
-        shape = {"hidden_size": there.hidden_size, "patch_size": there.patch_size, "image_size": there.image_size}
-        config.vision_config.backbone_config = AbsentBackboneConfig(**shape)
+        config.vision_config.backbone_config = _absent(config.vision_config.backbone_config)
     return build_model(Sam3TrackerModel, config, tensors, contents.path)
 
 

@@ -173,12 +173,21 @@ def _build_trainer(
 def _objective(
     plan: TrainPlan, process: Process, standardisation: Standardisation | None, variance: float | None
 ) -> Objective:
-    features = FeatureObjective(plan.term_weights, standardisation, variance, alone=plan.masks is None)
-    if plan.masks is None:
-        return features
-    from efficientsam3.train.masks import MaskObjective  # here, since transformers takes seconds to import
+    alone = plan.masks is None and plan.detector is None
+    features = FeatureObjective(plan.term_weights, standardisation, variance, alone)
+    objective: Objective = features
+    # Imported here, since transformers takes seconds.
+    if plan.masks is not None:
+        from efficientsam3.train.masks import MaskObjective
 
-    return MaskObjective(features, plan.masks.predictor.to(process.device), plan.masks.settings, plan.seed)
+        predictor = plan.masks.predictor.to(process.device)
+        objective = MaskObjective(features, predictor, plan.masks.settings, plan.seed)
+    if plan.detector is not None:
+        from efficientsam3.train.detector import DetectorObjective
+
+        detector, phrases = plan.detector.detector.to(process.device), plan.detector.phrases
+        objective = DetectorObjective(objective, standardisation, detector, phrases, plan.detector.settings, plan.seed)
+    return objective
 
 
 def _wrap(plan: TrainPlan, process: Process, student: Student) -> nn.Module:

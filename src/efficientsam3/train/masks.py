@@ -219,19 +219,32 @@ def compare(own: Candidates, teacher: Candidates, valid: torch.Tensor) -> torch.
         teacher: without gradients.
         valid: (P, h, w) bool: where masks are compared.
     """
-    shown, area = valid[:, None], valid.sum((1, 2))[:, None]
-    wanted = teacher.logits.sigmoid()
-    entropies = [
-        (binary_cross_entropy_with_logits(logits, wanted, reduction="none") * shown).sum((2, 3)) / area
-        for logits in (own.logits, teacher.logits)
-    ]
-    found, wanted = own.logits.sigmoid() * shown, wanted * shown
-    # With squares (https://arxiv.org/abs/1606.04797), soft masks that are alike have no loss.
-    overlap = 2 * (found * wanted).sum((2, 3)) + 1
-    dice = 1 - overlap / (found.square().sum((2, 3)) + wanted.square().sum((2, 3)) + 1)
+    bce, dice = soft_mask_losses(own.logits, teacher.logits, valid[:, None])
     with torch.no_grad():
         masks = [(_first(answer.logits, teacher.ious) > 0) & valid for answer in (own, teacher)]
         union = (masks[0] | masks[1]).sum((1, 2))
         agreement = torch.where(union > 0, (masks[0] & masks[1]).sum((1, 2)) / union.clamp(min=1), 1.0)
-    terms = [entropies[0] - entropies[1], dice, (own.ious - teacher.ious).square()]
+    terms = [bce, dice, (own.ious - teacher.ious).square()]
     return torch.stack([*(term.mean(1) for term in terms), agreement.to(dice.dtype)], dim=1)
+
+
+def soft_mask_losses(
+    own: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """BCE above its smallest value, and Dice, of each mask (...,), both 0 where the masks are alike.
+
+    Args:
+        own: (..., h, w) logits.
+        teacher: (..., h, w) logits, without gradients.
+        valid: (..., h, w) bool, or of a shape that broadcasts: where masks are compared.
+    """
+    area, wanted = valid.sum((-2, -1)), teacher.sigmoid()
+    entropies = [
+        (binary_cross_entropy_with_logits(logits, wanted, reduction="none") * valid).sum((-2, -1)) / area
+        for logits in (own, teacher)
+    ]
+    found, wanted = own.sigmoid() * valid, wanted * valid
+    # With squares (https://arxiv.org/abs/1606.04797), soft masks that are alike have no loss.
+    overlap = 2 * (found * wanted).sum((-2, -1)) + 1
+    dice = 1 - overlap / (found.square().sum((-2, -1)) + wanted.square().sum((-2, -1)) + 1)
+    return entropies[0] - entropies[1], dice

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,14 @@ from efficientsam3.runtime.files import require_file
 from efficientsam3.store.manifest import StoreManifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import ChannelStatistics
+from efficientsam3.train.concepts import read_phrases
 from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.targets import ComputedTargets, StoredTargets, Targets
 
 if TYPE_CHECKING:
+    from efficientsam3.sam3.detector import Detector
     from efficientsam3.sam3.predictor import Predictor
+    from efficientsam3.train.detector import DetectorSettings
     from efficientsam3.train.masks import MaskSettings
 
 
@@ -81,6 +85,15 @@ class MasksPlan:
 
 
 @dataclass(frozen=True)
+class DetectorPlan:
+    """SAM3's detector in the loop."""
+
+    detector: "Detector"  # on the CPU
+    phrases: tuple[str, ...]  # what it is asked by text
+    settings: "DetectorSettings"
+
+
+@dataclass(frozen=True)
 class TrainPlan:
     """Everything that a training works with."""
 
@@ -93,6 +106,7 @@ class TrainPlan:
     statistics: ChannelStatistics | None  # of the teacher's embeddings; None where they are not known yet
     term_weights: dict[str, float]  # of the objective, see FeatureObjective
     masks: MasksPlan | None  # the decoder in the loop; None without one
+    detector: DetectorPlan | None  # SAM3's detector in the loop; None without one
     optimisation: Optimisation
     batch_size: int  # images per process
     num_workers: int
@@ -162,6 +176,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
     check_shared_memory(len(train), architecture.image_size, config.DATA.BATCH_SIZE, num_workers)
     standardise = config.DISTILL.NORMALIZE == "channel"
     weights = _term_weights(config)
+    detector = _plan_detector(config, manifest, readers)
     return TrainPlan(
         train,
         val,
@@ -172,6 +187,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         statistics=targets.known_moments(needed=standardise),
         term_weights=weights,
         masks=_plan_masks(config, manifest),
+        detector=detector,
         optimisation=Optimisation(**{key.lower(): value for key, value in config.TRAIN}),
         batch_size=config.DATA.BATCH_SIZE,
         num_workers=num_workers,
@@ -184,7 +200,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         print_freq=config.PRINT_FREQ,
         seed=config.SEED,
         amp=config.AMP_ENABLE,
-        recorded=_record(config, manifest),
+        recorded=_record(config, manifest, detector),
     )
 
 
@@ -198,7 +214,7 @@ def _term_weights(config: TrainConfig) -> dict[str, float]:
     for name in own.keys() & config.DISTILL.TERMS.keys():
         raise UserError(f"DISTILL.TERMS has {name!r}, whose weight is PIXEL_WISE (mse) or COSINE (cosine): set that.")
     weights = own | config.DISTILL.TERMS
-    FeatureObjective(weights, alone=config.DISTILL.MASKS.DECODER is None)  # names what is wrong with them
+    FeatureObjective(weights, alone=config.DISTILL.by_features_alone)  # names what is wrong with them
     return weights
 
 
@@ -224,7 +240,7 @@ def _object_readers(config: TrainConfig, listings: Sequence[ImageListing]) -> li
     Raises:
         UserError: the annotations cannot be read.
     """
-    if config.DISTILL.MASKS.DECODER is None:
+    if config.DISTILL.by_features_alone:
         return [None] * len(listings)
     layout = DATASETS[config.DATA.DATASET]
     found = [layout.annotated(config.DATA.DATA_PATH, split) for split in SPLITS]
@@ -251,6 +267,39 @@ def _plan_masks(config: TrainConfig, manifest: StoreManifest) -> "MasksPlan | No
     return MasksPlan(predictor, MaskSettings(**values))
 
 
+def _plan_detector(
+    config: TrainConfig, manifest: StoreManifest, readers: Sequence[ObjectReader | None]
+) -> DetectorPlan | None:
+    """The detector in the loop, opened, with the phrases that it will be asked.
+
+    Raises:
+        UserError: it is missing, no SAM3 with a text encoder, or does not take the teacher's embeddings; SciPy is not
+            installed; or there is nothing to ask by text.
+    """
+    values = {key.lower(): value for key, value in config.DISTILL.DETECTOR}
+    path, given = values.pop("checkpoint"), values.pop("phrases")
+    if path is None:
+        return None
+    if find_spec("scipy") is None:
+        raise UserError("DISTILL.DETECTOR needs SciPy: pip install 'efficientsam3[stage1]'.")
+    listed = read_phrases(given) if isinstance(given, Path) else given
+    nouns = {noun for reader in readers if reader is not None for noun in reader.nouns}
+    phrases = tuple(sorted(nouns | set(listed))) if config.DISTILL.DETECTOR.TEXT else ()
+    if config.DISTILL.DETECTOR.TEXT and not phrases:
+        raise UserError(
+            f"DISTILL.DETECTOR.TEXT {config.DISTILL.DETECTOR.TEXT} asks by text, and {config.DATA.DATA_PATH} has no "
+            "names of categories: list phrases as DISTILL.DETECTOR.PHRASES, or set TEXT 0."
+        )
+    # Imported here, since transformers takes seconds.
+    from efficientsam3.sam3.decoders import check_fits
+    from efficientsam3.sam3.detector import load_detector
+    from efficientsam3.train.detector import DetectorSettings
+
+    detector = load_detector(path, phrases)
+    check_fits("The teacher", (manifest.embed_dim, manifest.embed_size), manifest.preprocessing, detector)
+    return DetectorPlan(detector, phrases, DetectorSettings(**values))
+
+
 def _plan_probe(config: TrainConfig) -> ProbePlan | None:
     probe = config.PROBE
     if probe.DECODER is None:
@@ -258,12 +307,19 @@ def _plan_probe(config: TrainConfig) -> ProbePlan | None:
     return ProbePlan(probe.DECODER, config.DATA.DATA_PATH, probe.IMAGES, probe.OBJECTS)
 
 
-def _record(config: TrainConfig, manifest: StoreManifest) -> dict[str, Any]:
-    """The configuration as checkpoints record it, with the teacher's own numbers where it says `teacher`."""
+def _record(config: TrainConfig, manifest: StoreManifest, detector: DetectorPlan | None) -> dict[str, Any]:
+    """The configuration as checkpoints record it.
+
+    The teacher's own numbers stand where it says `teacher`, and phrases where it names their file.
+    """
     recorded: dict[str, Any] = json.loads(config.model_dump_json())
     recorded["DATA"]["IMG_SIZE"] = manifest.preprocessing.image_size
     if config.DISTILL.MASKS.DECODER is None:  # as before there was one
         del recorded["DISTILL"]["MASKS"]
+    if detector is None:
+        del recorded["DISTILL"]["DETECTOR"]
+    elif detector.phrases:
+        recorded["DISTILL"]["DETECTOR"]["PHRASES"] = list(detector.phrases)
     recorded["DISTILL"] |= {"EMBED_DIM": manifest.embed_dim, "EMBED_SIZE": manifest.embed_size}
     return recorded
 
