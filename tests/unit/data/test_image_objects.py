@@ -91,11 +91,19 @@ def test_objects_are_read_from_an_instances_file_without_its_crowds(tmp_path: Pa
     images = [{"id": place, "file_name": f"{name}.png", "width": 90, "height": 60} for place, name in enumerate("bac")]
     square = [5.0, 10.0, 40.0, 10.0, 40.0, 25.0, 5.0, 25.0]
     annotations = [
-        {"id": number, "image_id": 0, "category_id": 1, "segmentation": shape, "area": 525, "bbox": [5, 10, 35, 15]}
+        {
+            "id": number,
+            "image_id": 0,
+            "category_id": number,
+            "segmentation": shape,
+            "area": 525,
+            "bbox": [5, 10, 35, 15],
+        }
         | {"iscrowd": int(isinstance(shape, dict))}
         for number, shape in enumerate(([square], {"size": [60, 90], "counts": [0, 5400]}))
     ]
-    tables = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    tables = {"images": images, "annotations": annotations, "categories": []}
+    tables["categories"] = [{"id": number, "name": name} for number, name in enumerate(["square", "crowd", "kite"])]
     write_text(tmp_path / "annotations" / "instances_train2017.json", json.dumps(tables))
     layout = DATASETS["coco"]
     annotated = layout.annotated(tmp_path, "train")
@@ -105,5 +113,7 @@ def test_objects_are_read_from_an_instances_file_without_its_crowds(tmp_path: Pa
     assert read(0) is read(2) is read(3) is None
     found = read(1)
     assert found is not None
+    assert read.nouns == {"square", "crowd", "kite"}
+    assert found.nouns == found.placed((30, 45), True).nouns == ("square",)
     assert found.boxes.tolist() == [[5, 10, 40, 25]]
     assert ((found.points >= (5, 10)) & (found.points < (40, 25))).all()
