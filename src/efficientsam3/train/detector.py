@@ -132,25 +132,20 @@ class DetectorObjective:
 
     def _concepts(self, shown: Shown, dtype: torch.dtype) -> Concepts:
         """The prompts of a batch, those by text first."""
-        settings, device, count = self._settings, shown.content_sizes.device, len(shown.image_ids)
+        settings, device = self._settings, shown.content_sizes.device
         drawn = draw_phrases(shown, self._phrases, settings.text, self._seed)
-        examples = draw_prompts(shown, settings.visual, 0, self._seed)
         texts = [phrase for phrases in drawn for phrase in phrases]
-        phrases = self._detector.places([*texts, *[VISUAL_PROMPT] * len(examples.images)])
-        labels = [PADDING_LABEL] * len(texts) + [1] * len(examples.images)
-        images = np.concatenate([np.repeat(np.arange(count), settings.text), examples.images])
-        no_boxes = np.zeros((len(texts), 4), dtype=np.float32)
-        edges = torch.from_numpy(np.concatenate([no_boxes, examples.boxes])).to(device)
-        in_shares = torch.from_numpy(np.concatenate([np.zeros(len(texts), dtype=bool), examples.is_share])).to(device)
-        places = torch.from_numpy(images).to(device)
+        shown_in, in_shares, edges, *_ = draw_prompts(shown, settings.visual, 0, self._seed).on_device(device)
         # Cells of a grid are shares of the content, boxes of objects are in pixels.
-        scale = torch.where(in_shares[:, None], shown.content_sizes[places].flip(1), 1)
-        edges = edges * scale.repeat(1, 2) / self._detector.preprocessing.image_size
-        low, high = edges.to(dtype)[:, :2], edges.to(dtype)[:, 2:]
+        scale = torch.where(in_shares, shown.content_sizes[shown_in].flip(1), 1)
+        edges = (edges * scale.repeat(1, 2) / self._detector.preprocessing.image_size).to(dtype)
+        low, high = edges[:, :2], edges[:, 2:]
+        phrases = self._detector.places([*texts, *[VISUAL_PROMPT] * len(edges)])
+        labels = [PADDING_LABEL] * len(texts) + [1] * len(edges)
         return Concepts(
-            places,
+            torch.cat([torch.arange(len(drawn), device=device).repeat_interleave(settings.text), shown_in]),
             torch.tensor(phrases, device=device),
-            torch.cat([(low + high) / 2, high - low], dim=1),
+            torch.cat([edges.new_zeros(len(texts), 4), torch.cat([(low + high) / 2, high - low], dim=1)]),
             torch.tensor(labels, device=device),
         )
 
