@@ -57,7 +57,7 @@ class Detections:
 class Detector(nn.Module):
     """A frozen detector with the phrases that it can be asked. Gradients flow to the embedding.
 
-    As in Meta's code, the decoder passes none on through the boxes that its layers refer to.
+    The decoder passes none on through the boxes that its layers refer to: transformers detaches them.
     """
 
     _ids: torch.Tensor
@@ -154,6 +154,8 @@ def load_detector(path: Path, phrases: Sequence[str]) -> Detector:
     """
     if not path.exists():
         raise UserError(f"The detector's checkpoint {path} does not exist: give a SAM3.")
+    if path.suffix == ".onnx":
+        raise UserError(f"{path} is a mask decoder, not a detector: give the teacher, a SAM3.")
     contents = read_contents(path)
     if not contents.has(DETECTOR):
         raise UserError(f"{path} was merged without its detector: give the teacher, or merge with --keep image,text.")

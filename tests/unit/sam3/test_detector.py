@@ -67,3 +67,6 @@ def test_what_cannot_be_asked_is_refused_before_work_begins(tiny_sam3_path: Path
         load_detector(tiny_sam3_path, ["dog", "very " * 40 + "long"])
     with pytest.raises(UserError, match=r"none\.pt does not exist"):
         load_detector(tmp_path / "none.pt", ["dog"])
+    (tmp_path / "sam.onnx").touch()
+    with pytest.raises(UserError, match=r"sam\.onnx is a mask decoder"):
+        load_detector(tmp_path / "sam.onnx", ["dog"])
