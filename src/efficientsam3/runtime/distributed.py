@@ -69,17 +69,17 @@ def process_group(device_name: DeviceName) -> Iterator[Process]:
         yield process
         return
     is_cuda = device.type == "cuda"
-    dist.init_process_group(
-        "nccl" if is_cuda else "gloo",
-        store=_meet(place),
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=_TIMEOUT,
-        device_id=device if is_cuda else None,  # or NCCL would have to guess, in barriers, which GPU is this process's
-    )
     # After an exception the group is left as it is: NCCL would wait here for peers that wait for this process, and the
     # error would stay unsaid. torchrun ends the peers once this process has ended.
     try:
+        dist.init_process_group(
+            "nccl" if is_cuda else "gloo",
+            store=_meet(place),
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=_TIMEOUT,
+            device_id=device if is_cuda else None,  # or NCCL would have to guess, in barriers, which GPU it is
+        )
         yield process
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):

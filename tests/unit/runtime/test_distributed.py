@@ -53,3 +53,10 @@ def test_only_a_lost_process_is_said_to_be_lost(monkeypatch: pytest.MonkeyPatch)
     lost = r"Process 0 of 2 has lost another \(NCCL error: remote process exited\)"
     with pytest.raises(UserError, match=lost), process_group("cpu"):
         raise dist.DistBackendError("NCCL error:\nremote process exited")
+
+    def lose(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(dist, "init_process_group", lose)
+    with pytest.raises(UserError, match="Process 0 of 2 has lost another"), process_group("cpu"):
+        pass
