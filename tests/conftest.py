@@ -16,9 +16,9 @@ torch.set_num_threads(1)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """No workers for a single file: each would import PyTorch again."""
+    """No workers for a single file: each would import PyTorch again. Else one more than cores, as many tests wait."""
     arguments = [argument.partition("::")[0] for argument in config.args]
-    return 0 if len(set(arguments)) == 1 and arguments[0].endswith(".py") else None
+    return 0 if len(set(arguments)) == 1 and arguments[0].endswith(".py") else 1 + (os.cpu_count() or 1)
 
 
 _LONG = ("tests/e2e/", "tests/unit/train/", "tests/unit/merge/", "tests/unit/export/")
