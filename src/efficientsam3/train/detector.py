@@ -6,15 +6,13 @@ finds, so queries are matched as in DETR (https://arxiv.org/abs/2005.12872): one
 """
 
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
 from efficientsam3.checkpoints.standardisation import Standardisation
@@ -23,8 +21,8 @@ from efficientsam3.sam3.detector import Concepts, Detections, Detector
 from efficientsam3.sam3.parts import VISUAL_PROMPT
 from efficientsam3.sam3.promptable import PADDING_LABEL
 from efficientsam3.train.concepts import draw_phrases
-from efficientsam3.train.masks import soft_mask_losses
-from efficientsam3.train.objective import LOSS, Averages, Losses, Objective
+from efficientsam3.train.masks import answer_of, soft_mask_losses
+from efficientsam3.train.objective import AddedObjective, Losses, Objective
 from efficientsam3.train.prompts import Shown, draw_prompts
 
 _NAMES = ("detector_mask", "detector_box", "detector_score", "detector_presence")
@@ -47,8 +45,11 @@ class DetectorSettings:
     presence: float
 
 
-class DetectorObjective:
-    """Another objective and, added to it, that of the detector's answers."""
+class DetectorObjective(AddedObjective):
+    """Another objective and, added to it, that of the detector's answers.
+
+    The figures are those of `compare_detections`, as means over images and prompts.
+    """
 
     def __init__(
         self,
@@ -70,46 +71,15 @@ class DetectorObjective:
             seed: draws the prompts, with the epoch and each image's id.
         """
         detector.encode_phrases()
-        self._other = other
-        self._standardisation = standardisation
+        shares = (settings.mask, settings.box, settings.score, settings.presence)
+        super().__init__(other, standardisation, settings.weight, dict(zip(_NAMES, shares, strict=True)))
         self._detector = detector
         self._phrases = phrases
         self._settings = settings
         self._seed = seed
 
-    def __call__(
-        self,
-        student: torch.Tensor,
-        targets: torch.Tensor,
-        valid: torch.Tensor,
-        weights: torch.Tensor,
-        shown: Shown,
-    ) -> Losses:
-        """See `Objective`. The figures of `compare_detections` come raw, as means over images and prompts."""
-        losses = self._other(student, targets, valid, weights, shown)
-        raw = student if self._standardisation is None else self._standardisation.restore(student)
-        found, settings = self.answers(raw, targets, weights, shown), self._settings
-        shares = (settings.mask, settings.box, settings.score, settings.presence)
-        weighted = reduce(torch.add, (share * found[name] for share, name in zip(shares, _NAMES, strict=True)))
-        return {**losses, LOSS: losses[LOSS] + settings.weight * weighted, **found}
-
-    def summarise(self, averages: Averages) -> Averages:
-        """See `Objective`."""
-        return self._other.summarise(averages)
-
-    def raw(self, student: nn.Module) -> nn.Module:
-        """See `Objective`."""
-        return self._other.raw(student)
-
-    def answers(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
-        """The losses of the detector's answers alone.
-
-        Args:
-            student: (B, D, E, E) in the teacher's scale.
-            targets: (B, D, E, E) the teacher's embeddings.
-            weights: (B,) see `Objective`.
-            shown: what the images show.
-        """
+    def added(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
+        """See `AddedObjective`."""
         settings, detector = self._settings, self._detector
         dtype = detector.dtype
         own = detector.features(student.to(dtype))
@@ -119,13 +89,12 @@ class DetectorObjective:
         shares = weights / weights.sum().clamp(min=1) / (settings.text + settings.visual)
         concepts = self._concepts(shown, dtype)
         most = settings.at_once or len(concepts.images)
-        recomputes = len(concepts.images) > most and torch.is_grad_enabled()
+        recomputes = len(concepts.images) > most
         total = torch.zeros(len(_NAMES), dtype=dtype, device=student.device)
         for part in concepts.parts(most):
             with torch.no_grad():
                 wanted = detector(teacher, part)
-            ask = partial(detector, own, part)
-            found = checkpoint(ask, use_reentrant=False, preserve_rng_state=False) if recomputes else ask()
+            found = answer_of(partial(detector, own, part), recomputes)
             figures = compare_detections(found, wanted, valid[part.images], settings.threshold)
             total = total + (figures * shares[part.images, None]).sum(0)
         return dict(zip(_NAMES, total.float().unbind(), strict=True))
@@ -135,10 +104,8 @@ class DetectorObjective:
         settings, device = self._settings, shown.content_sizes.device
         drawn = draw_phrases(shown, self._phrases, settings.text, self._seed)
         texts = [phrase for phrases in drawn for phrase in phrases]
-        shown_in, in_shares, edges, *_ = draw_prompts(shown, settings.visual, 0, self._seed).on_device(device)
-        # Cells of a grid are shares of the content, boxes of objects are in pixels.
-        scale = torch.where(in_shares, shown.content_sizes[shown_in].flip(1), 1)
-        edges = (edges * scale.repeat(1, 2) / self._detector.preprocessing.image_size).to(dtype)
+        shown_in, edges, *_ = draw_prompts(shown, settings.visual, 0, self._seed).placed(shown.content_sizes)
+        edges = (edges / self._detector.preprocessing.image_size).to(dtype)
         low, high = edges[:, :2], edges[:, 2:]
         phrases = self._detector.places([*texts, *[VISUAL_PROMPT] * len(edges)])
         labels = [PADDING_LABEL] * len(texts) + [1] * len(edges)

@@ -4,21 +4,22 @@ After EdgeSAM (https://arxiv.org/abs/2312.06660), with the teacher's soft answer
 predicted IoUs as targets. Each loss is 0, with a gradient of 0, where student and teacher answer alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.checkpoint import checkpoint
 
 from efficientsam3.data.preprocess import build_valid_mask
 from efficientsam3.sam3.predictor import Candidates, Predictor, Prompts
-from efficientsam3.train.objective import LOSS, Averages, FeatureObjective, Losses
+from efficientsam3.train.objective import AddedObjective, FeatureObjective, Losses
 from efficientsam3.train.prompts import DrawnPrompts, Shown, draw_prompts
 
 _NAMES = ("mask_bce", "mask_dice", "mask_iou", "mask_agreement")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,12 @@ class MaskSettings:
     iou: float
 
 
-class MaskObjective:
-    """The features' objective and, added to it, that of the masks."""
+class MaskObjective(AddedObjective):
+    """The features' objective and, added to it, that of the masks, each figure a mean over images, prompts and rounds.
+
+    `mask_bce` is the cross-entropy above the teacher's own entropy, `mask_agreement` the IoU of the two masks that the
+    teacher ranks first.
+    """
 
     def __init__(self, features: FeatureObjective, predictor: Predictor, settings: MaskSettings, seed: int) -> None:
         """Set up.
@@ -46,59 +51,24 @@ class MaskObjective:
             settings: how masks are asked for and weighted.
             seed: draws the prompts, with the epoch and each image's id.
         """
-        self._features = features
+        shares = {"mask_bce": settings.bce, "mask_dice": settings.dice, "mask_iou": settings.iou}
+        super().__init__(features, features.standardisation, settings.weight, shares)
         self._predictor = predictor
         self._settings = settings
         self._seed = seed
 
-    def __call__(
-        self,
-        student: torch.Tensor,
-        targets: torch.Tensor,
-        valid: torch.Tensor,
-        weights: torch.Tensor,
-        shown: Shown,
-    ) -> Losses:
-        """See `Objective`. The masks' own figures come raw, each the mean over images, prompts and rounds.
-
-        `mask_bce` is the cross-entropy above the teacher's own entropy, `mask_agreement` the IoU of the two masks that
-        the teacher ranks first.
-        """
-        losses = self._features(student, targets, valid, weights, shown)
-        standardisation = self._features.standardisation
-        raw = student if standardisation is None else standardisation.restore(student)
-        masks = self.masks(raw, targets, weights, shown)
-        settings = self._settings
-        weighted = (
-            settings.bce * masks["mask_bce"] + settings.dice * masks["mask_dice"] + settings.iou * masks["mask_iou"]
-        )
-        return {**losses, LOSS: losses[LOSS] + settings.weight * weighted, **masks}
-
-    def summarise(self, averages: Averages) -> Averages:
-        """See `Objective`."""
-        return self._features.summarise(averages)
-
-    def raw(self, student: nn.Module) -> nn.Module:
-        """See `Objective`."""
-        return self._features.raw(student)
-
-    def masks(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
-        """The losses of the masks alone.
-
-        Args:
-            student: (B, D, E, E) in the teacher's scale.
-            targets: (B, D, E, E) the teacher's embeddings.
-            weights: (B,) see `Objective`.
-            shown: what the images show.
-        """
+    def added(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
+        """See `AddedObjective`."""
         settings = self._settings
         dtype = next(self._predictor.parameters()).dtype
         drawn = draw_prompts(shown, settings.prompts, settings.rounds, self._seed).sorted()
         size, grid = self._predictor.preprocessing.image_size, 4 * self._predictor.embed_size
+        with torch.no_grad():
+            teacher = self._predictor.features(targets.to(dtype))
         scene = _Scene(
             self._predictor,
             student=self._predictor.features(student.to(dtype)),
-            teacher=self._teacher_features(targets.to(dtype)),
+            teacher=teacher,
             valid=build_valid_mask(shown.content_sizes, size, grid),
             cell=size / grid,
             recomputes=len(drawn.images) > settings.at_once > 0,
@@ -109,10 +79,6 @@ class MaskObjective:
             for figures in scene.rounds(prompts, chances):
                 total = total + (figures * shares[prompts.images, None]).sum(0)
         return dict(zip(_NAMES, total.float().unbind(), strict=True))
-
-    @torch.no_grad()
-    def _teacher_features(self, targets: torch.Tensor) -> list[torch.Tensor]:
-        return self._predictor.features(targets)
 
 
 def _boxes(images: torch.Tensor, boxes: torch.Tensor) -> Prompts:
@@ -144,10 +110,9 @@ class _Scene:
         Where no object is known, a box is around the teacher's best mask at the point; around the grid's cell where
         that mask is empty.
         """
-        images, in_shares, boxes, points, chances = drawn.on_device(content_sizes.device)
+        images, boxes, points, chances = drawn.placed(content_sizes)
         dtype = self.teacher[-1].dtype
-        scale = torch.where(in_shares, content_sizes[images].flip(1), 1)  # [P, 2] width, height
-        boxes, points = (boxes * scale.repeat(1, 2)).to(dtype), (points * scale).to(dtype)
+        boxes, points = boxes.to(dtype), points.to(dtype)
         if of_grids := int((drawn.is_box & drawn.is_share).sum()):
             found = self._boxes_at(_points(images[:of_grids], points[:of_grids]), boxes[:of_grids])
             boxes = torch.cat([found, boxes[of_grids:]])
@@ -178,16 +143,10 @@ class _Scene:
         for chance in (*chances, None):
             with torch.no_grad():
                 teacher = self.predictor(self.teacher, prompts)
-            own = self._ask_student(prompts)
+            own = answer_of(partial(self.predictor, self.student, prompts), self.recomputes)
             yield compare(own, teacher, valid)
             if chance is not None:
                 prompts = self._refine(prompts, own, teacher, chance)
-
-    def _ask_student(self, prompts: Prompts) -> Candidates:
-        ask = partial(self.predictor, self.student, prompts)
-        recomputes = self.recomputes and torch.is_grad_enabled()
-        answer: Candidates = checkpoint(ask, use_reentrant=False, preserve_rng_state=False) if recomputes else ask()
-        return answer
 
     @torch.no_grad()
     def _refine(self, prompts: Prompts, own: Candidates, teacher: Candidates, chance: torch.Tensor) -> Prompts:
@@ -204,6 +163,14 @@ class _Scene:
         # Coordinates are of pixels, whose middle the prompt encoder takes.
         clicked = prompts.with_points(middles * self.cell - 0.5, inside.flatten(1).gather(1, pixel)[:, 0].long())
         return replace(clicked, masks=student_mask[:, None].detach())
+
+
+def answer_of(ask: Callable[[], Answer], recomputes: bool) -> Answer:
+    """What `ask` gives; where it `recomputes`, that is asked again in the backward pass, which saves memory."""
+    if not (recomputes and torch.is_grad_enabled()):
+        return ask()
+    answer: Answer = checkpoint(ask, use_reentrant=False, preserve_rng_state=False)
+    return answer
 
 
 def _first(candidates: torch.Tensor, ious: torch.Tensor) -> torch.Tensor:

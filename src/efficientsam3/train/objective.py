@@ -3,6 +3,7 @@
 A further loss term is a function here and an entry in `TERMS`; its weight in YAML is `DISTILL.TERMS.<name>`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Protocol
@@ -125,6 +126,60 @@ class FeatureObjective:
 
     def _total(self, terms: Losses) -> torch.Tensor:
         return reduce(torch.add, (weight * terms[name] for name, weight in self._weights.items()))
+
+
+class AddedObjective(ABC):
+    """Another objective and, added to it, losses of what a frozen part of the teacher makes of the embeddings."""
+
+    def __init__(
+        self, other: Objective, standardisation: Standardisation | None, weight: float, shares: Mapping[str, float]
+    ) -> None:
+        """Set up.
+
+        Args:
+            other: what is minimised beside it.
+            standardisation: what the student's output is standardised by, on the device of the features.
+            weight: of the added losses together.
+            shares: their own weights; `added` may give others, which are only recorded.
+        """
+        self._other = other
+        self._standardisation = standardisation
+        self._weight = weight
+        self._shares = dict(shares)
+
+    def __call__(
+        self,
+        student: torch.Tensor,
+        targets: torch.Tensor,
+        valid: torch.Tensor,
+        weights: torch.Tensor,
+        shown: Shown,
+    ) -> Losses:
+        """See `Objective`. The added losses are recorded raw."""
+        losses = self._other(student, targets, valid, weights, shown)
+        raw = student if self._standardisation is None else self._standardisation.restore(student)
+        added = self.added(raw, targets, weights, shown)
+        weighted = reduce(torch.add, (share * added[name] for name, share in self._shares.items()))
+        return {**losses, LOSS: losses[LOSS] + self._weight * weighted, **added}
+
+    def summarise(self, averages: Averages) -> Averages:
+        """See `Objective`."""
+        return self._other.summarise(averages)
+
+    def raw(self, student: nn.Module) -> nn.Module:
+        """See `Objective`."""
+        return self._other.raw(student)
+
+    @abstractmethod
+    def added(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
+        """The added losses alone.
+
+        Args:
+            student: (B, D, E, E) in the teacher's scale.
+            targets: (B, D, E, E) the teacher's embeddings.
+            weights: (B,) see `Objective`.
+            shown: what the images show.
+        """
 
 
 class _Restored(nn.Module):

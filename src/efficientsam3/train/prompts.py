@@ -52,12 +52,18 @@ class DrawnPrompts:
             self.chances[:, order],
         )
 
-    def on_device(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Images, shares, boxes, points and chances on the device, which is not waited for: one copy has all."""
+    def placed(self, content_sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Images, boxes, points and chances on the device of `Shown.content_sizes`, in pixels of the input.
+
+        The device is not waited for: one copy has all.
+        """
+        device = content_sizes.device
         rows = (self.images[:, None], self.is_share[:, None], self.boxes, self.points, self.chances.T)
         table = torch.from_numpy(np.concatenate(rows, axis=1, dtype=np.float32))
         table = copy_to(device, table.pin_memory() if device.type == "cuda" else table)
-        return table[:, 0].long(), table[:, 1:2] > 0, table[:, 2:6], table[:, 6:8], table[:, 8:].T
+        images = table[:, 0].long()
+        scale = torch.where(table[:, 1:2] > 0, content_sizes[images].flip(1), 1)  # [P, 2] width, height
+        return images, table[:, 2:6] * scale.repeat(1, 2), table[:, 6:8] * scale, table[:, 8:].T
 
 
 def draw_prompts(shown: Shown, count: int, rounds: int, seed: int) -> DrawnPrompts:

@@ -118,13 +118,13 @@ def test_masks_and_boxes_count_where_the_teacher_finds_something_and_the_image_i
 
 def test_a_student_that_answers_as_the_teacher_has_no_loss_and_no_gradient(detector: Detector) -> None:
     student = TEACHER.clone().requires_grad_()
-    losses = objective(detector).answers(student, TEACHER, torch.ones(2), SHOWN)
+    losses = objective(detector).added(student, TEACHER, torch.ones(2), SHOWN)
     assert list(losses) == NAMES
     for loss in losses.values():
         (gradient,) = torch.autograd.grad(loss, student, retain_graph=True)
         assert loss.item() == pytest.approx(0, abs=1e-6)
         assert gradient.abs().max() < 1e-6
-    other = objective(detector).answers(STUDENT, TEACHER, torch.ones(2), SHOWN)
+    other = objective(detector).added(STUDENT, TEACHER, torch.ones(2), SHOWN)
     assert all(loss > 1e-3 for loss in other.values())
 
 
@@ -135,7 +135,7 @@ def test_gradients_are_those_of_finite_differences(detector: Detector) -> None:
     weights = torch.tensor([1.0, 0.0], dtype=torch.float64)
 
     def total(student: torch.Tensor) -> torch.Tensor:
-        losses = answers.answers(student, TEACHER.double(), weights, SHOWN)
+        losses = answers.added(student, TEACHER.double(), weights, SHOWN)
         return torch.stack([losses[name].double() for name in NAMES]).sum()
 
     student = STUDENT.double().requires_grad_()
@@ -181,7 +181,7 @@ def test_examples_lie_on_objects_or_in_cells_of_the_image(detector: Detector, mo
         return forward(self, features, concepts)
 
     monkeypatch.setattr(Detector, "forward", spy)
-    objective(detector, text=1, visual=2).answers(STUDENT, TEACHER, torch.ones(2), SHOWN)
+    objective(detector, text=1, visual=2).added(STUDENT, TEACHER, torch.ones(2), SHOWN)
     concepts = asked[0]
     assert concepts.images.tolist() == [0, 1, 0, 0, 1, 1]
     assert concepts.labels.tolist() == [-10, -10, 1, 1, 1, 1]

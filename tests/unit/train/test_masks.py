@@ -44,13 +44,13 @@ def objective(predictor: Predictor, **changes: Any) -> MaskObjective:
 
 def test_a_student_that_answers_as_the_teacher_has_no_loss_and_no_gradient(predictor: Predictor) -> None:
     student = TEACHER.clone().requires_grad_()
-    losses = objective(predictor).masks(student, TEACHER, torch.ones(3), SHOWN)
+    losses = objective(predictor).added(student, TEACHER, torch.ones(3), SHOWN)
     assert losses["mask_agreement"].item() == pytest.approx(1)
     for name in ("mask_bce", "mask_dice", "mask_iou"):
         (gradient,) = torch.autograd.grad(losses[name], student, retain_graph=True)
         assert losses[name].item() == pytest.approx(0, abs=1e-6)
         assert gradient.abs().max() < 1e-6
-    other = objective(predictor).masks(STUDENT, TEACHER, torch.ones(3), SHOWN)
+    other = objective(predictor).added(STUDENT, TEACHER, torch.ones(3), SHOWN)
     assert all(other[name] > 1e-3 for name in ("mask_bce", "mask_dice", "mask_iou"))
     assert other["mask_agreement"] < 0.9
 
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_finite_differences(predictor: Predictor, at_once
     weights = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
 
     def total(student: torch.Tensor) -> torch.Tensor:
-        losses = masks.masks(student, TEACHER.double(), weights, SHOWN)
+        losses = masks.added(student, TEACHER.double(), weights, SHOWN)
         return 5 * losses["mask_bce"].double() + 5 * losses["mask_dice"].double() + losses["mask_iou"].double()
 
     student = STUDENT.double().requires_grad_()
@@ -145,7 +145,7 @@ def test_clicks_lie_where_the_masks_differ_with_the_teacher_s_label_and_the_stud
     predictor: Predictor,
 ) -> None:
     spy = Spy(predictor)
-    objective(spy, prompts=8).masks(STUDENT, TEACHER, torch.ones(3), replace(SHOWN, objects=[objects(5)] * 3))
+    objective(spy, prompts=8).added(STUDENT, TEACHER, torch.ones(3), replace(SHOWN, objects=[objects(5)] * 3))
     valid = torch.zeros(3, 16, 16, dtype=torch.bool)
     for mask, (height, width) in zip(valid, (SIZES // 4).tolist(), strict=True):
         mask[:height, :width] = True
@@ -174,7 +174,7 @@ def test_clicks_lie_where_the_masks_differ_with_the_teacher_s_label_and_the_stud
 def test_without_objects_a_box_is_around_the_teacher_s_mask_at_a_point(predictor: Predictor) -> None:
     spy = Spy(predictor)
     shown = Shown(["a", "b", "c"], SIZES, [None] * 3, 0)
-    objective(spy, prompts=4, rounds=0).masks(STUDENT, TEACHER, torch.ones(3), shown)
+    objective(spy, prompts=4, rounds=0).added(STUDENT, TEACHER, torch.ones(3), shown)
     (asked, answer), (boxes, _), *_ = spy.asked
     assert asked.boxes is None
     assert boxes.boxes is not None

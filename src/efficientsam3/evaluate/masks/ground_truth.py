@@ -92,9 +92,9 @@ def open_ground_truth(
     Raises:
         UserError: it is neither, or has no images.
     """
-    if data.suffix != ".json" and annotators:
-        raise UserError(f"--annotators has no effect: {data} is not a file of SA-Co, leave it out.")
     is_file = data.suffix == ".json"
+    if annotators and not is_file:
+        raise UserError(f"--annotators has no effect: {data} is not a file of SA-Co, leave it out.")
     found = open_annotation_file(data, images, annotators) if is_file else _annotated(data, split)
     if found is None:
         raise UserError(

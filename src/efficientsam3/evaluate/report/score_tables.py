@@ -1,6 +1,6 @@
 """Scores as tables, for a terminal and the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -33,8 +33,8 @@ def score_tables(summaries: Sequence[Summary], images: int) -> list[ScoreTable]:
     """The shares of the teacher's mIoU, and by size; rows in the order given."""
     shares = [
         [
-            f"{percent(row.share)}{_span(row.share_interval, lambda value: f'{100 * value:z.0f}')}",
-            f"{figure(row.miou)}{_span(row.interval, lambda value: f'{value:.2f}')}",
+            _share(row.share, row.share_interval),
+            figure(row.miou) + _span(row.interval, "{:.2f}"),
             percent(row.from_zeros),
         ]
         for row in summaries
@@ -64,9 +64,8 @@ def text_table(texts: Sequence[TextSummary]) -> ScoreTable:
     rows = []
     for text in texts:
         error = None if text.calibration is None else text.calibration.error
-        cgf1 = f"{percent(text.cgf1)}{_span(text.interval, lambda value: f'{100 * value:z.0f}')}"
         cells = [percent(text.positive_f1), figure(text.mcc), percent(text.recall), percent(text.precision)]
-        rows.append([text.model, cgf1, *cells, percent(text.agreement), figure(error)])
+        rows.append([text.model, _share(text.cgf1, text.interval), *cells, percent(text.agreement), figure(error)])
     first = texts[0]
     return ScoreTable(
         f"Text: {first.pairs} phrases of images, {first.positives} of them in their image",
@@ -109,7 +108,7 @@ def explanation_tables(explanation: Explanation) -> list[ScoreTable]:
                     f"{row.family}: {row.part}",
                     figure(row.repaired),
                     figure(row.damaged),
-                    f"{percent(row.share)}{_span(row.interval, lambda value: f'{100 * value:z.0f}')}",
+                    _share(row.share, row.interval),
                     percent(row.error),
                 ]
                 for row in explanation.parts
@@ -134,5 +133,10 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:z.1f} %"
 
 
-def _span(interval: Interval | None, form: Callable[[float], str]) -> str:
-    return "" if interval is None else f" ({form(interval[0])} to {form(interval[1])})"
+def _share(value: float | None, interval: Interval | None) -> str:
+    """A share with its interval, in per cent."""
+    return percent(value) + _span(interval and (100 * interval[0], 100 * interval[1]), "{:z.0f}")
+
+
+def _span(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" ({form.format(interval[0])} to {form.format(interval[1])})"
