@@ -28,7 +28,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import read_bytes
 
 MAX_INSTANCES_BYTES = 4 << 30
-_LONGEST_SIDE = 46_340  # so that no image has 2**31 pixels
+Side = Annotated[int, Field(gt=0, le=46_340)]  # of an image in pixels, so that none has 2**31
 # Kept as an array, in a quarter of a list's memory: COCO has tens of millions of these numbers.
 Polygon = Annotated[list[FiniteFloat], AfterValidator(lambda numbers: array("d", numbers))]
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -40,27 +40,29 @@ def _image_name(name: str) -> str:
     return name
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What the files of COCO and its like consist of; keys that are not in use are passed over."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
-class CocoImage(_Record):
+class CocoImage(Record):
     """One entry of `images`."""
 
     id: int
     file_name: Annotated[str, AfterValidator(_image_name)]
-    width: int = Field(gt=0, le=_LONGEST_SIDE)
-    height: int = Field(gt=0, le=_LONGEST_SIDE)
+    width: Side
+    height: Side
 
 
-class RunLengths(_Record):
+class RunLengths(Record):
     """A mask as runs, zeros first, column by column: their lengths, or COCO's compressed string of them."""
 
     size: tuple[int, int] = Field(description="height, width in pixels")
     counts: list[int] | str
 
 
-class CocoAnnotation(_Record):
+class CocoAnnotation(Record):
     """One entry of `annotations`."""
 
     id: int
@@ -72,14 +74,14 @@ class CocoAnnotation(_Record):
     iscrowd: Literal[0, 1]
 
 
-class CocoCategory(_Record):
+class CocoCategory(Record):
     """One entry of `categories`."""
 
     id: int
     name: str
 
 
-class _ImagesOnly(_Record):
+class _ImagesOnly(Record):
     images: list[CocoImage]
 
 
@@ -88,7 +90,7 @@ class _File(_ImagesOnly):
     categories: list[CocoCategory]
 
 
-class _Tables(_Record):
+class _Tables(Record):
     """A file whose entries are not checked yet."""
 
     images: list[Any]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from efficientsam3.data.annotations.coco import (
     MAX_INSTANCES_BYTES,
@@ -18,22 +18,20 @@ from efficientsam3.data.annotations.coco import (
     CocoCategory,
     CocoImage,
     ImageInstances,
+    Record,
+    Side,
     first_error,
 )
 from efficientsam3.data.annotations.sa1b import BrokenAnnotationError, UnreadableAnnotationError
 from efficientsam3.runtime.files import read_bytes
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-
-class _Image(_Record):
+class _Image(Record):
     id: int
     file_name: str | None = None  # version 0.5: val2014 or the like in front of the number
     coco_url: str | None = None
-    width: int = Field(gt=0, le=46_340)
-    height: int = Field(gt=0, le=46_340)
+    width: Side
+    height: Side
     neg_category_ids: list[int]
     not_exhaustive_category_ids: list[int]
 
@@ -42,7 +40,7 @@ class _Annotation(CocoAnnotation):
     iscrowd: Literal[0, 1] = 0  # LVIS has no crowds
 
 
-class _File(_Record):
+class _File(Record):
     images: list[_Image]
     annotations: list[_Annotation]
     categories: list[CocoCategory]

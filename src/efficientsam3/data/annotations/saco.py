@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Protocol, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from efficientsam3.data.annotations.coco import MAX_INSTANCES_BYTES, RunLengths
+from efficientsam3.data.annotations.coco import MAX_INSTANCES_BYTES, Record, RunLengths, Side
 from efficientsam3.data.annotations.sa1b import BrokenAnnotationError, UnreadableAnnotationError
 from efficientsam3.data.find import IMAGE_SUFFIXES
 from efficientsam3.runtime.files import read_bytes
 
-_LONGEST_SIDE = 46_340  # so that no image has 2**31 pixels
 _Flag = bool | Literal[0, 1]
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -36,15 +35,10 @@ def _relative_name(name: str) -> str:
 
 
 RelativeName = Annotated[str, AfterValidator(_relative_name)]
-Side = Annotated[int, Field(gt=0, le=_LONGEST_SIDE)]
 PhraseText = Annotated[str, Field(min_length=1)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-
-class _Pair(_Record):
+class _Pair(Record):
     id: int
     file_name: RelativeName
     text_input: PhraseText
@@ -53,37 +47,37 @@ class _Pair(_Record):
     is_instance_exhaustive: _Flag
 
 
-class _Mask(_Record):
+class _Mask(Record):
     image_id: int
     segmentation: RunLengths
     iscrowd: _Flag = 0
 
 
-class _PairsFile(_Record):
+class _PairsFile(Record):
     images: list[_Pair]
     annotations: list[_Mask]
 
 
-class _Video(_Record):
+class _Video(Record):
     id: int
     file_names: list[RelativeName]
     width: Side
     height: Side
 
 
-class _Masklet(_Record):
+class _Masklet(Record):
     video_id: int
     noun_phrase: PhraseText
     segmentations: list[RunLengths | None]
     iscrowd: _Flag = 0
 
 
-class _VideoPair(_Record):
+class _VideoPair(Record):
     video_id: int
     noun_phrase: PhraseText
 
 
-class _VideosFile(_Record):
+class _VideosFile(Record):
     videos: list[_Video]
     annotations: list[_Masklet]
     video_np_pairs: list[_VideoPair]
