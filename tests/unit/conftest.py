@@ -57,14 +57,20 @@ def make_export(tmp_path: Path, tiny_sam3_path: Path, photographs_path: Path) ->
 def make_training(tmp_path: Path, store_path: Path, photographs_path: Path) -> MakeTraining:
     """Builds training configurations of three epochs without warm-up."""
 
-    def make(*opts: str, store: Path | None = None, data: Path | None = None, online: bool = False) -> TrainConfig:
+    def make(
+        *opts: str,
+        store: Path | None = None,
+        data: Path | None = None,
+        online: bool = False,
+        cfg: str = "es_ev_s.yaml",
+    ) -> TrainConfig:
         fixed = {
             "DATA.DATA_PATH": data or photographs_path,
             "OUTPUT": tmp_path / "student",
             "DISTILL.TEACHER_EMBED_PATH": None if online else (store or store_path) / "embeddings",
         }
         brief = ["MODEL.PRETRAINED", "false", "TRAIN.EPOCHS", "3", "TRAIN.WARMUP_EPOCHS", "0", "DATA.BATCH_SIZE", "2"]
-        return load_config(TrainConfig, CONFIGS / "es_ev_s.yaml", [*TINY_OPTS, *brief, *opts], fixed)
+        return load_config(TrainConfig, CONFIGS / cfg, [*TINY_OPTS, *brief, *opts], fixed)
 
     return make
 

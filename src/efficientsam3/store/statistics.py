@@ -164,6 +164,7 @@ def store_statistics(directory: Path) -> ChannelStatistics:
     if total is None:
         raise UserError(
             f"The store {directory} lacks the teacher's statistics of some of its records: run `efficientsam3 store "
-            f"statistics {directory} --data-path DIR` once, with the dataset that was embedded."
+            f"statistics {directory} --data-path DIR` once, with the dataset that was embedded; only DISTILL.NORMALIZE "
+            "none trains without."
         )
     return total

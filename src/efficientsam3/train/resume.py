@@ -9,6 +9,7 @@ import numpy as np
 
 from efficientsam3.checkpoints.fitting import differences, layouts
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
+from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
@@ -27,6 +28,8 @@ _WITHOUT_EFFECT = frozenset(
     | {f"TRAIN.{key}" for key in ("SAVE_STEPS", "KEEP_STEPS", "KEEP_EPOCHS", "AUTO_RESUME", "COMPILE")}
     | {f"TRAIN.{key}" for key in ("ACCUMULATION_STEPS", "USE_CHECKPOINT")}
 )
+# What shipped configurations had before; stage1/configs/published/ still has it.
+_FORMER_DEFAULTS = {"DISTILL.NORMALIZE": "none", "TRAIN.LR_SCALING": "sqrt"}
 # By whether the teacher is in the loop, what keys without an effect begin with.
 _INERT = {
     True: ("DISTILL.TEACHER_EMBED_PATH", "DISTILL.READ_WINDOW"),
@@ -53,17 +56,15 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
             f"Checkpoint {path} is of {content['architecture']}, not of {asdict(plan.architecture)}: give another "
             "OUTPUT or --resume, or set TRAIN.AUTO_RESUME false."
         )
-    if ("normalisation" in content) != plan.standardise:
-        raise UserError(
-            f"Checkpoint {path} is of a student trained with another DISTILL.NORMALIZE than "
-            f"{plan.recorded['DISTILL']['NORMALIZE']}: set that back, or give "
-            "the checkpoint as MODEL.PRETRAINED in another OUTPUT."
-        )
     changes = list(_changes(content, plan, world_size))
-    if changes and not allow_config_change:
+    other_targets = ("normalisation" in content) != plan.standardise
+    if other_targets or (changes and not allow_config_change):
+        goes_on = "give the checkpoint as MODEL.PRETRAINED in another OUTPUT"
+        if not other_targets:
+            goes_on = "give another OUTPUT, or continue anyway with --allow-config-change"
         raise UserError(
-            f"Checkpoint {path} was made with another configuration ({'; '.join(changes)}): set that back, give "
-            "another OUTPUT, or continue anyway with --allow-config-change."
+            f"Checkpoint {path} was made with another configuration ({'; '.join(changes)}): "
+            f"{_way_back(content['config'], plan)}, or {goes_on}."
         )
     for change in changes:
         logger.warning("changed since the checkpoint: %s", change)
@@ -114,6 +115,17 @@ def _restore(content: Mapping[str, Any], trainer: Trainer, process: Process, see
 def seed_process(seed: int, step: int, process: Process) -> None:
     """Seed this process's random numbers; each process has its own, so that their dropout differs."""
     seed_everything(int(np.random.SeedSequence([seed, step, process.rank]).generate_state(1)[0]))
+
+
+def _way_back(recorded: Mapping[str, Any], plan: TrainPlan) -> str:
+    """How to have the configuration again that a checkpoint recorded."""
+    old, new = dict(_flat(recorded)), dict(_flat(plan.recorded))
+    former = [f"{key} {value}" for key, value in _FORMER_DEFAULTS.items() if old.get(key) == value != new[key]]
+    if not former:
+        return "set that back"
+    names = [name for name, student in STUDENTS.items() if student.backbone == plan.architecture.backbone]
+    ways = [*(f"--cfg stage1/configs/published/{name}.yaml" for name in names), f"--opts {' '.join(former)}"]
+    return f"set that back with {' or '.join(ways)}"
 
 
 def _changes(content: Mapping[str, Any], plan: TrainPlan, world_size: int) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from efficientsam3.data.layouts import DatasetName
-from efficientsam3.models.heads import DEFAULT_HEAD, HEADS, HeadName
+from efficientsam3.models.heads import HEADS, HeadName
 from efficientsam3.models.students import STUDENTS
 from efficientsam3.runtime.device import DeviceName, usable_cores
 from efficientsam3.runtime.request import Argument, Count, CountOrZero, FileOrFolder, Folder, Request, describe
@@ -33,7 +33,7 @@ class DistillRequest(Request):
     epochs: Count = Field(50, description="epochs of training")
     batch_size: Count = Field(4, description="images per process and step")
     processes: Count = Field(1, description="processes on this machine, one per GPU")
-    head: HeadName = Field(DEFAULT_HEAD, description=f"the student's head. {describe(HEADS)}")
+    head: HeadName = Field("fpn", description=f"the student's head. {describe(HEADS)}")
     pretrained: Annotated[str, Argument("WHAT")] = Field(
         "true",
         description="true, the default: ImageNet weights, which timm downloads; false: from scratch; or a local file",

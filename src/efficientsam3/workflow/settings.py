@@ -54,9 +54,10 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     pretrained = _PRETRAINED.validate_python(request.pretrained)
     size, width, grid = trunk.image_size, trunk.hidden_size, trunk.image_size // trunk.patch_size
     backbone = find_backbone(request.student)
-    architecture = StudentArchitecture(backbone, width, grid, size, request.head)
+    head, normalize, scaling = _recipe(request)
+    architecture = StudentArchitecture(backbone, width, grid, size, head)
     check_student_grid(architecture)
-    if pretrained and not any(request.student_dir.glob("ckpt_*.pth")):  # now rather than after days of embedding
+    if pretrained and not _has_begun(request):  # now rather than after days of embedding
         build_student(architecture, pretrained)
     data = {
         "DATA_PATH": str(request.images),
@@ -71,23 +72,20 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
         "DISTILL": {"CODEC": request.codec},
         "OUTPUT": str(request.teacher_dir),
     }
-    source: dict[str, Any] = {
-        "TEACHER_EMBED_PATH": str(request.teacher_dir / "embeddings"),
-        "NORMALIZE": "channel",  # docs/experiments.md: in short trainings, what makes the difference
-    }
+    source = {"ONLINE": True} if request.online else {"TEACHER_EMBED_PATH": str(request.teacher_dir / "embeddings")}
     train = common | {
         "MODEL": {
             "NAME": request.student,
             "BACKBONE": backbone,
-            "HEAD": request.head,
+            "HEAD": head,
             "PRETRAINED": pretrained if isinstance(pretrained, bool) else str(pretrained),
         },
-        "DISTILL": ({"ONLINE": True} if request.online else source)
+        "DISTILL": {**source, "NORMALIZE": normalize}
         | ({"MASKS": {"DECODER": str(request.sam3)}} if request.masks else {}),
         "TRAIN": {
             "EPOCHS": request.epochs,
             "WARMUP_EPOCHS": min(_LONGEST_WARMUP, _WARMUP_SHARE * request.epochs),
-            "LR_SCALING": "none",  # docs/experiments.md: at small batches, the square root rule's rates are far too low
+            "LR_SCALING": scaling,
         },
         "OUTPUT": str(request.student_dir),
     }
@@ -98,6 +96,26 @@ def write_configs(request: DistillRequest, dataset: DatasetName, annotated: bool
     if not request.online:
         _write(request.embed_config, "efficientsam3 embed", export, ExportConfig)
     _write(request.train_config, "efficientsam3 train", train, TrainConfig)
+
+
+def _has_begun(request: DistillRequest) -> bool:
+    return any(request.student_dir.glob("ckpt_*.pth"))
+
+
+def _recipe(request: DistillRequest) -> tuple[str, str, str]:
+    """Head, NORMALIZE and LR_SCALING; a training that has begun keeps those it began with, by an earlier version, too.
+
+    Raises:
+        UserError: its configuration is damaged.
+    """
+    if not (_has_begun(request) and request.train_config.is_file()):
+        return request.head, "channel", "bounded"  # as measured, see docs/experiments.md
+    begun = load_config(TrainConfig, request.train_config)
+    head = request.head if "head" in request.model_fields_set else begun.MODEL.HEAD
+    # What was not written down had the defaults of before.
+    normalize = begun.DISTILL.NORMALIZE if "NORMALIZE" in begun.DISTILL.model_fields_set else "none"
+    scaling = begun.TRAIN.LR_SCALING if "LR_SCALING" in begun.TRAIN.model_fields_set else "sqrt"
+    return head, normalize, scaling
 
 
 def _write(path: Path, command: str, values: dict[str, Any], schema: type[ExportConfig | TrainConfig]) -> None:

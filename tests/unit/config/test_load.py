@@ -1,5 +1,8 @@
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,6 +32,26 @@ def test_every_shipped_student_loads(name: str) -> None:
     assert config.MODEL.PRETRAINED is True
 
 
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_published_recipe_is_what_shipped_students_had_before_they_had_another(name: str) -> None:
+    """tests/data/published.json is what commit 4a4a0aa made of the nine files; keys that came later may be added."""
+    before = json.loads((CONFIGS.parents[1] / "tests" / "data" / "published.json").read_text())
+    found = dict(flat(load_config(TrainConfig, CONFIGS / "published" / f"{name}.yaml").model_dump(mode="json")))
+    expected = before["common"] | before["own"][name]
+    assert {key: found[key] for key in expected} == expected
+    now = dict(flat(load_config(TrainConfig, CONFIGS / f"{name}.yaml").model_dump(mode="json")))
+    recipe = {"DISTILL.NORMALIZE": "channel", "TRAIN.LR_SCALING": "bounded"}
+    assert {key: value for key, value in now.items() if value != found[key]} == recipe
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def test_shipped_teacher_loads() -> None:
     config = load_config(ExportConfig, CONFIGS / "teacher" / "sam_vit_huge_sa1b.yaml")
     assert Path("sam3_checkpoints/sam3.pt") == config.MODEL.RESUME
@@ -37,8 +60,9 @@ def test_shipped_teacher_loads() -> None:
 
 def test_every_shipped_file_names_a_command_that_uses_it_and_is_loaded_by_a_test() -> None:
     shipped = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
-    runnable = {f"{name}.yaml" for name in STUDENTS} | {"teacher/sam_vit_huge_sa1b.yaml"}
-    assert shipped == runnable | {"base_stage1.yaml"}
+    students = {f"{folder}{name}.yaml" for name in STUDENTS for folder in ("", "published/")}
+    runnable = students | {"teacher/sam_vit_huge_sa1b.yaml"}
+    assert shipped == runnable | {"base_stage1.yaml", "published/recipe.yaml"}
     for name in runnable:
         assert f"CFG=stage1/configs/{name}" in (CONFIGS / name).read_text().splitlines()[0]
 

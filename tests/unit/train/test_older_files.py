@@ -40,7 +40,7 @@ _COMMON = {
 }
 OWN = {
     "one": {"SEED": 3, "MODEL.NAME": "one", "MODEL.HEAD": "fpn", "DISTILL.NORMALIZE": "channel"},
-    "two": {"SEED": 4, "MODEL.NAME": "two"},
+    "two": {"SEED": 4, "MODEL.NAME": "two", "DISTILL.NORMALIZE": "none"},
 }
 
 
@@ -86,6 +86,16 @@ def test_a_training_resumes_with_the_figures_that_the_older_code_would_have_had(
         # Digit for digit on the processor that made them. Another's rounding makes up to 1.3e-3 (SSE4.1 instead of
         # AVX-512); sums or moments that are lost make 6.5e-3 and more.
         assert ours == pytest.approx(theirs, rel=3e-3)
+
+
+def test_a_training_begun_with_raw_targets_is_not_continued_with_standardised_ones(folder: Path) -> None:
+    output = begun("two", folder)
+    (folder / "train.yaml").write_text(json.dumps(_COMMON))
+    flags = {**OWN["two"], "DATA.BATCH_SIZE": 4, "OUTPUT": output, "DISTILL.NORMALIZE": None}
+    with pytest.raises(
+        UserError, match=r"\(DISTILL\.NORMALIZE: none -> channel\): .*with --opts DISTILL\.NORMALIZE none"
+    ):
+        check_training(plan_training(load_config(TrainConfig, folder / "train.yaml", flags=flags)))
 
 
 def test_a_store_is_read_whole(folder: Path) -> None:

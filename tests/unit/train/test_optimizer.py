@@ -21,6 +21,13 @@ def test_scaling_rules(rule: str, expected: float) -> None:
     assert scale_learning_rate(1e-3, 512, rule) == 1e-3
 
 
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(1, 1e-3), (2, 1e-3), (8, 1e-3), (32, 2e-3), (128, 4e-3), (512, 4e-3), (8192, 4e-3)]
+)
+def test_the_bounded_rule(batch: int, expected: float) -> None:
+    assert scale_learning_rate(1e-3, batch, "bounded") == pytest.approx(expected)
+
+
 @given(st.integers(0, 50), st.integers(1, 200), st.floats(0, 1))
 def test_the_rate_rises_to_one_and_falls_to_the_floor(warmup: int, rest: int, floor: float) -> None:
     total = warmup + rest

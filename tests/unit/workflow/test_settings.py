@@ -1,8 +1,10 @@
 """Requests that cannot work are refused before any step, and folders are told apart."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from efficientsam3.config.load import load_config
 from efficientsam3.config.schema import ExportConfig, TrainConfig
@@ -18,6 +20,10 @@ def request_for(tiny_sam3_path: Path, photographs_path: Path, tmp_path: Path) ->
     )
 
 
+def recipe_of(train: TrainConfig) -> tuple[str, str, str]:
+    return train.MODEL.HEAD, train.DISTILL.NORMALIZE, train.TRAIN.LR_SCALING
+
+
 def test_the_shape_is_the_teachers(request_for: DistillRequest) -> None:
     write_configs(request_for, "sa1b", annotated=True)
     export = load_config(ExportConfig, request_for.embed_config)
@@ -25,9 +31,30 @@ def test_the_shape_is_the_teachers(request_for: DistillRequest) -> None:
     for config in (export, train):
         assert (config.DATA.IMG_SIZE, config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE) == ("teacher",) * 3
     assert export.output_dir / "embeddings" == train.DISTILL.TEACHER_EMBED_PATH
-    assert train.DISTILL.NORMALIZE == "channel"
+    assert recipe_of(train) == ("fpn", "channel", "bounded")
     assert train.MODEL.BACKBONE == "efficientvit_b0"
     assert request_for.sam3 == train.PROBE.DECODER
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ({"DISTILL": {"NORMALIZE": "channel"}, "TRAIN": {"LR_SCALING": "none"}}, ("published", "channel", "none")),
+        ({"DISTILL": {"ONLINE": True}}, ("published", "none", "sqrt")),
+    ],
+)
+def test_a_training_that_has_begun_keeps_the_recipe_that_an_earlier_version_gave_it(
+    request_for: DistillRequest, written: dict[str, Any], kept: tuple[str, str, str]
+) -> None:
+    request_for.student_dir.mkdir(parents=True)
+    (request_for.student_dir / "ckpt_step_3.pth").touch()
+    model = {"BACKBONE": "efficientvit_b0", "HEAD": "published"}
+    request_for.train_config.write_text(yaml.safe_dump({"MODEL": model, **written}))
+    for _ in range(2):  # every run writes the configuration again
+        write_configs(request_for, "images", annotated=False)
+        assert recipe_of(load_config(TrainConfig, request_for.train_config)) == kept
+    write_configs(request_for.model_copy(update={"head": "fpn"}), "images", annotated=False)
+    assert load_config(TrainConfig, request_for.train_config).MODEL.HEAD == "fpn"
 
 
 def test_without_a_store_the_training_has_the_teacher(request_for: DistillRequest) -> None:
@@ -36,6 +63,7 @@ def test_without_a_store_the_training_has_the_teacher(request_for: DistillReques
     assert train.DISTILL.ONLINE
     assert request_for.sam3 == train.TEACHER.RESUME
     assert train.PROBE.DECODER is None
+    assert recipe_of(train) == ("fpn", "channel", "bounded")
     assert not request_for.embed_config.exists()
 
 
