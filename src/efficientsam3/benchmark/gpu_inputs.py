@@ -30,6 +30,7 @@ from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.device import usable_cores
 from efficientsam3.store.manifest import StoreManifest, write_store_manifest
 from efficientsam3.store.shards import Shard
+from efficientsam3.store.statistics import ChannelStatistics, ShardStatistics
 from efficientsam3.store.writer import BackgroundWriter
 
 _MOST_WORKERS = 16
@@ -100,15 +101,19 @@ class Inputs:
         generator = np.random.default_rng(0)
         shape = (self.manifest.embed_dim, self.manifest.embed_size, self.manifest.embed_size)
         noise = [generator.standard_normal(shape, np.float32).astype("<f2") for _ in range(self.scale.different_images)]
+        measured = [ChannelStatistics.measure(torch.from_numpy(grid).float()) for grid in noise]
         payloads = np.stack([grid.reshape(-1).view(np.uint8) for grid in noise])
         seeds = np.zeros((len(noise), self.manifest.record_size - payloads.shape[1]), np.uint8)
         records = np.concatenate([seeds, payloads], axis=1)
         self._store.mkdir()
         write_store_manifest(self._store, self.manifest)
+        shard = Shard(self._store, 0)
+        statistics = ShardStatistics(shard, self.manifest.embed_dim)
         start = time.monotonic()
-        with BackgroundWriter(Shard(self._store, 0), self.manifest.record_size) as writer:
+        with BackgroundWriter(shard, self.manifest.record_size, statistics) as writer:
             for number in range(self.images):
-                writer.append(f"sa_{number}", records[number % len(records)])
+                same = number % len(records)
+                writer.append(f"sa_{number}", records[same], measured[same])
         return self.images / (time.monotonic() - start)
 
     def embedding(self, batch: int, device: torch.device) -> EmbedPlan:

@@ -238,13 +238,12 @@ class TrainSettings(Section):
 
     EPOCHS: Positive = 50
     WARMUP_EPOCHS: float = Field(5, ge=0, description="linear warm-up, in epochs")
-    BASE_LR: float = Field(1e-3, gt=0, description="learning rate, which LR_SCALING fits to the images a step")
+    BASE_LR: float = Field(1e-3, gt=0, description="learning rate at a total batch of 512 images")
     MIN_LR: float = Field(1e-5, ge=0, description="end of the cosine, scaled like BASE_LR")
     LR_SCALING: Literal["bounded", "sqrt", "linear", "none"] = Field(
         "bounded",
-        description="bounded: BASE_LR up to 8 images a step, then as the square root of their number, at most 4 times "
-        "as much, from 128 on; sqrt, linear: BASE_LR at 512 images, and by that rule at every other number; none: "
-        "BASE_LR",
+        description="how the rate follows batch / 512; bounded: as sqrt above 512 images, at most 4 times BASE_LR, and "
+        "BASE_LR below; none: BASE_LR",
     )
     WEIGHT_DECAY: float = Field(0.01, ge=0, description="on weights of convolutions and linear layers only")
     CLIP_GRAD: float = Field(5.0, ge=0, description="largest gradient norm; 0 switches clipping off")

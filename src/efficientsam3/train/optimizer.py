@@ -6,24 +6,20 @@ from typing import Any
 import torch
 from torch import nn
 
-_REFERENCE_BATCH = 512  # images a step that BASE_LR is for by the published rules
-# Of `bounded`: images up to which the rate stays as it is, and the largest multiple.
-_SMALL_BATCH, _LARGEST_FACTOR = 8, 4.0
+_REFERENCE_BATCH = 512
+_LARGEST_FACTOR = 4.0  # of `bounded`
 
 
 def scale_learning_rate(rate: float, total_batch: int, rule: str) -> float:
-    """The learning rate at `total_batch` images an optimiser step.
+    """`rate`, given for a total batch of 512 images, for `total_batch` images per optimiser step.
 
-    - `bounded`: `rate` up to 8 images, then as the square root of their number (Malladi et al. 2022, arXiv:2205.10287),
-      up to 4 times `rate` at 128 images and more. Measured at 2, 8 and 32, see docs/experiments.md; from 1e-3, the
-      bound is what ConvNeXt (arXiv:2201.03545) uses with AdamW at 4096.
-    - `sqrt`: `rate` is that at 512 images, and follows the square root to all others, without bounds: few images get a
-      rate that is far too small.
-    - `linear`: likewise in proportion, the published rule, after Goyal et al. 2017 (arXiv:1706.02677), made for SGD.
-    - `none`: `rate`.
+    The published rule is `linear`, after Goyal et al. 2017 (arXiv:1706.02677); it is made for SGD and starves AdamW at
+    small batches. `sqrt` (Malladi et al. 2022, arXiv:2205.10287) does so less. `bounded` is `sqrt` between 512 images
+    and 8192; fewer get `rate` (measured at 2, 8 and 32, see docs/experiments.md), more get 4 times as much, from 1e-3
+    what ConvNeXt (arXiv:2201.03545) uses with AdamW at 4096.
     """
     ratio = total_batch / _REFERENCE_BATCH
-    bounded = min(max(1.0, math.sqrt(total_batch / _SMALL_BATCH)), _LARGEST_FACTOR)
+    bounded = min(max(1.0, math.sqrt(ratio)), _LARGEST_FACTOR)
     return rate * {"bounded": bounded, "sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[rule]
 
 

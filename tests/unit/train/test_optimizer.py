@@ -22,7 +22,7 @@ def test_scaling_rules(rule: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "expected"), [(1, 1e-3), (2, 1e-3), (8, 1e-3), (32, 2e-3), (128, 4e-3), (512, 4e-3), (8192, 4e-3)]
+    ("batch", "expected"), [(1, 1e-3), (2, 1e-3), (32, 1e-3), (512, 1e-3), (2048, 2e-3), (8192, 4e-3), (65536, 4e-3)]
 )
 def test_the_bounded_rule(batch: int, expected: float) -> None:
     assert scale_learning_rate(1e-3, batch, "bounded") == pytest.approx(expected)
