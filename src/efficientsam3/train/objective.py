@@ -22,6 +22,8 @@ Averages = dict[str, float]
 # Student's and teacher's features (B, D, E, E) float, and valid cells (B, E, E) bool with at least one set in each
 # image, to each image's loss (B,) float32.
 Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_POOLED_SIDES = (2, 4)  # cells
+_RELATED_SIDE = 16  # cells a side, of whom every two are compared
 
 
 class Objective(Protocol):
@@ -207,9 +209,68 @@ def masked_cosine(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Ten
     return _masked_mean(1 - F.cosine_similarity(student.float(), teacher.float(), dim=1), valid)
 
 
+def masked_gradient(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Squared error of the differences between neighbouring cells, both valid, to the right and below.
+
+    Averaged over channels and pairs; 0 for an image without a pair. What is wrong by the same amount everywhere costs
+    nothing, edges at the wrong place cost most.
+    """
+    error = student.float() - teacher.float()
+    total, pairs = torch.zeros_like(error[:, 0, 0, 0]), torch.zeros_like(error[:, 0, 0, 0])
+    for dim in (-2, -1):
+        both = valid.narrow(dim, 1, valid.shape[dim] - 1) & valid.narrow(dim, 0, valid.shape[dim] - 1)
+        total = total + (error.diff(dim=dim).square().mean(dim=1) * both).sum(dim=(1, 2))
+        pairs = pairs + both.sum(dim=(1, 2))
+    return total / pairs.clamp(min=1)
+
+
+def masked_multiscale(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Squared error of features averaged over squares of 2 and of 4 cells a side, the mean of both.
+
+    Only valid cells are averaged, and a square counts by how many it has.
+    """
+    error, cells = student.float() - teacher.float(), valid[:, None].float()
+    at_each = []
+    for side in _POOLED_SIDES:
+        share = F.avg_pool2d(cells, side, ceil_mode=True)  # [B, 1, E / side, E / side]
+        pooled = F.avg_pool2d(error * cells, side, ceil_mode=True) / share.clamp(min=1 / side**2)
+        at_each.append(_masked_mean(pooled.square().mean(dim=1), share[:, 0]))
+    return torch.stack(at_each).mean(dim=0)
+
+
+def masked_relation(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Squared error of the cosine similarities of every two cells, after Liu et al. 2019 (arXiv:1903.04197).
+
+    Of cells at equal distances, 16 a side at most; averaged over pairs of valid ones, 0 for an image without any.
+    """
+    step = -(-valid.shape[-1] // _RELATED_SIDE)
+    chosen = (..., slice(step // 2, None, step), slice(step // 2, None, step))
+    here = valid[chosen].flatten(1).float()  # [B, N]
+    own, given = (F.normalize(each[chosen].float().flatten(2), dim=1) for each in (student, teacher))  # [B, D, N]
+    difference = own.transpose(1, 2) @ own - given.transpose(1, 2) @ given  # [B, N, N]
+    pairs = here[:, :, None] * here[:, None]
+    return (difference.square() * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
+
+
+def masked_attention(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Squared distance of the two maps of energy, the sum of squares over channels, each at unit length.
+
+    After Zagoruyko and Komodakis 2017 (arXiv:1612.03928); between 0 and 2.
+    """
+    own, given = (F.normalize((each.float().square().sum(dim=1) * valid).flatten(1)) for each in (student, teacher))
+    return (own - given).square().sum(dim=1)
+
+
 def _masked_mean(per_cell: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return (per_cell * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))
 
 
 # The weights of the first two have keys of their own: DISTILL.PIXEL_WISE and DISTILL.COSINE.
-TERMS: dict[str, Term] = {"mse": masked_mse, "cosine": masked_cosine}
+TERMS: dict[str, Term] = {
+    "mse": masked_mse,
+    "cosine": masked_cosine,
+    "gradient": masked_gradient,
+    "multiscale": masked_multiscale,
+    "relation": masked_relation,
+    "attention": masked_attention,
+}

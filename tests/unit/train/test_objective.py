@@ -3,7 +3,17 @@ import torch
 
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.train.objective import FeatureObjective, masked_cosine, masked_mse
+from efficientsam3.train.objective import (
+    TERMS,
+    FeatureObjective,
+    Term,
+    masked_attention,
+    masked_cosine,
+    masked_gradient,
+    masked_mse,
+    masked_multiscale,
+    masked_relation,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 STUDENT = torch.randn(2, 5, 3, 3, generator=GENERATOR)
@@ -27,10 +37,100 @@ def test_cosine_is_the_mean_over_valid_cells() -> None:
     assert result[1].item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_what_lies_in_the_padding_does_not_matter() -> None:
+def test_gradient_is_the_error_of_the_differences_of_neighbours() -> None:
+    result = masked_gradient(STUDENT, TEACHER, VALID)
+    error = STUDENT - TEACHER
+    right, below = error[0, :, :, 1:] - error[0, :, :, :-1], error[0, :, 1:] - error[0, :, :-1]
+    by_hand = torch.cat([right.flatten(1), below.flatten(1)], dim=1).square().mean()  # 6 pairs each
+    assert result[0].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert result[1].item() == pytest.approx((error[1, :, 1, 0] - error[1, :, 0, 0]).square().mean().item(), rel=1e-5)
+    torch.testing.assert_close(masked_gradient(STUDENT + 3, TEACHER, VALID), result, rtol=1e-4, atol=1e-5)
+    assert masked_gradient(STUDENT, TEACHER, _only_the_first_cell())[0].item() == 0, "there is no pair"
+
+
+def test_multiscale_is_the_error_of_pooled_features() -> None:
+    student, teacher = _features(8), _features(8)
+    valid = torch.ones(2, 8, 8, dtype=torch.bool)
+    valid[1, 3:] = False
+    result = masked_multiscale(student, teacher, valid)
+    error = student - teacher
+    two, four = (torch.nn.functional.avg_pool2d(error[:1], side).square().mean().item() for side in (2, 4))
+    assert result[0].item() == pytest.approx((two + four) / 2, rel=1e-5)
+    # Of the second image three rows are left: a square of 2 has them all or the first of them; one of 4 has all three.
+    rows = [error[1, :, :2].reshape(5, 2, 4, 2).mean(dim=(1, 3)), error[1, :, 2].reshape(5, 4, 2).mean(dim=2)]
+    two = (2 * rows[0].square().mean() + rows[1].square().mean()).item() / 3
+    four = error[1, :, :3].reshape(5, 3, 2, 4).mean(dim=(1, 3)).square().mean().item()
+    assert result[1].item() == pytest.approx((two + four) / 2, rel=1e-5)
+
+
+def test_multiscale_takes_grids_of_any_side() -> None:
+    result = masked_multiscale(_features(5) + 1, _features(5), torch.ones(2, 5, 5, dtype=torch.bool))
+    assert result.isfinite().all()
+    moved = masked_multiscale(STUDENT + 2, STUDENT, VALID)
+    torch.testing.assert_close(moved, torch.full((2,), 4.0), rtol=1e-4, atol=1e-4)
+
+
+def test_relation_compares_every_two_valid_cells() -> None:
+    result = masked_relation(STUDENT, TEACHER, VALID)
+
+    def similarities(cells: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cosine_similarity(cells[:, :, None], cells[:, None], dim=0)
+
+    for image, chosen in ((0, slice(None)), (1, [0, 3])):
+        pairs = [similarities(each[image].flatten(1)[:, chosen]) for each in (STUDENT, TEACHER)]
+        assert result[image].item() == pytest.approx((pairs[0] - pairs[1]).square().mean().item(), rel=1e-4)
+    # A rotation of the channels changes no similarity.
+    turned = torch.linalg.qr(torch.randn(5, 5, generator=GENERATOR))[0]
+    assert masked_relation(torch.einsum("dc,bcij->bdij", turned, TEACHER), TEACHER, VALID).max().item() < 1e-6
+
+
+def test_relation_of_a_large_grid_takes_16_cells_a_side() -> None:
+    student, teacher, valid = _features(64), _features(64), torch.ones(2, 64, 64, dtype=torch.bool)
+    chosen = (slice(None), slice(None), slice(2, None, 4), slice(2, None, 4))
+    expected = masked_relation(student[chosen], teacher[chosen], valid[:, 2::4, 2::4])
+    torch.testing.assert_close(masked_relation(student, teacher, valid), expected)
+    assert masked_relation(student, teacher, _only_the_first_cell(64)).tolist() == [0, 0], "it is not among them"
+
+
+def test_attention_compares_where_the_energy_is() -> None:
+    result = masked_attention(STUDENT, TEACHER, VALID)
+    for image, chosen in ((0, slice(None)), (1, [0, 3])):
+        maps = [each[image].flatten(1)[:, chosen].square().sum(dim=0) for each in (STUDENT, TEACHER)]
+        difference = maps[0] / maps[0].norm() - maps[1] / maps[1].norm()
+        assert result[image].item() == pytest.approx(difference.square().sum().item(), rel=1e-4)
+    torch.testing.assert_close(masked_attention(3 * STUDENT, TEACHER, VALID), result)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_is_0_for_the_teacher_falls_along_its_gradient_and_is_finite_for_zeros(name: str) -> None:
+    term: Term = TERMS[name]
+    assert term(TEACHER, TEACHER, VALID).abs().max().item() < 1e-6
+    student = STUDENT.double().requires_grad_()
+    before = term(student, TEACHER.double(), VALID).sum()
+    (gradient,) = torch.autograd.grad(before, student)
+    assert gradient[1, :, 2].abs().max().item() == 0, "padding learns nothing"
+    assert gradient[0].abs().max().item() > 0
+    after = term(student - 1e-2 * gradient, TEACHER.double(), VALID).sum()
+    assert after.item() < before.item()
+    zeros = torch.zeros_like(STUDENT, requires_grad=True)
+    (gradient,) = torch.autograd.grad(term(zeros, TEACHER, VALID).sum(), zeros)
+    assert gradient.isfinite().all()
+
+
+def _features(side: int) -> torch.Tensor:
+    return torch.randn(2, 5, side, side, generator=GENERATOR)
+
+
+def _only_the_first_cell(side: int = 3) -> torch.Tensor:
+    valid = torch.zeros(2, side, side, dtype=torch.bool)
+    valid[:, 0, 0] = True
+    return valid
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_what_lies_in_the_padding_does_not_matter(name: str) -> None:
     spoilt = torch.where(VALID[:, None], STUDENT, 1e6)
-    for loss in (masked_mse, masked_cosine):
-        torch.testing.assert_close(loss(spoilt, TEACHER, VALID), loss(STUDENT, TEACHER, VALID))
+    torch.testing.assert_close(TERMS[name](spoilt, TEACHER, VALID), TERMS[name](STUDENT, TEACHER, VALID))
 
 
 def test_the_total_is_weighted_and_stand_ins_do_not_count() -> None:
@@ -64,7 +164,10 @@ def test_with_standardised_targets_only_the_total_is_theirs() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "named"),
-    [({"mse": 1.0, "huber": 1.0}, "'huber' is not a loss term: use cosine, mse"), ({"mse": 0.0}, "weight 0")],
+    [
+        ({"mse": 1.0, "huber": 1.0}, "'huber' is not a loss term: use attention, cosine, gradient, mse, "),
+        ({"mse": 0.0}, "weight 0"),
+    ],
 )
 def test_weights_that_make_no_loss_are_refused(weights: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
