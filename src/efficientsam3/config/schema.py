@@ -248,6 +248,9 @@ class TrainSettings(Section):
     WEIGHT_DECAY: float = Field(0.01, ge=0, description="on weights of convolutions and linear layers only")
     CLIP_GRAD: float = Field(5.0, ge=0, description="largest gradient norm; 0 switches clipping off")
     ACCUMULATION_STEPS: Positive = Field(1, description="batches per optimiser step")
+    SMALL_EPOCHS: NonNegative = Field(
+        0, description="first epochs, in which the student gets images of half the size, at a quarter of the work"
+    )
     USE_CHECKPOINT: bool = Field(False, description="recompute activations in the backward pass to save memory")
     USE_SYNC_BN: bool = Field(False, description="BatchNorm statistics over all GPUs")
     EMA: float = Field(

@@ -130,6 +130,13 @@ def normalise(pixels: torch.Tensor, content_sizes: torch.Tensor, preprocessing: 
     return normalised
 
 
+def halve(pixels: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, S, S) float of half the size, each pixel the mean of four; S is even."""
+    from torch.nn.functional import avg_pool2d
+
+    return avg_pool2d(pixels, 2)
+
+
 @lru_cache
 def _moments(mean: PerChannel, std: PerChannel, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation as (1, 3, 1, 1) float32, made once: copying them to a GPU waits for all its work."""

@@ -208,3 +208,24 @@ def check_student_grid(architecture: StudentArchitecture) -> None:
     embedding = trace(student, pixels)[0]
     expected = (1, architecture.embed_dim, architecture.embed_size, architecture.embed_size)
     assert embedding.shape == expected, (embedding.shape, expected)
+
+
+@lru_cache(maxsize=16)
+def check_half_size(architecture: StudentArchitecture) -> None:
+    """Verify that a student takes images of half its size as well, computing nothing.
+
+    Raises:
+        UserError: it does not, or its size is odd.
+    """
+    size = architecture.image_size
+    if size % 2:
+        raise UserError(f"TRAIN.SMALL_EPOCHS halves images, and {size} pixels a side have no half: leave it 0.")
+    with torch.device("meta"):
+        student = Student(architecture).eval()
+    try:
+        trace(student, (1, 3, size // 2, size // 2))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"MODEL.BACKBONE {architecture.backbone!r} takes images of {size} pixels alone, and TRAIN.SMALL_EPOCHS "
+            f"gives it half of that ({error}): leave it 0."
+        ) from error

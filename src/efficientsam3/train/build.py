@@ -161,6 +161,7 @@ def _build_trainer(
         batch=plan.batch_size * process.world_size,
         accumulation=optimisation.accumulation_steps,
         clip_norm=optimisation.clip_grad,
+        small_epochs=optimisation.small_epochs,
         autocast=autocast_dtype(process.device) if plan.amp else None,
         print_freq=plan.print_freq,
     )

@@ -15,7 +15,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from efficientsam3.data.loader import ImageBatch
-from efficientsam3.data.preprocess import build_valid_mask, normalise
+from efficientsam3.data.preprocess import build_valid_mask, halve, normalise
 from efficientsam3.runtime.distributed import Process, broadcast_state
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
@@ -40,6 +40,7 @@ class StepSettings:
     batch: int  # images a batch, over all processes
     accumulation: int  # batches a step
     clip_norm: float  # 0: no clipping
+    small_epochs: int  # first epochs, in which the student gets images of half the size
     autocast: torch.dtype | None  # None: float32
     print_freq: int  # batches between two log lines
 
@@ -288,6 +289,8 @@ class Trainer:
         with self._stage("targets"):
             targets = self._targets(batch, pixels)
         dtype = self._settings.autocast
+        if model.training and epoch < self._settings.small_epochs:
+            pixels = halve(pixels)
         with self._stage("forward"), torch.autocast(device.type, dtype, enabled=dtype is not None):
             student = model(pixels)
         with self._stage("loss"):

@@ -26,7 +26,7 @@ from efficientsam3.embed.plan import (
     published_manifest,
     resolve_preprocessing,
 )
-from efficientsam3.models.student import StudentArchitecture, check_student_grid
+from efficientsam3.models.student import StudentArchitecture, check_half_size, check_student_grid
 from efficientsam3.runtime.device import select_device
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import require_file
@@ -56,6 +56,7 @@ class Optimisation:
     weight_decay: float
     clip_grad: float
     accumulation_steps: int
+    small_epochs: int
     use_checkpoint: bool
     use_sync_bn: bool
     ema: float
@@ -172,6 +173,8 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         config.MODEL.HEAD,
     )
     check_student_grid(architecture)
+    if config.TRAIN.SMALL_EPOCHS:
+        check_half_size(architecture)
     num_workers = count_readers(config.DATA.NUM_WORKERS)
     check_shared_memory(len(train), architecture.image_size, config.DATA.BATCH_SIZE, num_workers)
     standardise = config.DISTILL.NORMALIZE == "channel"

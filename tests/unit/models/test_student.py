@@ -6,6 +6,7 @@ from efficientsam3.models.student import (
     Student,
     StudentArchitecture,
     build_backbone,
+    check_half_size,
     check_student_grid,
 )
 from efficientsam3.models.students import STUDENTS, named_backbones
@@ -33,6 +34,18 @@ def test_the_nine_have_the_published_size_and_grid(backbone: str) -> None:
     assert trace(model, (1, 3, 1008, 1008))[0][-1].shape[-2:] == (32, 32)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[backbone]
     check_student_grid(StudentArchitecture(backbone))
+
+
+@pytest.mark.parametrize("backbone", NAMED_BACKBONES)
+def test_the_nine_take_images_of_half_the_size(backbone: str) -> None:
+    check_half_size(StudentArchitecture(backbone))
+
+
+def test_a_student_of_one_size_alone_is_not_trained_on_half_of_it() -> None:
+    with pytest.raises(UserError, match="takes images of 224 pixels alone, and TRAIN.SMALL_EPOCHS gives it half"):
+        check_half_size(StudentArchitecture("timm/vit_tiny_patch16_224", 8, 14, 224))
+    with pytest.raises(UserError, match="and 225 pixels a side have no half"):
+        check_half_size(StudentArchitecture("efficientvit_b0", 8, 8, 225))
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from efficientsam3.train.batches import TrainBatch
 from efficientsam3.train.loop import Trainer
 from efficientsam3.train.objective import FeatureObjective, Losses
 from efficientsam3.train.optimizer import apply_if_finite, build_optimizer
+from efficientsam3.train.plan import plan_training
 from efficientsam3.train.run import train
 from efficientsam3.train.targets import StoredTargets
 
@@ -161,6 +163,24 @@ def test_a_training_has_one_stream_to_copy_in(
     monkeypatch.setattr("efficientsam3.train.loop.copy_stream", made.append)
     train(make_training("TRAIN.EPOCHS", "2"), one_process)
     assert made == [one_process.device]
+
+
+def test_the_first_epochs_show_the_student_images_of_half_the_size(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation and the epochs after them have the whole size; targets are as large as ever."""
+    forward, seen = Student.forward, list[tuple[bool, int]]()
+
+    def spy(student: Student, pixel_values: torch.Tensor) -> torch.Tensor:
+        seen.append((student.training, pixel_values.shape[-1]))
+        return forward(student, pixel_values)
+
+    config = make_training("TRAIN.SMALL_EPOCHS", "2")
+    plan_training(config)  # it computes shapes, once
+    monkeypatch.setattr(Student, "forward", spy)
+    train(config, one_process)
+    expected = [(True, 112), (False, 224), (True, 112), (False, 224), (True, 224), (False, 224)]
+    assert [key for key, _ in groupby(seen)] == expected
 
 
 def test_the_average_starts_with_the_weights_of_the_first_step(
