@@ -17,7 +17,7 @@ from efficientsam3.runtime.signals import handled
 COMMANDS = {
     "download": "download SA-1B's archives by the links that Meta issues",
     "reorg": "arrange SA-1B's archives or folders as images/{train,val} and annotations/{train,val}",
-    "data": "check a dataset",
+    "data": "check a dataset, or write further views of its images",
     "distill": "from a folder of images to a merged model: plan, embed, train, evaluate and merge in one",
     "plan": "estimate the disk space, memory and time that embedding a dataset will take",
     "embed": "run the teacher over the dataset once and store its embeddings",

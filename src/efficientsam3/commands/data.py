@@ -1,9 +1,9 @@
-"""`efficientsam3 data check`: what a dataset holds, and what is wrong with it."""
+"""`efficientsam3 data`: what a dataset holds and what is wrong with it, and further views of its images."""
 
 import sys
 from typing import TYPE_CHECKING
 
-from efficientsam3.data.requests import CheckRequest
+from efficientsam3.data.requests import CheckRequest, ViewsRequest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,4 +65,18 @@ def _histogram(report: "CheckReport") -> "Table":
     return table
 
 
-ACTIONS = {"check": (CheckRequest, _check)}
+def _views(request: ViewsRequest) -> None:
+    """Write a dataset with mirrored and cropped views of the training images beside them; a second run goes on.
+
+    Embedded once, they are so many more images to learn from.
+    """
+    from efficientsam3.data.views import ViewSettings, write_views
+
+    settings = ViewSettings(request.views, request.smallest, request.seed)
+    report = write_views(request.data_path, request.output, settings, request.dataset, request.workers)
+    for sentence in report.left_out:
+        print(f"left out: {sentence}")
+    print(f"{report.images} images written to {request.output}, {len(report.left_out)} left out")
+
+
+ACTIONS = {"check": (CheckRequest, _check), "views": (ViewsRequest, _views)}

@@ -72,6 +72,22 @@ class ReorganiseRequest(Request):
         return self.mode or ("move" if in_place else "copy")
 
 
+class ViewsRequest(Request):
+    """Which dataset to make views of, and which."""
+
+    data_path: Annotated[Path, Argument("DIR", positional=True)] = Field(description="the dataset's folder")
+    output: Folder = Field(description="the new dataset, in SA-1B's layout: all images, and views of those to train on")
+    dataset: Dataset = DEFAULT_DATASET
+    views: Count = Field(
+        3, description="of each training image: the first is the whole, mirrored, the others are crops"
+    )
+    smallest: Annotated[float, Argument("SHARE")] = Field(
+        0.5, gt=0, le=1, description="of the image's sides that a crop has at least"
+    )
+    seed: Annotated[int, Argument("N")] = Field(0, ge=0, lt=2**31, description="draws the crops, with each image's id")
+    workers: Count = Field(default_factory=_cores, description="processes; one per core, up to 8")
+
+
 class CheckRequest(Request):
     """Which dataset to check, and what to do with what is broken."""
 
