@@ -245,6 +245,13 @@ class TrainSettings(Section):
         description="how the rate follows batch / 512; bounded: as sqrt above 512 images, at most 4 times BASE_LR, and "
         "BASE_LR below; none: BASE_LR",
     )
+    LAYER_DECAY: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on the learning rate from each stage of the backbone to the one before, the head having "
+        "the full rate; 1: one rate for all",
+    )
     WEIGHT_DECAY: float = Field(0.01, ge=0, description="on weights of convolutions and linear layers only")
     CLIP_GRAD: float = Field(5.0, ge=0, description="largest gradient norm; 0 switches clipping off")
     ACCUMULATION_STEPS: Positive = Field(1, description="batches per optimiser step")

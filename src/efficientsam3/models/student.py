@@ -1,6 +1,7 @@
 """Students: a timm backbone and the head that turns its feature maps into the teacher's embedding."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Self
@@ -156,6 +157,20 @@ class Student(nn.Module):
             )
         return super().train(mode)
 
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Gives the number of a parameter's stage, by its name, for timm's layer-wise learning rates.
+
+        Stages follow each other as in the backbone; a new one begins where the first numbered part of a name changes
+        (`stages_1`, `blocks.3`), and what comes before has no number. The head is the last.
+        """
+        stages: dict[str, int] = {}
+        number, before = -1, None
+        for name, _ in self.named_parameters():
+            stage = _stage_of(name)
+            number, before = number + (stage != before), stage
+            stages[name] = number
+        return stages.__getitem__
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed normalised images.
 
@@ -166,6 +181,13 @@ class Student(nn.Module):
             (B, embed_dim, embed_size, embed_size).
         """
         return resize(self.head(self.backbone(pixel_values)), self.architecture.embed_size)
+
+
+def _stage_of(name: str) -> str:
+    """The beginning of a parameter's name, up to the first part with a number; `backbone` or `head` without one."""
+    first, *parts = name.split(".")
+    numbered = [place for place, part in enumerate(parts[:-1]) if first != "head" and re.search(r"\d", part)]
+    return ".".join([first, *(parts[: numbered[0] + 1] if numbered else [])])
 
 
 @lru_cache(maxsize=16)

@@ -167,7 +167,7 @@ def _build_trainer(
     )
     standardisation = None if moments.standardisation is None else moments.standardisation.to(process.device)
     objective = _objective(plan, process, standardisation, moments.variance)
-    optimizer = build_optimizer(student, rate_at(0), optimisation.weight_decay)
+    optimizer = build_optimizer(student, rate_at(0), optimisation.weight_decay, optimisation.layer_decay)
     return Trainer(model, optimizer, rate_at, plan.targets, objective, process, settings, ema, report, stage)
 
 

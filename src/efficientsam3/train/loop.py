@@ -266,7 +266,7 @@ class Trainer:
     def _update(self, image_ids: list[str]) -> torch.Tensor:
         """Take the optimiser's step, unless the gradient is not finite; returns its norm before clipping."""
         for parameters in self._optimizer.param_groups:
-            parameters["lr"] = self.learning_rate
+            parameters["lr"] = self.learning_rate * parameters.get("lr_scale", 1.0)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm or float("inf"))
         bad = ~norm.isfinite()

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 _REFERENCE_BATCH = 512
@@ -38,16 +39,29 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, floor: 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> torch.optim.AdamW:
     """AdamW in one fused kernel, which CPU, MPS and CUDA have since PyTorch 2.6; norms and biases, the
     parameters of fewer than two dimensions, do not decay.
+
+    Args:
+        model: what is trained; with a `layer_decay`, a student.
+        learning_rate: at the first step.
+        weight_decay: of matrices.
+        layer_decay: factor on the rate from a stage to the one before, which their groups have as `lr_scale`.
     """
+    return torch.optim.AdamW(_groups(model, weight_decay, layer_decay), lr=learning_rate, fused=True)
+
+
+def _groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    if layer_decay != 1:
+        return list(param_groups_layer_decay(model, weight_decay, layer_decay=layer_decay))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def restore_optimizer(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
@@ -55,9 +69,13 @@ def restore_optimizer(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> No
 
     Moments come with the memory layout of that device's parameters, channels_last on CUDA. The fused kernel goes
     through parameters and moments in memory order: on the CPU it would pair the wrong values without a word, and on
-    CUDA it refuses.
+    CUDA it refuses. Factors on the learning rate stay as they are configured now.
     """
+    scales = [group.get("lr_scale") for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for group, scale in zip(optimizer.param_groups, scales, strict=True):
+        if scale is not None:
+            group["lr_scale"] = scale
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if value.shape == parameter.shape and value.stride() != parameter.stride():

@@ -53,6 +53,7 @@ class Optimisation:
     base_lr: float
     min_lr: float
     lr_scaling: str
+    layer_decay: float
     weight_decay: float
     clip_grad: float
     accumulation_steps: int
@@ -323,6 +324,8 @@ def _record(config: TrainConfig, manifest: StoreManifest, detector: DetectorPlan
         del recorded["DISTILL"]["DETECTOR"]
     elif detector.phrases:
         recorded["DISTILL"]["DETECTOR"]["PHRASES"] = list(detector.phrases)
+    if config.TRAIN.LAYER_DECAY == 1:  # as before there was a choice
+        del recorded["TRAIN"]["LAYER_DECAY"]
     recorded["DISTILL"] |= {"EMBED_DIM": manifest.embed_dim, "EMBED_SIZE": manifest.embed_size}
     return recorded
 
