@@ -324,8 +324,9 @@ def _record(config: TrainConfig, manifest: StoreManifest, detector: DetectorPlan
         del recorded["DISTILL"]["DETECTOR"]
     elif detector.phrases:
         recorded["DISTILL"]["DETECTOR"]["PHRASES"] = list(detector.phrases)
-    if config.TRAIN.LAYER_DECAY == 1:  # as before there was a choice
-        del recorded["TRAIN"]["LAYER_DECAY"]
+    for key in ("LAYER_DECAY", "SMALL_EPOCHS"):  # as before there was a choice
+        if getattr(config.TRAIN, key) == type(config.TRAIN).model_fields[key].default:
+            del recorded["TRAIN"][key]
     recorded["DISTILL"] |= {"EMBED_DIM": manifest.embed_dim, "EMBED_SIZE": manifest.embed_size}
     return recorded
 
