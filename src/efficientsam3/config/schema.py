@@ -203,6 +203,11 @@ class DistillConfig(EmbeddingConfig):
         "the last convolution",
     )
 
+    PADDING: bool = Field(
+        False,
+        description="learn the embedding of the padding as well, which a mask decoder reads; without effect for a "
+        "teacher such as SAM3, whose images fill its input",
+    )
     MASKS: MasksConfig = Field(default_factory=MasksConfig, description="the decoder in the loop")
     DETECTOR: DetectorConfig = Field(default_factory=DetectorConfig, description="SAM3's detector in the loop")
 

@@ -175,7 +175,7 @@ def _objective(
     plan: TrainPlan, process: Process, standardisation: Standardisation | None, variance: float | None
 ) -> Objective:
     alone = plan.masks is None and plan.detector is None
-    features = FeatureObjective(plan.term_weights, standardisation, variance, alone)
+    features = FeatureObjective(plan.term_weights, standardisation, variance, alone, plan.learns_padding)
     objective: Objective = features
     # Imported here, since transformers takes seconds.
     if plan.masks is not None:

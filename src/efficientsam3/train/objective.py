@@ -64,7 +64,7 @@ class FeatureObjective:
     """A weighted sum of terms, each a difference between the student's and the teacher's features.
 
     With a standardisation, what is minimised is the loss of standardised features. The terms are recorded of raw
-    features in either case, so that trainings can be compared.
+    features and valid cells in either case, so that trainings can be compared.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class FeatureObjective:
         standardisation: Standardisation | None = None,
         variance: float | None = None,
         alone: bool = True,
+        padding: bool = False,
     ) -> None:
         """Set up.
 
@@ -81,6 +82,7 @@ class FeatureObjective:
             standardisation: what the student's output is standardised by, on the device of the features.
             variance: mean over channels of the teacher's variance; where it is known, `relative_mse` is recorded.
             alone: whether nothing else is minimised.
+            padding: whether the cells that are not valid are learnt as well.
 
         Raises:
             UserError: there is no such term; or no term has a weight, and nothing else is minimised.
@@ -93,6 +95,7 @@ class FeatureObjective:
         self.standardisation = standardisation
         self._weights = dict(weights)
         self._variance = variance
+        self._padding = padding
 
     def __call__(
         self,
@@ -103,12 +106,16 @@ class FeatureObjective:
         shown: Shown | None = None,
     ) -> Losses:
         """See `Objective`; what the images show does not matter."""
-        if self.standardisation is None:
+        if self.standardisation is None and not self._padding:
             terms = self._terms(student, targets, valid, weights)
             return {LOSS: self._total(terms), **terms}
-        total = self._total(self._terms(student, self.standardisation.standardise(targets), valid, weights))
+        raw, aims = student, targets
+        if self.standardisation is not None:
+            raw, aims = self.standardisation.restore(student.detach()), self.standardisation.standardise(targets)
+        learnt = torch.ones_like(valid) if self._padding else valid
+        total = self._total(self._terms(student, aims, learnt, weights))
         with torch.no_grad():
-            return {LOSS: total, **self._terms(self.standardisation.restore(student), targets, valid, weights)}
+            return {LOSS: total, **self._terms(raw, targets, valid, weights)}
 
     def summarise(self, averages: Averages) -> Averages:
         """See `Objective`; adds `relative_mse`, the squared error as a share of the teacher's variance."""

@@ -107,6 +107,7 @@ class TrainPlan:
     standardise: bool  # whether the student learns standardised targets
     statistics: ChannelStatistics | None  # of the teacher's embeddings; None where they are not known yet
     term_weights: dict[str, float]  # of the objective, see FeatureObjective
+    learns_padding: bool  # likewise
     masks: MasksPlan | None  # the decoder in the loop; None without one
     detector: DetectorPlan | None  # SAM3's detector in the loop; None without one
     optimisation: Optimisation
@@ -190,6 +191,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         standardise=standardise,
         statistics=targets.known_moments(needed=standardise),
         term_weights=weights,
+        learns_padding=config.DISTILL.PADDING,
         masks=_plan_masks(config, manifest),
         detector=detector,
         optimisation=Optimisation(**{key.lower(): value for key, value in config.TRAIN}),
@@ -366,6 +368,10 @@ def _check_targets(config: TrainConfig, manifest: StoreManifest) -> None:
         raise UserError(
             f"The store was embedded at {manifest.preprocessing.image_size} pixels, not DATA.IMG_SIZE "
             f"{config.DATA.IMG_SIZE}: train at the store's size, or embed again."
+        )
+    if config.DISTILL.PADDING and manifest.preprocessing.resize == "square":
+        raise UserError(
+            "DISTILL.PADDING has no effect on a store whose images fill the encoder's input: leave it false."
         )
     wanted = resolve_preprocessing(config.DATA, manifest.preprocessing.image_size, manifest.preprocessing)
     if not _same(wanted, manifest.preprocessing):

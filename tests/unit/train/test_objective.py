@@ -162,6 +162,17 @@ def test_with_standardised_targets_only_the_total_is_theirs() -> None:
     assert found["loss"].item() != pytest.approx(raw["loss"].item(), rel=1e-2)
 
 
+@pytest.mark.parametrize("standardisation", [None, Standardisation(torch.ones(5), torch.full((5,), 2.0))])
+def test_padding_is_learnt_where_it_is_asked_for_and_never_recorded(standardisation: Standardisation | None) -> None:
+    everything, weights = torch.ones_like(VALID), {"mse": 2.0, "cosine": 3.0}
+    masked, wanted = (
+        FeatureObjective(weights, standardisation)(STUDENT, TEACHER, v, torch.ones(2)) for v in (VALID, everything)
+    )
+    found = FeatureObjective(weights, standardisation, padding=True)(STUDENT, TEACHER, VALID, torch.ones(2))
+    assert found.pop("loss").item() == pytest.approx(wanted["loss"].item())
+    assert found == {name: masked[name] for name in weights}
+
+
 @pytest.mark.parametrize(
     ("weights", "named"),
     [

@@ -111,6 +111,20 @@ def test_loss_that_is_never_finite_stops_the_run_with_the_images(
         train(config, one_process)
 
 
+def test_padding_is_learnt_of_a_teacher_that_pads(
+    make_export: MakeExport, make_training: MakeTraining, one_process: Process, tmp_path: Path
+) -> None:
+    embed_dataset(plan_embedding(make_export("DATA.RESIZE", "pad")), one_process)
+    first = []
+    for padding in ("false", "true"):
+        opts = ["DISTILL.PADDING", padding, "TRAIN.EPOCHS", "1", "TAG", f"padding-{padding}"]
+        config = make_training(*opts, store=tmp_path / "teacher")
+        train(config, one_process)
+        first.append(metrics(config.output_dir)[0])
+    assert first[0].keys() == first[1].keys()
+    assert first[0]["train/loss"] != pytest.approx(first[1]["train/loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("opts", "named"),
     [
@@ -124,6 +138,7 @@ def test_loss_that_is_never_finite_stops_the_run_with_the_images(
         (["MODEL.RESUME", "/absent.pth"], r"/absent\.pth is not a file"),
         (["MODEL.PRETRAINED", "/absent.pth"], r"/absent\.pth is not a file"),
         (["MODEL.PRETRAINED", "true"], "MODEL.PRETRAINED true"),
+        (["DISTILL.PADDING", "true"], "no effect on a store whose images fill the encoder's input"),
         (["TRAIN.USE_SYNC_BN", "true", "DEVICE", "cpu"], "--use-sync-bn needs GPUs"),
     ],
 )
