@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from efficientsam3.checkpoints.fitting import check_finite
+from efficientsam3.checkpoints.necks import NecksContent
 from efficientsam3.checkpoints.reading import check_tensors, load_pickled
 from efficientsam3.checkpoints.writing import save_content
 from efficientsam3.runtime.errors import UserError
@@ -51,6 +52,7 @@ class _Training(_Part):
 
     model: Annotated[_State, Field(min_length=1)]
     ema: _State | None = None
+    necks: NecksContent | None = None
     architecture: dict[str, Any]
     optimizer: _Optimiser
     scaler: dict[str, Any]

@@ -103,6 +103,12 @@ class StoreConfig(EmbeddingConfig):
     )
 
 
+_NECK = (
+    "learning rate of the {}'s neck, as a share of the student's: above 0, the neck is trained on the student's "
+    "embeddings and merged with it; the teacher's answers keep coming from SAM3's own"
+)
+
+
 class MasksConfig(Section):
     """The decoder in the loop: the student's masks against the teacher's, as a loss beside the features'."""
 
@@ -122,15 +128,28 @@ class MasksConfig(Section):
     AT_ONCE: NonNegative = Field(
         32, description="prompts decoded at once; with more in a batch, they are computed again backwards; 0: all"
     )
-    WEIGHT: float = Field(0.5, ge=0, description="of the three losses below together, beside the features' losses")
+    WEIGHT: float = Field(0.5, ge=0, description="of the losses below together, beside the features' losses")
     BCE: float = Field(5.0, ge=0, description="weight of the cross-entropy with the teacher's soft masks")
     DICE: float = Field(5.0, ge=0, description="weight of the Dice loss with them")
     IOU: float = Field(1.0, ge=0, description="weight of the squared error of the predicted IoUs")
+    LEVELS: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the squared difference of what SAM3's decoder reads, the levels of its neck, as a share "
+        "of the teacher's; with BCE, DICE and IOU 0, no masks are asked for",
+    )
+    NECK: float = Field(0.0, ge=0, description=_NECK.format("tracker"))
 
     @property
     def learns(self) -> bool:
         """Whether anything is learnt by it."""
-        return self.DECODER is not None and self.WEIGHT * max(self.BCE, self.DICE, self.IOU) > 0
+        return self.DECODER is not None and self.WEIGHT * max(self.BCE, self.DICE, self.IOU, self.LEVELS) > 0
+
+    @model_validator(mode="after")
+    def _trains_its_neck(self) -> "MasksConfig":
+        if self.NECK and self.DECODER is not None and not self.learns:
+            raise ValueError("NECK trains a neck, but no loss here has a weight: give one a weight, or set NECK 0")
+        return self
 
 
 class DetectorConfig(Section):
@@ -155,23 +174,33 @@ class DetectorConfig(Section):
     AT_ONCE: NonNegative = Field(
         4, description="prompts asked at once; with more in a batch, they are computed again backwards; 0: all"
     )
-    WEIGHT: float = Field(0.5, ge=0, description="of the four losses below together, beside the others")
+    WEIGHT: float = Field(0.5, ge=0, description="of the losses below together, beside the others")
     MASK: float = Field(
         5.0, ge=0, description="weight of the cross-entropy and Dice loss with the teacher's soft masks"
     )
     BOX: float = Field(2.0, ge=0, description="weight of the boxes' differences and 1 - GIoU")
     SCORE: float = Field(1.0, ge=0, description="weight of the cross-entropy with the teacher's scores")
     PRESENCE: float = Field(1.0, ge=0, description="weight of the cross-entropy with the teacher's presence")
+    LEVELS: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the squared difference of what the detector reads, the levels of its neck, as a share "
+        "of the teacher's; with MASK, BOX, SCORE and PRESENCE 0, it is not asked",
+    )
+    NECK: float = Field(0.0, ge=0, description=_NECK.format("detector"))
 
     @property
     def learns(self) -> bool:
         """Whether anything is learnt by it."""
-        return self.CHECKPOINT is not None and self.WEIGHT * max(self.MASK, self.BOX, self.SCORE, self.PRESENCE) > 0
+        weights = (self.MASK, self.BOX, self.SCORE, self.PRESENCE, self.LEVELS)
+        return self.CHECKPOINT is not None and self.WEIGHT * max(weights) > 0
 
     @model_validator(mode="after")
     def _asks(self) -> "DetectorConfig":
         if not self.TEXT + self.VISUAL:
             raise ValueError("TEXT and VISUAL are both 0: the detector would not be asked, give one of them a number")
+        if self.NECK and self.CHECKPOINT is not None and not self.learns:
+            raise ValueError("NECK trains a neck, but no loss here has a weight: give one a weight, or set NECK 0")
         return self
 
 

@@ -1,12 +1,14 @@
 """Frozen mask decoders that turn any encoder's embedding into masks: SAM's as ONNX, or SAM3's tracker."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from torch import nn
 
 from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing, sam_preprocessing
 from efficientsam3.models.onnx_session import open_onnx
@@ -173,6 +175,13 @@ class TrackerDecoder:
     def __init__(self, tracker: Any, device: torch.device, max_hole_area: int = MAX_HOLE_AREA) -> None:
         """Take transformers' `Sam3TrackerModel` on `device`; `max_hole_area` as in `Promptable.segment`."""
         self.tracker, self._device, self._max_hole_area = tracker, device, max_hole_area
+        self.neck: nn.Module = tracker.vision_encoder.neck
+
+    def behind(self, neck: nn.Module) -> Self:
+        """The same decoder behind another neck, on its device."""
+        found = copy.copy(self)
+        found.neck = neck
+        return found
 
     @torch.inference_mode()
     def open(self, embedding: torch.Tensor, placement: Placement) -> Callable[[ObjectPrompt], Answer]:
@@ -182,7 +191,7 @@ class TrackerDecoder:
     @torch.inference_mode()
     def features(self, embedding: torch.Tensor) -> list[torch.Tensor]:
         """See `MaskDecoder`."""
-        return tracker_features(self.tracker, embedding.float().to(self._device))
+        return tracker_features(self.tracker, embedding.float().to(self._device), self.neck)
 
     def decode(self, features: list[torch.Tensor], placement: Placement) -> Callable[[ObjectPrompt], Answer]:
         """See `MaskDecoder`."""

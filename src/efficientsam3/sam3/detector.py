@@ -110,13 +110,20 @@ class Detector(nn.Module):
         """The phrases' places, for `Concepts`."""
         return [self._places[phrase] for phrase in phrases]
 
-    def features(self, embedding: torch.Tensor) -> Sam3VisionEncoderOutput:
+    @property
+    def neck(self) -> nn.Module:
+        """What the embedding passes first."""
+        neck: nn.Module = self.detector.vision_encoder.neck
+        return neck
+
+    def features(self, embedding: torch.Tensor, neck: nn.Module | None = None) -> Sam3VisionEncoderOutput:
         """What is computed once for all prompts of a batch's images: the neck's levels.
 
         Args:
             embedding: (B, embed_dim, G, G) float, of the teacher's scale.
+            neck: in the place of its own.
         """
-        return detector_features(self.detector, embedding)
+        return detector_features(self.detector, embedding, neck)
 
     def forward(self, features: Sam3VisionEncoderOutput, concepts: Concepts) -> Detections:
         """All queries' answers to each prompt.

@@ -78,11 +78,17 @@ class Predictor(nn.Module):
         self.register_buffer("_positions", positions.permute(0, 3, 1, 2), persistent=False)
         self.eval().requires_grad_(False)
 
-    def features(self, embedding: torch.Tensor) -> list[torch.Tensor]:
+    @property
+    def neck(self) -> nn.Module | None:
+        """What the embedding passes first; None for SAM's decoder, which reads the embedding itself."""
+        return None
+
+    def features(self, embedding: torch.Tensor, neck: nn.Module | None = None) -> list[torch.Tensor]:
         """What is computed once for all prompts of a batch's images: maps of 4G and 2G (SAM3 alone), and G a side.
 
         Args:
             embedding: (B, embed_dim, G, G) float, of the teacher's scale.
+            neck: in the place of its own.
         """
         return [embedding]
 
@@ -131,9 +137,15 @@ class TrackerPredictor(Predictor):
         super().__init__(decoder.tracker.prompt_encoder, decoder.tracker.mask_decoder, decoder)
         self.tracker = decoder.tracker.requires_grad_(False)
 
-    def features(self, embedding: torch.Tensor) -> list[torch.Tensor]:
+    @property
+    def neck(self) -> nn.Module:
         """See `Predictor`."""
-        return tracker_features(self.tracker, embedding)
+        neck: nn.Module = self.tracker.vision_encoder.neck
+        return neck
+
+    def features(self, embedding: torch.Tensor, neck: nn.Module | None = None) -> list[torch.Tensor]:
+        """See `Predictor`."""
+        return tracker_features(self.tracker, embedding, neck)
 
     def forward(self, features: list[torch.Tensor], prompts: Prompts) -> Candidates:
         """See `Predictor`."""

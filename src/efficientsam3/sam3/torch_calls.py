@@ -36,9 +36,9 @@ def grid_of(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], side, side)
 
 
-def detector_features(detector: Any, embedding: torch.Tensor) -> Sam3VisionEncoderOutput:
-    """The detector's features of an embedding (1, D, G, G): its neck's four levels."""
-    levels, positions = detector.vision_encoder.neck(embedding)
+def detector_features(detector: Any, embedding: torch.Tensor, neck: Any = None) -> Sam3VisionEncoderOutput:
+    """The detector's features of an embedding (1, D, G, G): the four levels of its neck, or of one in its place."""
+    levels, positions = (neck or detector.vision_encoder.neck)(embedding)
     return Sam3VisionEncoderOutput(
         last_hidden_state=embedding.flatten(2).transpose(1, 2),
         fpn_hidden_states=levels,
@@ -77,13 +77,13 @@ def ask_detector(
     )
 
 
-def tracker_features(tracker: Any, embedding: torch.Tensor) -> list[torch.Tensor]:
-    """The tracker's features of an embedding (1, D, G, G): levels of 4, 2 and 1 cells per cell.
+def tracker_features(tracker: Any, embedding: torch.Tensor, neck: Any = None) -> list[torch.Tensor]:
+    """The tracker's features of an embedding (1, D, G, G): levels of 4, 2 and 1 cells per cell, of its neck or another.
 
     Written out, since `Sam3TrackerModel.get_image_embeddings` adds the "no memory" embedding to a fourth level that it
     then drops (seen in transformers 5.24), where Meta's code adds it to the third. That costs 2e-3 in the logits.
     """
-    levels, _ = tracker.vision_encoder.neck(embedding)
+    levels, _ = (neck or tracker.vision_encoder.neck)(embedding)
     decoder = tracker.mask_decoder
     no_memory = tracker.no_memory_embedding.reshape(1, -1, 1, 1)
     return [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1]), levels[2] + no_memory]

@@ -22,7 +22,9 @@ from efficientsam3.models.student import Student
 from efficientsam3.runtime.device import autocast_dtype
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.logging import LOGGER_NAME
+from efficientsam3.sam3.necks import trainable_copy
 from efficientsam3.train.loop import StepSettings, Trainer
+from efficientsam3.train.necks import StudentWithNecks
 from efficientsam3.train.objective import Averages, FeatureObjective, Objective
 from efficientsam3.train.optimizer import build_optimizer, learning_rate_factor, scale_learning_rate
 from efficientsam3.train.plan import TrainPlan
@@ -153,8 +155,10 @@ def _build_trainer(
     layout = torch.channels_last if process.device.type == "cuda" else torch.preserve_format
     student.to(process.device, memory_format=layout)  # type: ignore[call-overload]
     # Copied before the student's forward is wrapped: the average must keep the unwrapped one.
-    ema = ModelEmaV3(student, optimisation.ema, use_warmup=True) if optimisation.ema else None
-    model = _wrap(plan, process, student)
+    necks = {name: trainable_copy(neck.own).to(process.device) for name, neck in plan.necks.items()}
+    trained: nn.Module = StudentWithNecks(student, necks) if necks else student
+    ema = ModelEmaV3(trained, optimisation.ema, use_warmup=True) if optimisation.ema else None
+    model = _wrap(plan, process, student, trained)
     rate_at = _schedule(plan, process)
     settings = StepSettings(
         images=len(plan.train),
@@ -167,7 +171,9 @@ def _build_trainer(
     )
     standardisation = None if moments.standardisation is None else moments.standardisation.to(process.device)
     objective = _objective(plan, process, standardisation, moments.variance)
-    optimizer = build_optimizer(student, rate_at(0), optimisation.weight_decay, optimisation.layer_decay)
+    scaled = [(necks[name], neck.rate) for name, neck in plan.necks.items()]
+    decays = optimisation.weight_decay, optimisation.layer_decay
+    optimizer = build_optimizer(student, rate_at(0), *decays, scaled)
     return Trainer(model, optimizer, rate_at, plan.targets, objective, process, settings, ema, report, stage)
 
 
@@ -191,7 +197,7 @@ def _objective(
     return objective
 
 
-def _wrap(plan: TrainPlan, process: Process, student: Student) -> nn.Module:
+def _wrap(plan: TrainPlan, process: Process, student: Student, trained: nn.Module) -> nn.Module:
     if plan.optimisation.use_checkpoint:
         enable_gradient_checkpointing(student.backbone)
     if plan.optimisation.use_sync_bn:
@@ -199,9 +205,9 @@ def _wrap(plan: TrainPlan, process: Process, student: Student) -> nn.Module:
     if plan.optimisation.compile:
         student.compile()  # in place: state-dict keys stay as they are
     if process.world_size == 1:
-        return student
+        return trained
     device_ids = [process.device] if process.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
+    return nn.parallel.DistributedDataParallel(trained, device_ids=device_ids)
 
 
 def _schedule(plan: TrainPlan, process: Process) -> Callable[[int], float]:

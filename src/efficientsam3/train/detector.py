@@ -14,17 +14,21 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
+from efficientsam3.checkpoints.necks import LEVELS_READ
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.data.preprocess import build_valid_mask
 from efficientsam3.sam3.detector import Concepts, Detections, Detector
 from efficientsam3.sam3.parts import VISUAL_PROMPT
 from efficientsam3.sam3.promptable import PADDING_LABEL
 from efficientsam3.train.concepts import draw_phrases
+from efficientsam3.train.levels import compare_levels
 from efficientsam3.train.masks import answer_of, soft_mask_losses
-from efficientsam3.train.objective import AddedObjective, Losses, Objective
+from efficientsam3.train.objective import NO_NECKS, AddedObjective, Losses, Necks, Objective
 from efficientsam3.train.prompts import Shown, draw_prompts
 
+LEVELS = "detector_levels"
 _NAMES = ("detector_mask", "detector_box", "detector_score", "detector_presence")
 Costs = npt.NDArray[np.floating]
 _IMPOSSIBLE = 1e6  # the cost in place of one that is not finite, which the assignment would not take
@@ -43,12 +47,19 @@ class DetectorSettings:
     box: float
     score: float
     presence: float
+    levels: float = 0.0
+
+    @property
+    def asks(self) -> bool:
+        """Whether the detector is asked."""
+        return max(self.mask, self.box, self.score, self.presence) > 0 or not self.levels
 
 
 class DetectorObjective(AddedObjective):
     """Another objective and, added to it, that of the detector's answers.
 
-    The figures are those of `compare_detections`, as means over images and prompts.
+    The figures are those of `compare_detections`, as means over images and prompts, and `detector_levels`, the
+    difference of what the detector reads.
     """
 
     def __init__(
@@ -71,26 +82,49 @@ class DetectorObjective(AddedObjective):
             seed: draws the prompts, with the epoch and each image's id.
         """
         detector.encode_phrases()
-        shares = (settings.mask, settings.box, settings.score, settings.presence)
-        super().__init__(other, standardisation, settings.weight, dict(zip(_NAMES, shares, strict=True)))
+        weights = (settings.mask, settings.box, settings.score, settings.presence)
+        shares = dict(zip(_NAMES, weights, strict=True)) if settings.asks else {}
+        shares |= {LEVELS: settings.levels} if settings.levels else {}
+        super().__init__(other, standardisation, settings.weight, shares)
         self._detector = detector
         self._phrases = phrases
         self._settings = settings
         self._seed = seed
 
-    def added(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
+    def added(
+        self,
+        student: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        shown: Shown,
+        necks: Necks = NO_NECKS,
+    ) -> Losses:
         """See `AddedObjective`."""
         settings, detector = self._settings, self._detector
-        dtype = detector.dtype
-        own = detector.features(student.to(dtype))
+        own = detector.features(student.to(detector.dtype), necks.get("detector"))
         with torch.no_grad():
-            teacher = detector.features(targets.to(dtype))
+            teacher = detector.features(targets.to(detector.dtype))
+        found: Losses = {}
+        if settings.asks:
+            found = self._asked(own, teacher, weights, shown)
+        if settings.levels:
+            mine, wanted = (features.fpn_hidden_states[:LEVELS_READ] for features in (own, teacher))
+            size = detector.preprocessing.image_size
+            found[LEVELS] = compare_levels(mine, wanted, shown.content_sizes, size, weights)
+        return found
+
+    def _asked(
+        self, own: Sam3VisionEncoderOutput, teacher: Sam3VisionEncoderOutput, weights: torch.Tensor, shown: Shown
+    ) -> Losses:
+        """The losses of the answers to prompts."""
+        settings, detector = self._settings, self._detector
+        dtype, device = detector.dtype, weights.device
         valid = build_valid_mask(shown.content_sizes, detector.preprocessing.image_size, 4 * detector.embed_size)
         shares = weights / weights.sum().clamp(min=1) / (settings.text + settings.visual)
         concepts = self._concepts(shown, dtype)
         most = settings.at_once or len(concepts.images)
         recomputes = len(concepts.images) > most
-        total = torch.zeros(len(_NAMES), dtype=dtype, device=student.device)
+        total = torch.zeros(len(_NAMES), dtype=dtype, device=device)
         for part in concepts.parts(most):
             with torch.no_grad():
                 wanted = detector(teacher, part)

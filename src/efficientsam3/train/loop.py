@@ -21,7 +21,8 @@ from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.train.batches import TrainBatch, copy_stream, on_device, with_records
 from efficientsam3.train.finite import FiniteWatch, StatisticsGuard
-from efficientsam3.train.objective import LOSS, Averages, Losses, Objective
+from efficientsam3.train.necks import necks_of, student_of
+from efficientsam3.train.objective import LOSS, Averages, Losses, Necks, Objective
 from efficientsam3.train.optimizer import apply_if_finite, restore_optimizer
 from efficientsam3.train.prompts import Shown
 from efficientsam3.train.stages import Label
@@ -53,7 +54,7 @@ class Group(NamedTuple):
 
 
 class Trainer:
-    """A student with its optimiser, taking steps.
+    """A student, and the necks that are trained with it, with their optimiser, taking steps.
 
     `step` counts optimiser steps, skipped ones too; `epoch` is the one under way, and `position` how many images of its
     order all processes together have taken.
@@ -75,8 +76,8 @@ class Trainer:
         """Set up.
 
         Args:
-            model: the student, or DistributedDataParallel around it.
-            optimizer: fused, over the student's parameters.
+            model: the student, alone or a `StudentWithNecks`, or DistributedDataParallel around it.
+            optimizer: fused, over the model's parameters; a group's `lr_scale` is a factor on its learning rate.
             rate_at: gives the learning rate of a 0-based optimiser step.
             targets: gives the teacher's embeddings of a batch.
             objective: what is minimised.
@@ -108,17 +109,28 @@ class Trainer:
         self._guard = StatisticsGuard(self.student)
 
     @property
+    def trained(self) -> nn.Module:
+        """The student, with its necks where they are trained."""
+        return _unwrapped(self.model)
+
+    @property
     def student(self) -> nn.Module:
         """The student itself."""
-        if isinstance(self.model, nn.parallel.DistributedDataParallel):
-            module: nn.Module = self.model.module
-            return module
-        return self.model
+        return student_of(self.trained)
+
+    @property
+    def _averaged(self) -> nn.Module:
+        return self.trained if self.ema is None else self.ema.module
 
     @property
     def evaluated(self) -> nn.Module:
         """What is validated, and what the training is for: the average where there is one, else the student."""
-        return self.student if self.ema is None else self.ema.module
+        return student_of(self._averaged)
+
+    @property
+    def evaluated_necks(self) -> Necks:
+        """The necks that go with `evaluated`."""
+        return necks_of(self._averaged)
 
     @property
     def observed(self) -> nn.Module:
@@ -206,7 +218,7 @@ class Trainer:
             stop: called after each batch; once it returns true, validation is abandoned and None returned.
         """
         # DDP's forward would wait for processes that have a batch fewer.
-        model = self.evaluated
+        model = self._averaged
         broadcast_state(model)  # BatchNorm's statistics differ between processes
         model.eval()
         sums, iterator = LossSums(self._process.device), self._ready(batches)
@@ -247,7 +259,7 @@ class Trainer:
         self.position = min(self._settings.images, self.position + group.size * self._settings.batch)
         if self.ema is not None:
             with self._stage("average"):
-                self.ema.update(self.student, self.step)
+                self.ema.update(self.trained, self.step)
         return losses, norm
 
     def _accumulate(self, batch: TrainBatch, size: int, last: bool) -> Losses:
@@ -297,7 +309,14 @@ class Trainer:
             valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
             shown = Shown(batch.image_ids, batch.content_sizes, batch.objects, epoch)
             targets = _laid_out_like(student, targets)
-            return self._objective(student, targets, valid, batch.weights, shown)
+            return self._objective(student, targets, valid, batch.weights, shown, necks_of(_unwrapped(model)))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        module: nn.Module = model.module
+        return module
+    return model
 
 
 def _laid_out_like(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

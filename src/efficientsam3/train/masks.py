@@ -15,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from efficientsam3.data.preprocess import build_valid_mask
 from efficientsam3.sam3.predictor import Candidates, Predictor, Prompts
-from efficientsam3.train.objective import AddedObjective, FeatureObjective, Losses
+from efficientsam3.train.levels import compare_levels
+from efficientsam3.train.objective import NO_NECKS, AddedObjective, FeatureObjective, Losses, Necks
 from efficientsam3.train.prompts import DrawnPrompts, Shown, draw_prompts
 
+LEVELS = "mask_levels"
 _NAMES = ("mask_bce", "mask_dice", "mask_iou", "mask_agreement")
 Answer = TypeVar("Answer")
 
@@ -33,13 +35,19 @@ class MaskSettings:
     bce: float
     dice: float
     iou: float
+    levels: float = 0.0
+
+    @property
+    def asks(self) -> bool:
+        """Whether masks are asked for."""
+        return max(self.bce, self.dice, self.iou) > 0 or not self.levels
 
 
 class MaskObjective(AddedObjective):
     """The features' objective and, added to it, that of the masks, each figure a mean over images, prompts and rounds.
 
     `mask_bce` is the cross-entropy above the teacher's own entropy, `mask_agreement` the IoU of the two masks that the
-    teacher ranks first.
+    teacher ranks first, `mask_levels` the difference of what SAM3's decoder reads.
     """
 
     def __init__(self, features: FeatureObjective, predictor: Predictor, settings: MaskSettings, seed: int) -> None:
@@ -52,29 +60,52 @@ class MaskObjective(AddedObjective):
             seed: draws the prompts, with the epoch and each image's id.
         """
         shares = {"mask_bce": settings.bce, "mask_dice": settings.dice, "mask_iou": settings.iou}
+        shares = shares if settings.asks else {}
+        shares |= {LEVELS: settings.levels} if settings.levels else {}
         super().__init__(features, features.standardisation, settings.weight, shares)
         self._predictor = predictor
         self._settings = settings
         self._seed = seed
 
-    def added(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
+    def added(
+        self,
+        student: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        shown: Shown,
+        necks: Necks = NO_NECKS,
+    ) -> Losses:
         """See `AddedObjective`."""
         settings = self._settings
         dtype = next(self._predictor.parameters()).dtype
-        drawn = draw_prompts(shown, settings.prompts, settings.rounds, self._seed).sorted()
-        size, grid = self._predictor.preprocessing.image_size, 4 * self._predictor.embed_size
         with torch.no_grad():
             teacher = self._predictor.features(targets.to(dtype))
+        own = self._predictor.features(student.to(dtype), necks.get("tracker"))
+        found: Losses = {}
+        if settings.asks:
+            found = self._asked(own, teacher, weights, shown)
+        if settings.levels:
+            size = self._predictor.preprocessing.image_size
+            found[LEVELS] = compare_levels(own, teacher, shown.content_sizes, size, weights)
+        return found
+
+    def _asked(
+        self, own: list[torch.Tensor], teacher: list[torch.Tensor], weights: torch.Tensor, shown: Shown
+    ) -> Losses:
+        """The losses of the answers to prompts."""
+        settings, dtype, device = self._settings, own[-1].dtype, own[-1].device
+        drawn = draw_prompts(shown, settings.prompts, settings.rounds, self._seed).sorted()
+        size, grid = self._predictor.preprocessing.image_size, 4 * self._predictor.embed_size
         scene = _Scene(
             self._predictor,
-            student=self._predictor.features(student.to(dtype)),
+            student=own,
             teacher=teacher,
             valid=build_valid_mask(shown.content_sizes, size, grid),
             cell=size / grid,
             recomputes=len(drawn.images) > settings.at_once > 0,
         )
         shares = weights / weights.sum().clamp(min=1) / (settings.prompts * (1 + settings.rounds))
-        total = torch.zeros(len(_NAMES), dtype=dtype, device=student.device)
+        total = torch.zeros(len(_NAMES), dtype=dtype, device=device)
         for prompts, chances in scene.asked(drawn, shown.content_sizes, settings.at_once):
             for figures in scene.rounds(prompts, chances):
                 total = total + (figures * shares[prompts.images, None]).sum(0)

@@ -19,6 +19,8 @@ from efficientsam3.train.prompts import Shown
 LOSS = "loss"  # the name of what is minimised; every objective gives it
 Losses = dict[str, torch.Tensor]  # scalars of one batch, on its device
 Averages = dict[str, float]
+Necks = Mapping[str, nn.Module]  # necks that are trained with the student, "detector" and "tracker", for its features
+NO_NECKS: Necks = {}
 # Student's and teacher's features (B, D, E, E) float, and valid cells (B, E, E) bool with at least one set in each
 # image, to each image's loss (B,) float32.
 Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -36,6 +38,7 @@ class Objective(Protocol):
         valid: torch.Tensor,
         weights: torch.Tensor,
         shown: Shown,
+        necks: Necks = NO_NECKS,
     ) -> Losses:
         """The losses of one batch, averaged over its images.
 
@@ -45,6 +48,7 @@ class Objective(Protocol):
             valid: (B, E, E) bool, see `build_valid_mask`.
             weights: (B,) float, 1 for an image and 0 for a stand-in that must not count.
             shown: what the images show.
+            necks: those that are trained with the student; its features alone pass them.
 
         Returns:
             Scalars by name: `loss`, which is minimised, and any others, which are only recorded.
@@ -104,8 +108,9 @@ class FeatureObjective:
         valid: torch.Tensor,
         weights: torch.Tensor,
         shown: Shown | None = None,
+        necks: Necks = NO_NECKS,
     ) -> Losses:
-        """See `Objective`; what the images show does not matter."""
+        """See `Objective`; what the images show does not matter, nor do necks."""
         if self.standardisation is None and not self._padding:
             terms = self._terms(student, targets, valid, weights)
             return {LOSS: self._total(terms), **terms}
@@ -163,11 +168,12 @@ class AddedObjective(ABC):
         valid: torch.Tensor,
         weights: torch.Tensor,
         shown: Shown,
+        necks: Necks = NO_NECKS,
     ) -> Losses:
         """See `Objective`. The added losses are recorded raw."""
-        losses = self._other(student, targets, valid, weights, shown)
+        losses = self._other(student, targets, valid, weights, shown, necks)
         raw = student if self._standardisation is None else self._standardisation.restore(student)
-        added = self.added(raw, targets, weights, shown)
+        added = self.added(raw, targets, weights, shown, necks)
         weighted = reduce(torch.add, (share * added[name] for name, share in self._shares.items()))
         return {**losses, LOSS: losses[LOSS] + self._weight * weighted, **added}
 
@@ -180,7 +186,14 @@ class AddedObjective(ABC):
         return self._other.raw(student)
 
     @abstractmethod
-    def added(self, student: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, shown: Shown) -> Losses:
+    def added(
+        self,
+        student: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        shown: Shown,
+        necks: Necks = NO_NECKS,
+    ) -> Losses:
         """The added losses alone.
 
         Args:
@@ -188,6 +201,7 @@ class AddedObjective(ABC):
             targets: (B, D, E, E) the teacher's embeddings.
             weights: (B,) see `Objective`.
             shown: what the images show.
+            necks: see `Objective`.
         """
 
 

@@ -1,6 +1,7 @@
 """AdamW with weight decay on matrices alone, and a warmed-up cosine schedule."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,11 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, floor: 
 
 
 def build_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    scaled: Sequence[tuple[nn.Module, float]] = (),
 ) -> torch.optim.AdamW:
     """AdamW in one fused kernel, which CPU, MPS and CUDA have since PyTorch 2.6; norms and biases, the
     parameters of fewer than two dimensions, do not decay.
@@ -50,11 +55,15 @@ def build_optimizer(
         learning_rate: at the first step.
         weight_decay: of matrices.
         layer_decay: factor on the rate from a stage to the one before, which their groups have as `lr_scale`.
+        scaled: modules beside the model, each with a factor on the rate, which their groups have as `lr_scale`.
     """
-    return torch.optim.AdamW(_groups(model, weight_decay, layer_decay), lr=learning_rate, fused=True)
+    groups = _groups(model, weight_decay, layer_decay)
+    for module, scale in scaled:
+        groups += [{**group, "lr_scale": scale} for group in _groups(module, weight_decay)]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def _groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     if layer_decay != 1:
         return list(param_groups_layer_decay(model, weight_decay, layer_decay=layer_decay))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

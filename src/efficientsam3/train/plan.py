@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from efficientsam3.checkpoints.necks import NeckName, digest_neck
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.layouts import DATASETS, list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
@@ -34,6 +36,7 @@ from efficientsam3.store.manifest import StoreManifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import ChannelStatistics
 from efficientsam3.train.concepts import read_phrases
+from efficientsam3.train.necks import NeckPlan
 from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.targets import ComputedTargets, StoredTargets, Targets
 
@@ -110,6 +113,7 @@ class TrainPlan:
     learns_padding: bool  # likewise
     masks: MasksPlan | None  # the decoder in the loop; None without one
     detector: DetectorPlan | None  # SAM3's detector in the loop; None without one
+    necks: dict[NeckName, NeckPlan]  # those that are trained with the student
     optimisation: Optimisation
     batch_size: int  # images per process
     num_workers: int
@@ -181,7 +185,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
     check_shared_memory(len(train), architecture.image_size, config.DATA.BATCH_SIZE, num_workers)
     standardise = config.DISTILL.NORMALIZE == "channel"
     weights = _term_weights(config)
-    detector = _plan_detector(config, manifest, readers)
+    masks, detector = _plan_masks(config, manifest), _plan_detector(config, manifest, readers)
     return TrainPlan(
         train,
         val,
@@ -192,8 +196,9 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         statistics=targets.known_moments(needed=standardise),
         term_weights=weights,
         learns_padding=config.DISTILL.PADDING,
-        masks=_plan_masks(config, manifest),
+        masks=masks,
         detector=detector,
+        necks=_plan_necks(config, masks, detector),
         optimisation=Optimisation(**{key.lower(): value for key, value in config.TRAIN}),
         batch_size=config.DATA.BATCH_SIZE,
         num_workers=num_workers,
@@ -260,7 +265,7 @@ def _plan_masks(config: TrainConfig, manifest: StoreManifest) -> "MasksPlan | No
         UserError: it is missing, no such decoder, or does not take the teacher's embeddings.
     """
     values = {key.lower(): value for key, value in config.DISTILL.MASKS}
-    path = values.pop("decoder")
+    path, rate = values.pop("decoder"), values.pop("neck")
     if path is None:
         return None
     # Imported here, since transformers takes seconds.
@@ -270,7 +275,29 @@ def _plan_masks(config: TrainConfig, manifest: StoreManifest) -> "MasksPlan | No
 
     predictor = load_predictor(path, torch.device("cpu"))
     check_fits("The teacher", (manifest.embed_dim, manifest.embed_size), manifest.preprocessing, predictor)
-    return MasksPlan(predictor, MaskSettings(**values))
+    settings = MaskSettings(**values)
+    for key, value in (("LEVELS", settings.levels), ("NECK", rate)):
+        if value and predictor.neck is None:
+            raise UserError(
+                f"DISTILL.MASKS.{key} {value:g} needs a SAM3 as DISTILL.MASKS.DECODER: SAM's decoder {path} reads the "
+                f"embedding itself and has no neck, so leave {key} out."
+            )
+    return MasksPlan(predictor, settings)
+
+
+def _plan_necks(
+    config: TrainConfig, masks: MasksPlan | None, detector: DetectorPlan | None
+) -> "dict[NeckName, NeckPlan]":
+    """The necks to train, of what is opened."""
+    asked: dict[NeckName, tuple[float, nn.Module | None]] = {
+        "detector": (config.DISTILL.DETECTOR.NECK, None if detector is None else detector.detector.neck),
+        "tracker": (config.DISTILL.MASKS.NECK, None if masks is None else masks.predictor.neck),
+    }
+    return {
+        name: NeckPlan(own, digest_neck(own.state_dict()), rate)
+        for name, (rate, own) in asked.items()
+        if rate and own is not None
+    }
 
 
 def _plan_detector(
@@ -284,26 +311,28 @@ def _plan_detector(
     """
     values = {key.lower(): value for key, value in config.DISTILL.DETECTOR}
     path, given = values.pop("checkpoint"), values.pop("phrases")
+    del values["neck"]
     if path is None:
         return None
     if find_spec("scipy") is None:
         raise UserError("DISTILL.DETECTOR needs SciPy: pip install 'efficientsam3[stage1]'.")
     listed = read_phrases(given) if isinstance(given, Path) else given
     nouns = {noun for reader in readers if reader is not None for noun in reader.nouns}
-    phrases = tuple(sorted(nouns | set(listed))) if config.DISTILL.DETECTOR.TEXT else ()
-    if config.DISTILL.DETECTOR.TEXT and not phrases:
-        raise UserError(
-            f"DISTILL.DETECTOR.TEXT {config.DISTILL.DETECTOR.TEXT} asks by text, and {config.DATA.DATA_PATH} has no "
-            "names of categories: list phrases as DISTILL.DETECTOR.PHRASES, or set TEXT 0."
-        )
     # Imported here, since transformers takes seconds.
     from efficientsam3.sam3.decoders import check_fits
     from efficientsam3.sam3.detector import load_detector
     from efficientsam3.train.detector import DetectorSettings
 
+    settings = DetectorSettings(**values)
+    phrases = tuple(sorted(nouns | set(listed))) if settings.asks and settings.text else ()
+    if settings.asks and settings.text and not phrases:
+        raise UserError(
+            f"DISTILL.DETECTOR.TEXT {config.DISTILL.DETECTOR.TEXT} asks by text, and {config.DATA.DATA_PATH} has no "
+            "names of categories: list phrases as DISTILL.DETECTOR.PHRASES, or set TEXT 0."
+        )
     detector = load_detector(path, phrases)
     check_fits("The teacher", (manifest.embed_dim, manifest.embed_size), manifest.preprocessing, detector)
-    return DetectorPlan(detector, phrases, DetectorSettings(**values))
+    return DetectorPlan(detector, phrases, settings)
 
 
 def _plan_probe(config: TrainConfig) -> ProbePlan | None:
@@ -320,6 +349,10 @@ def _record(config: TrainConfig, manifest: StoreManifest, detector: DetectorPlan
     """
     recorded: dict[str, Any] = json.loads(config.model_dump_json())
     recorded["DATA"]["IMG_SIZE"] = manifest.preprocessing.image_size
+    for section in (recorded["DISTILL"]["MASKS"], recorded["DISTILL"]["DETECTOR"]):
+        for key in ("LEVELS", "NECK"):  # as before there were any
+            if not section[key]:
+                del section[key]
     if config.DISTILL.MASKS.DECODER is None:  # as before there was one
         del recorded["DISTILL"]["MASKS"]
     if detector is None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.random_state import restore_random_state, seed_everything
 from efficientsam3.train.loop import Trainer
+from efficientsam3.train.necks import load_necks, necks_of
 from efficientsam3.train.plan import TrainPlan
 from efficientsam3.train.sums import LossSums
 
@@ -56,6 +58,7 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
             f"Checkpoint {path} is of {content['architecture']}, not of {asdict(plan.architecture)}: give another "
             "OUTPUT or --resume, or set TRAIN.AUTO_RESUME false."
         )
+    _check_necks(content, plan, path)
     changes = list(_changes(content, plan, world_size))
     other_targets = ("normalisation" in content) != plan.standardise
     if other_targets or (changes and not allow_config_change):
@@ -70,6 +73,23 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
         logger.warning("changed since the checkpoint: %s", change)
     logger.info("continuing from %s", path)
     return content
+
+
+def _check_necks(content: Mapping[str, Any], plan: TrainPlan, path: Path) -> None:
+    found = (content.get("necks") or {"origins": {}})["origins"]
+    wanted = {name: neck.origin for name, neck in plan.necks.items()}
+    if found.keys() != wanted.keys():
+        trained, now = (" and ".join(sorted(names)) or "none" for names in (found, wanted))
+        raise UserError(
+            f"Checkpoint {path} was made while training other necks (of {trained}) than DISTILL.MASKS.NECK and "
+            f"DISTILL.DETECTOR.NECK ask for (of {now}): set those back, or give the checkpoint as MODEL.PRETRAINED in "
+            "another OUTPUT."
+        )
+    if found != wanted:
+        raise UserError(
+            f"Checkpoint {path} was made with the necks of another SAM3 than DISTILL.MASKS.DECODER and "
+            "DISTILL.DETECTOR.CHECKPOINT name: give the SAM3 that it was made with, or another OUTPUT."
+        )
 
 
 def restore(content: Mapping[str, Any], trainer: Trainer, process: Process, seed: int) -> None:
@@ -97,8 +117,11 @@ def _restore(content: Mapping[str, Any], trainer: Trainer, process: Process, see
         if wrong := differences(layouts(state), expected):
             raise ValueError(wrong)
     trainer.student.load_state_dict(content["model"])
-    if trainer.ema is not None:
-        trainer.ema.module.load_state_dict(averages)  # switched on since: it starts here
+    necks = content.get("necks") or {"model": {}}
+    load_necks(necks_of(trainer.trained), necks["model"])
+    if trainer.ema is not None:  # switched on since: it starts here
+        trainer.evaluated.load_state_dict(averages)
+        load_necks(trainer.evaluated_necks, necks.get("ema") or necks["model"])
     trainer.load_state_dict(dict(content))
     shares = content["processes"]
     if len(shares) == process.world_size:

@@ -21,6 +21,7 @@ from efficientsam3.runtime.random_state import capture_random_state
 from efficientsam3.train.build import TargetMoments
 from efficientsam3.train.folder import BEST_NAME
 from efficientsam3.train.loop import Trainer
+from efficientsam3.train.necks import necks_of, necks_state
 from efficientsam3.train.objective import Averages
 from efficientsam3.train.plan import TrainPlan
 
@@ -81,7 +82,13 @@ class Saver:
             **self._moments.state_dict(),
         }
         if trainer.ema is not None:
-            content["ema"] = _weights(trainer.ema.module)
+            content["ema"] = _weights(trainer.evaluated)
+        if plan.necks:
+            content["necks"] = {
+                "origins": {name: neck.origin for name, neck in plan.necks.items()},
+                "model": necks_state(necks_of(trainer.trained)),
+                **({} if trainer.ema is None else {"ema": necks_state(trainer.evaluated_necks)}),
+            }
         save_training_checkpoint(self.path, content)
 
 
