@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -93,6 +93,7 @@ def read_trained_necks(path: Path) -> TrainedNecks | None:
     return TrainedNecks(found.origins, state)
 
 
-def neck_names(names: Mapping[str, Any]) -> list[NeckName]:
-    """Those of a mapping's keys that name a neck, in one order."""
-    return [name for name in get_args(NeckName) if name in names]
+def neck_names(names: Iterable[str]) -> list[NeckName]:
+    """Those that name a neck, in one order."""
+    found = frozenset(names)
+    return [name for name in get_args(NeckName) if name in found]

@@ -10,7 +10,8 @@ from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 
 STUDENT_PREFIX = TRUNK_PREFIX + "model."
 TEXT_PREFIX = "detector.backbone.language_backbone."
-TRACKER_PREFIXES = ("tracker.", "detector.backbone.vision_backbone.sam2_convs.")
+NATIVE_NECKS = ("detector.backbone.vision_backbone.convs.", "detector.backbone.vision_backbone.sam2_convs.")
+TRACKER_PREFIXES = ("tracker.", NATIVE_NECKS[1])
 HF_TRUNK_PREFIX = "detector_model.vision_encoder.backbone."
 HF_STUDENT_PREFIX = HF_TRUNK_PREFIX + "student."
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from efficientsam3.checkpoints.necks import read_trained_necks
 from efficientsam3.checkpoints.training import is_training_checkpoint
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.export.graphs import Graph, build_graphs, student_graph
@@ -35,7 +36,7 @@ def read_source(model: Path) -> Source:
     """Open a merged file, a Hugging Face directory, plain SAM3, or a training's checkpoint: its student alone.
 
     Raises:
-        UserError: `model` is not one of these, or is broken.
+        UserError: `model` is not one of these, or is broken, or is a student that needs the necks trained with it.
     """
     if not model.exists():
         raise UserError(
@@ -43,6 +44,11 @@ def read_source(model: Path) -> Source:
             "ckpt_epoch_N.pth."
         )
     if is_training_checkpoint(model):
+        if read_trained_necks(model) is not None:
+            raise UserError(
+                f"{model} was trained together with SAM3's necks, which an image encoder alone would leave behind: "
+                "merge it, and export the merged model."
+            )
         student, preprocessing = load_student_and_preprocessing(model)
         return Source([student_graph(student)], preprocessing, [], has_text=False, visual_prompt=None)
     contents = read_contents(model)

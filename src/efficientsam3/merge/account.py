@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from efficientsam3.checkpoints.necks import NECK_PREFIXES, NeckName, neck_names
 from efficientsam3.checkpoints.reading import StateDict
-from efficientsam3.checkpoints.sam3_convert import plan_conversion
-from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
+from efficientsam3.checkpoints.sam3_convert import plan_conversion, rename
+from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX, NATIVE_NECKS
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, preprocessing_note
 from efficientsam3.merge.request import Format
 from efficientsam3.runtime.errors import UserError
@@ -28,6 +29,7 @@ class MergeAccount:
     removed_tensors: int
     removed_parameters: int
     removed: str = "SAM3's image trunk"  # in words
+    replaced: dict[str, tuple[int, int]] = field(default_factory=dict)  # trained neck -> tensors, parameters
     kept: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> tensors, parameters
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)  # what happens to values -> how many source tensors
@@ -42,6 +44,10 @@ class MergeAccount:
         lines = [
             f"removed   {removed}: {self.removed}",
             f"inserted  {_count(student, self.student_parameters)}: the student {self.backbone} and its head",
+        ]
+        lines += [
+            f"replaced  {_count(*size)}: the {name}'s neck, by the one that was trained with the student"
+            for name, size in self.replaced.items()
         ]
         lines += [f"kept      {_count(*self.kept[part])}: {part}" for part in self.kept]
         lines += [f"left out  {_count(*size)}: {part} ({PARTS[part]})" for part, size in self._left_out()]
@@ -93,7 +99,9 @@ def account_for(
     removed = {key: value for key, value in source.items() if key.startswith(trunk_prefix)}
     if not removed:
         raise UserError(f"--replace-prefix {replace_prefix!r} matches no tensor in {sam3.path}: check it.")
-    rest = {key: value for key, value in source.items() if key not in removed}
+    necks = neck_replacements(student, sam3, parts)
+    replaced = {key for state in necks.values() for key in state}
+    rest = {key: value for key, value in source.items() if key not in removed and key not in replaced}
     account = MergeAccount(
         output,
         format,
@@ -103,6 +111,7 @@ def account_for(
         len(removed),
         _parameters(removed),
     )
+    account.replaced = {name: (len(state), _parameters(state)) for name, state in necks.items()}
     if sam3.native is None:
         account.kept = {"everything else": (len(rest), _parameters(rest))}
     else:
@@ -112,6 +121,20 @@ def account_for(
             account.changes, account.ignored = conversion_account(rest)
     account.notes = _notes(format, student, sam3, parts)
     return account
+
+
+def neck_replacements(student: StudentInput, sam3: Sam3Input, parts: frozenset[Part]) -> dict[NeckName, StateDict]:
+    """The trained necks of the parts that are kept, by the keys of the SAM3 whose tensors they replace."""
+    necks: dict[NeckName, StateDict] = {}
+    if student.necks is None:
+        return necks
+    keys = {key: key for key in student.necks.state}
+    if sam3.native is not None:
+        keys = {rename(key): key for key in sam3.native if key.startswith(NATIVE_NECKS) and part_of(key) in parts}
+    for name in neck_names(student.necks.origins):
+        trained = {key: value for key, value in student.necks.state.items() if key.startswith(NECK_PREFIXES[name])}
+        necks[name] = {keys[key]: value for key, value in trained.items() if key in keys}
+    return {name: state for name, state in necks.items() if state}
 
 
 def _parameters(tensors: StateDict) -> int:

@@ -7,7 +7,7 @@ import transformers
 
 import efficientsam3
 from efficientsam3.data.preprocess import sam3_preprocessing
-from efficientsam3.merge.account import MergeAccount
+from efficientsam3.merge.account import MergeAccount, neck_replacements
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, architecture_dict
 from efficientsam3.runtime.files import sha256_file
 from efficientsam3.sam3.parts import PARTS, Part
@@ -26,6 +26,7 @@ def model_metadata(
         "architecture": architecture_dict(student.architecture),
         "preprocessing": preprocessing.model_dump(mode="json"),
         "parts": [part for part in PARTS if part in parts],
+        **_trained_necks(student, sam3, parts),
         "dtype": "as in the source" if dtype is None else str(dtype).removeprefix("torch."),
         "versions": {
             "efficientsam3": efficientsam3.__version__,
@@ -33,6 +34,14 @@ def model_metadata(
             "transformers": transformers.__version__,
         },
     }
+
+
+def _trained_necks(student: StudentInput, sam3: Sam3Input, parts: frozenset[Part]) -> dict[str, Any]:
+    """The necks that are the student's: what came with it now, or before the model was fused."""
+    if student.necks is None:
+        return {"trained_necks": sam3.contents.trained_necks} if sam3.contents.trained_necks else {}
+    kept = neck_replacements(student, sam3, parts)
+    return {"trained_necks": {name: student.necks.origins[name] for name in kept}}
 
 
 def _hashes(source: StudentInput | Sam3Input) -> dict[str, Any]:
@@ -45,6 +54,8 @@ def _hashes(source: StudentInput | Sam3Input) -> dict[str, Any]:
 def model_card(name: str, metadata: dict[str, Any], account: MergeAccount) -> str:
     """A model card in Markdown."""
     architecture, pixels = metadata["architecture"], metadata["preprocessing"]
+    necks = ", ".join(metadata.get("trained_necks", ()))
+    trained = f"| necks trained with the student | {necks} |\n" if necks else ""
     lines = "\n".join(f"    {line}" for line in account.lines())
     return f"""# {name}
 
@@ -59,7 +70,7 @@ EfficientSAM3: SAM3 whose image trunk is the student `{architecture["backbone"]}
 | embedding | {architecture["embed_dim"]} x {architecture["embed_size"]} x {architecture["embed_size"]} |
 | head | {architecture["head"]} |
 | parts | {", ".join(metadata["parts"])} |
-| weights | {metadata["dtype"]} |
+{trained}| weights | {metadata["dtype"]} |
 
 The SHA-256 of both sources are in the metadata.
 

@@ -16,7 +16,7 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.merge.account import MergeAccount
 from efficientsam3.merge.card import model_card, model_metadata
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, without_trunk
-from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
+from efficientsam3.merge.verify import fingerprints, verify_necks, verify_student, verify_written
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file, write_json, write_text
 from efficientsam3.runtime.memory import release_pages
@@ -45,6 +45,7 @@ def write_hf_directory(
     """
     tensors = without_trunk(sam3.contents)
     tensors |= {HF_STUDENT_PREFIX + key: value for key, value in student.state.items()}
+    tensors |= {} if student.necks is None else student.necks.state
     if dtype is not None:
         tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
     expected = fingerprints(tensors, sam3.path)
@@ -59,6 +60,7 @@ def write_hf_directory(
         verify_written(folder, expected)
         check_whole(read_contents(folder))
         verify_student(folder, student, dtype)
+        verify_necks(folder, student, sam3, frozenset(PARTS), dtype)
         account.bytes = sum(file.stat().st_size for file in folder.iterdir())
         write_text(folder / "README.md", model_card(output.name, metadata, account))
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from efficientsam3.checkpoints.necks import TrainedNecks, neck_names, read_trained_necks, under
 from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.checkpoints.student_keys import is_fused
@@ -14,7 +15,8 @@ from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.models.student_files import StudentFile, check_student, read_student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import check_whole
-from efficientsam3.sam3.contents import Contents, read_contents
+from efficientsam3.sam3.contents import Contents, merged_necks, read_contents
+from efficientsam3.sam3.necks import check_neck
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class StudentInput:
     state: StateDict  # keys as `Student` has them
     architecture: StudentArchitecture
     preprocessing: Preprocessing | None  # None when the file does not say
+    necks: TrainedNecks | None = None  # in the place of SAM3's own
 
     def build(self) -> Student:
         """The student itself, on the CPU, in eval mode."""
@@ -85,8 +88,8 @@ def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:
     """Open a student and check that it can take the place of SAM3's trunk.
 
     Raises:
-        UserError: the student's weights are not finite or not whole, or its embedding has another shape than the
-            trunk's.
+        UserError: the student's weights are not finite or not whole, its embedding has another shape than the
+            trunk's, or the necks that were trained with it began as another SAM3's.
     """
     file = read_student(path)
     trunk = original_trunk(sam3.contents)
@@ -103,7 +106,11 @@ def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:
             f"{trunk.hidden_size} on {grid}x{grid} at {trunk.image_size}: train it on this SAM3's embeddings."
         )
     check_student(file.state, architecture, path)
-    return StudentInput(path, file.state, architecture, file.preprocessing)
+    necks = read_trained_necks(path) or merged_necks(path)
+    if necks is not None:
+        for name in neck_names(necks.origins):
+            check_neck(under(sam3.contents.tensors, name), necks, name, str(path), str(sam3.path))
+    return StudentInput(path, file.state, architecture, file.preprocessing, necks)
 
 
 def _architecture(file: StudentFile, trunk: Any) -> StudentArchitecture:

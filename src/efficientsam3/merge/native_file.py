@@ -7,10 +7,10 @@ import torch
 from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.writing import save_tensors
-from efficientsam3.merge.account import MergeAccount
+from efficientsam3.merge.account import MergeAccount, neck_replacements
 from efficientsam3.merge.card import model_card, model_metadata
 from efficientsam3.merge.inputs import Sam3Input, StudentInput
-from efficientsam3.merge.verify import fingerprints, verify_student, verify_written
+from efficientsam3.merge.verify import fingerprints, verify_necks, verify_student, verify_written
 from efficientsam3.models.student_files import to_published_layout
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import to_json
@@ -55,6 +55,7 @@ def write_native_file(
         del merged  # the source's mapping counts as memory
         verify_written(temporary, expected)
         verify_student(temporary, student, dtype, prefixes[0])
+        verify_necks(temporary, student, sam3, parts, dtype)
         account.bytes = temporary.stat().st_size
     metadata |= {"bytes": account.bytes, "sha256": account.sha256}
     write_own_text(metadata_path(output), to_json(metadata), MERGED_MODEL, overwrite)
@@ -83,12 +84,13 @@ def _assemble(
     parts: frozenset[Part],
     dtype: torch.dtype | None,
 ) -> StateDict:
-    """The merged state dict in the source's order, the student where the trunk was."""
+    """The merged state dict in the source's order, with the student in the trunk's place, and trained necks."""
     target_prefix, replace_prefix = prefixes
     assert sam3.native is not None
     state, backbone = student.state, student.architecture.backbone
     # A fused student has tensors that the published layout has no names for.
     published = state if student.architecture.fused else to_published_layout(state, backbone)
+    necks = {key: value for state in neck_replacements(student, sam3, parts).values() for key, value in state.items()}
     merged: StateDict = {}
     for key, value in sam3.native.items():
         if key.startswith(replace_prefix):
@@ -96,7 +98,7 @@ def _assemble(
         elif part_of(key) in parts or key.startswith(TRUNK_PREFIX):
             if key.startswith(target_prefix):
                 raise UserError(f"{key} is in SAM3 and would be mixed with the student: change --target-prefix.")
-            merged[key] = value
+            merged[key] = necks.get(key, value)
     if "text" not in parts and "image" in parts:
         kept = sam3.contents.visual_prompt
         merged[VISUAL_PROMPT_KEY] = compute_visual_prompt(sam3.contents) if kept is None else kept

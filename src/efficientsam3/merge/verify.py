@@ -2,17 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
 from efficientsam3.checkpoints.fitting import is_finite
-from efficientsam3.checkpoints.reading import read_tensors
+from efficientsam3.checkpoints.necks import under
+from efficientsam3.checkpoints.reading import StateDict, read_tensors
+from efficientsam3.checkpoints.sam3_convert import convert
+from efficientsam3.checkpoints.sam3_keys import NATIVE_NECKS
 from efficientsam3.checkpoints.writing import digest_tensor
-from efficientsam3.merge.inputs import StudentInput
+from efficientsam3.merge.account import neck_replacements
+from efficientsam3.merge.inputs import Sam3Input, StudentInput
 from efficientsam3.models.student import Student
 from efficientsam3.models.student_files import load_student_state
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import release_pages
+from efficientsam3.sam3.parts import Part
 
 Fingerprint = tuple[tuple[int, ...], torch.dtype, bytes]
 _RELEASE_EVERY = 1 << 28  # bytes
@@ -86,3 +93,46 @@ def verify_student(path: Path, student: StudentInput, dtype: torch.dtype | None,
             "give --dtype float32, or report this student."
         )
     return difference
+
+
+@torch.inference_mode()
+def verify_necks(
+    path: Path, student: StudentInput, sam3: Sam3Input, parts: frozenset[Part], dtype: torch.dtype | None
+) -> None:
+    """Run the trained necks out of a merged model and compare them with those of the student on the same noise.
+
+    Args:
+        path: the merged model, a native file or a Hugging Face directory.
+        student: the source student with its necks.
+        sam3: gives the levels that are not trained.
+        parts: those that are kept.
+        dtype: dtype that the weights were stored in, None for unchanged.
+
+    Raises:
+        UserError: a level differs by more than rounding.
+    """
+    kept = neck_replacements(student, sam3, parts)
+    if student.necks is None or not kept:
+        return
+    tensors = read_tensors(path, values=False)  # compared by `verify_written`
+    if path.is_file():
+        tensors = convert({key: value for key, value in tensors.items() if key.startswith(NATIVE_NECKS)})
+    configs = {"detector": sam3.contents.config.detector_config, "tracker": sam3.contents.config.tracker_config}
+    for name in kept:
+        config = configs[name].vision_config
+        expected = under(sam3.contents.tensors, name) | student.necks.weights(name)
+        noise = torch.randn(1, config.backbone_config.hidden_size, 8, 8, generator=torch.Generator().manual_seed(8))
+        levels = [_neck(config, state)(noise)[0] for state in (under(tensors, name), expected)]
+        difference = max(float((own - other).norm() / other.norm()) for own, other in zip(*levels, strict=True))
+        if not difference <= _TOLERANCE[dtype or torch.float32]:
+            raise UserError(
+                f"The merged {name}'s neck differs from the student's by {difference:.1e} relative: "
+                "give --dtype float32, or report this student."
+            )
+
+
+def _neck(config: Any, state: StateDict) -> Any:
+    with torch.device("meta"):
+        neck = Sam3VisionNeck(config)
+    neck.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return neck

@@ -1,6 +1,6 @@
 """A SAM3 or EfficientSAM3 on disk, native or Hugging Face, in one form: a config and tensors under facebook's keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from transformers import PreTrainedConfig, Sam3VideoConfig
 
 from efficientsam3.checkpoints.hf_config import parse_hf_config, read_hf_config
+from efficientsam3.checkpoints.necks import NECK_PREFIXES, NeckName, TrainedNecks, is_trained_layer, under
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3 import trunk_config
 from efficientsam3.checkpoints.sam3_config import video_config
@@ -40,6 +41,7 @@ class _Metadata(BaseModel):
     preprocessing: Preprocessing | None = None
     bytes: int | None = None
     sha256: str | dict[str, str] | None = None  # of a native file, or of each weight file of a directory
+    trained_necks: dict[NeckName, str] = {}  # see `TrainedNecks.origins`
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Contents:
     preprocessing: Preprocessing
     visual_prompt: torch.Tensor | None = None  # (3, width), in a model that was merged without its text encoder
     native: Tensors | None = None  # the same under sam3.pt's keys, for a plain native SAM3
+    trained_necks: dict[NeckName, str] = field(default_factory=dict)  # see `TrainedNecks.origins`
 
     def has(self, prefix: str) -> bool:
         """Whether there are tensors under a prefix."""
@@ -96,7 +99,8 @@ def _read_merged(path: Path, tensors: Tensors, metadata: _Metadata) -> Contents:
     for key, value in to_timm_layout(student, config.backbone).items():
         converted[HF_STUDENT_PREFIX + key] = value
     preprocessing = _preprocessing(path, metadata, config)
-    return Contents(path, video_config(tensors, config), converted, preprocessing, visual_prompt)
+    necks = metadata.trained_necks
+    return Contents(path, video_config(tensors, config), converted, preprocessing, visual_prompt, trained_necks=necks)
 
 
 def _in_trunk(key: str) -> bool:
@@ -130,6 +134,37 @@ def _read_metadata(path: Path) -> _Metadata:
     return metadata
 
 
+def merged_necks(path: Path) -> TrainedNecks | None:
+    """The necks that came into a merged model with its student; None where it has SAM3's own.
+
+    Args:
+        path: any file or folder of a student.
+
+    Raises:
+        UserError: its metadata says that there are such, and it is not a merged model or broken.
+    """
+    if path.is_dir():
+        raw = read_hf_config(path) if (path / "config.json").is_file() else {}
+        metadata = _directory_metadata(path, raw)
+    else:
+        metadata = _read_metadata(path)
+    if not metadata.trained_necks:
+        return None
+    tensors = read_contents(path).tensors
+    state = {
+        NECK_PREFIXES[name] + key: value
+        for name in metadata.trained_necks
+        for key, value in under(tensors, name).items()
+        if is_trained_layer(key)
+    }
+    return TrainedNecks(metadata.trained_necks, state)
+
+
+def _directory_metadata(directory: Path, config: dict[str, Any]) -> _Metadata:
+    where = f"{METADATA_KEY} in {directory / 'config.json'}"
+    return parse(_Metadata, config.pop(METADATA_KEY, None) or {}, where, _REMEDY)
+
+
 def _preprocessing(path: Path, metadata: _Metadata, backbone: PreTrainedConfig) -> Preprocessing:
     """What the image encoder takes, which has one image size.
 
@@ -152,8 +187,7 @@ def _read_directory(directory: Path) -> Contents:
             f"{directory / 'config.json'} is not in facebook/sam3's layout (a detector_config and a tracker_config): "
             "give facebook/sam3 itself, or a directory that merge wrote."
         )
-    where = f"{METADATA_KEY} in {directory / 'config.json'}"
-    metadata = parse(_Metadata, raw.pop(METADATA_KEY, None) or {}, where, _REMEDY)
+    metadata = _directory_metadata(directory, raw)
     config = parse_hf_config(Sam3VideoConfig, raw, directory, EfficientSam3StudentConfig)
     for name, recorded in metadata.sha256.items() if isinstance(metadata.sha256, dict) else ():
         if sha256_file(require_file(directory / Path(name).name, "Checkpoint", _REMEDY)) != recorded:
@@ -164,4 +198,5 @@ def _read_directory(directory: Path) -> Contents:
     backbone = config.detector_config.vision_config.backbone_config
     if isinstance(backbone, EfficientSam3StudentConfig):
         parse(StudentArchitecture, backbone.values, f"The student in {directory / 'config.json'}", _REMEDY)
-    return Contents(directory, config, tensors, _preprocessing(directory, metadata, backbone))
+    preprocessing = _preprocessing(directory, metadata, backbone)
+    return Contents(directory, config, tensors, preprocessing, trained_necks=metadata.trained_necks)

@@ -1,12 +1,13 @@
 """The necks between SAM3's image trunk and its detector and tracker, where they are trained with a student."""
 
 import copy
+from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from efficientsam3.checkpoints.fitting import differences, layouts
 from efficientsam3.checkpoints.necks import NeckName, TrainedNecks, digest_neck, is_trained_layer
-from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.runtime.errors import UserError
 
 
@@ -22,11 +23,6 @@ def trainable_copy(neck: nn.Module) -> nn.Module:
     return own
 
 
-def trained_weights(neck: nn.Module) -> StateDict:
-    """The weights of a neck that training may change."""
-    return {key: value for key, value in neck.state_dict().items() if is_trained_layer(key)}
-
-
 def load_neck(own: nn.Module, necks: TrainedNecks, name: NeckName, student: str, sam3: str) -> nn.Module:
     """SAM3's own neck with a student's trained weights, frozen.
 
@@ -40,22 +36,22 @@ def load_neck(own: nn.Module, necks: TrainedNecks, name: NeckName, student: str,
     Raises:
         UserError: the neck was trained from another than SAM3's, or is not whole.
     """
-    check_origin(digest_neck(own.state_dict()), necks, name, student, sam3)
-    weights = necks.weights(name)
-    if wrong := differences(layouts(weights), layouts(trained_weights(own))):
-        raise UserError(f"The {name}'s neck in {student} is not whole ({wrong}): give an unchanged checkpoint.")
+    check_neck(own.state_dict(), necks, name, student, sam3)
     found = copy.deepcopy(own)
-    found.load_state_dict(found.state_dict() | weights)
+    found.load_state_dict(found.state_dict() | necks.weights(name))
     return found.requires_grad_(False)
 
 
-def check_origin(digest: str, necks: TrainedNecks, name: NeckName, student: str, sam3: str) -> None:
-    """Refuse a neck that was trained from another SAM3's.
+def check_neck(own: Mapping[str, torch.Tensor], necks: TrainedNecks, name: NeckName, student: str, sam3: str) -> None:
+    """Check that a trained neck can take the place of SAM3's; see `load_neck`.
 
     Raises:
-        UserError: `digest`, of that SAM3's own neck, is not what the trained one began as.
+        UserError: it was trained from another than SAM3's, whose tensors `own` are, or is not whole.
     """
-    if necks.origins[name] != digest:
+    if necks.origins[name] != digest_neck(own):
         raise UserError(
             f"{student} was trained with the {name}'s neck of another SAM3 than {sam3}: give the SAM3 of its training."
         )
+    expected = {key: value for key, value in own.items() if is_trained_layer(key)}
+    if wrong := differences(layouts(necks.weights(name)), layouts(expected)):
+        raise UserError(f"The {name}'s neck in {student} is not whole ({wrong}): give an unchanged checkpoint.")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from torch.profiler import record_function
 from torch.utils.data import Subset
 
+from efficientsam3.checkpoints.necks import NeckName, neck_names, read_trained_necks
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.data.loader import ImageLoader, build_loader
 from efficientsam3.models.build import build_student
@@ -22,7 +24,7 @@ from efficientsam3.models.student import Student
 from efficientsam3.runtime.device import autocast_dtype
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.logging import LOGGER_NAME
-from efficientsam3.sam3.necks import trainable_copy
+from efficientsam3.sam3.necks import load_neck, trainable_copy
 from efficientsam3.train.loop import StepSettings, Trainer
 from efficientsam3.train.necks import StudentWithNecks
 from efficientsam3.train.objective import Averages, FeatureObjective, Objective
@@ -113,7 +115,8 @@ def build_training(
         if needs_weights
         else Student(plan.architecture)
     )
-    trainer = _build_trainer(plan, process, student, moments, report, stage)
+    necks = _build_necks(plan, process, needs_weights)
+    trainer = _build_trainer(plan, process, student, necks, moments, report, stage)
     if resumed is None:
         seed_process(plan.seed, 0, process)
     else:
@@ -142,10 +145,29 @@ def _train_sampler(plan: TrainPlan, process: Process) -> EpochSampler:
     return EpochSampler(len(plan.train), process.world_size, process.rank, plan.seed, order, plan.read_window)
 
 
+def _build_necks(plan: TrainPlan, process: Process, needs_weights: bool) -> dict[NeckName, nn.Module]:
+    """The necks to train, as SAM3 has them or, where the student to start from has its own, as that does.
+
+    Raises:
+        UserError: its necks were trained from another SAM3's.
+    """
+    found = {name: neck.own for name, neck in plan.necks.items()}
+    start = plan.pretrained
+    earlier = read_trained_necks(start) if needs_weights and isinstance(start, Path) else None
+    for name in [] if earlier is None else neck_names(earlier.origins):
+        if name in found:
+            assert earlier is not None
+            found[name] = load_neck(found[name], earlier, name, str(start), "this training's")
+        else:
+            logger.warning("%s has a trained neck of SAM3's %s, which this training leaves as SAM3 has it", start, name)
+    return {name: trainable_copy(neck).to(process.device) for name, neck in found.items()}
+
+
 def _build_trainer(
     plan: TrainPlan,
     process: Process,
     student: Student,
+    necks: dict[NeckName, nn.Module],
     moments: TargetMoments,
     report: Callable[[int, Averages], None],
     stage: Label,
@@ -155,7 +177,6 @@ def _build_trainer(
     layout = torch.channels_last if process.device.type == "cuda" else torch.preserve_format
     student.to(process.device, memory_format=layout)  # type: ignore[call-overload]
     # Copied before the student's forward is wrapped: the average must keep the unwrapped one.
-    necks = {name: trainable_copy(neck.own).to(process.device) for name, neck in plan.necks.items()}
     trained: nn.Module = StudentWithNecks(student, necks) if necks else student
     ema = ModelEmaV3(trained, optimisation.ema, use_warmup=True) if optimisation.ema else None
     model = _wrap(plan, process, student, trained)

@@ -18,7 +18,7 @@ from efficientsam3.runtime.signals import StopRequest, report_saved
 from efficientsam3.train.build import Training, build_training
 from efficientsam3.train.folder import find_earlier, take_over
 from efficientsam3.train.loop import Trainer
-from efficientsam3.train.objective import Averages
+from efficientsam3.train.objective import Averages, Necks
 from efficientsam3.train.plan import TrainPlan, plan_training
 from efficientsam3.train.resume import find_checkpoint
 from efficientsam3.train.saving import Saver
@@ -34,8 +34,8 @@ logger = logging.getLogger(LOGGER_NAME)
 class Observers:
     """What looks at the student after each epoch, on the main process, in eval mode and without gradients."""
 
-    # Figures of the student; the first one selects the best checkpoint (higher is better).
-    probe: Callable[[nn.Module], dict[str, float]] | None = None
+    # Figures of the student and the necks trained with it; the first selects the best checkpoint (higher is better).
+    probe: Callable[[nn.Module, Necks], dict[str, float]] | None = None
     # Feature images of teacher and student, side by side.
     features: Callable[[nn.Module], "Figure"] | None = None
 
@@ -174,7 +174,8 @@ def _validate(run: _Run) -> Averages | None:
     if run.process.is_main:
         with torch.no_grad():
             if run.observers.probe is not None:
-                figures |= {f"probe/{name}": value for name, value in run.observers.probe(trainer.observed).items()}
+                probed = run.observers.probe(trainer.observed, trainer.evaluated_necks)
+                figures |= {f"probe/{name}": value for name, value in probed.items()}
             if run.observers.features is not None and len(plan.val):
                 run.tracker.show(trainer.step, run.observers.features(trainer.observed))
     return figures

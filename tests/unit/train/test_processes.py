@@ -32,6 +32,7 @@ def test_two_processes_and_one_with_accumulation_agree(
 ) -> None:
     opts = ["DATA.BATCH_SIZE", "1", "TRAIN.CLIP_GRAD", "0", "TRAIN.EPOCHS", "2"]
     opts += ["DISTILL.MASKS.DECODER", str(tiny_sam3_path), "DISTILL.MASKS.ROUNDS", "0"]  # clicks follow from roundings
+    opts += ["DISTILL.MASKS.NECK", "0.5", "DISTILL.MASKS.LEVELS", "1"]
     two = make_training(*opts, "TAG", "two")
     one = make_training(*opts, "TRAIN.ACCUMULATION_STEPS", "2", "TAG", "one")
     ours, theirs = on_one(one, one_process), on_two(two, tmp_path)

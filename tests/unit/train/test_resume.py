@@ -27,6 +27,9 @@ from unit.train.record_training import StopAfter
 MakeTraining = Callable[..., TrainConfig]
 
 
+TRAINED_NECK = ("DISTILL.MASKS.DECODER", "SAM3", "DISTILL.MASKS.NECK", "0.5", "DISTILL.MASKS.LEVELS", "1")
+
+
 def metrics(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -38,6 +41,8 @@ def assert_same(left: Path, right: Path) -> None:
     for part in ("model", "ema"):
         for key, value in theirs[part].items():
             assert torch.equal(ours[part][key], value), (part, key)
+        for key, value in theirs.get("necks", {part: {}})[part].items():
+            assert torch.equal(ours["necks"][part][key], value), (part, key)
     moments = [content["optimizer"]["state"] for content in (ours, theirs)]
     for index, state in moments[1].items():
         for name, value in state.items():
@@ -62,8 +67,8 @@ def dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         # Three steps and two batches of validation an epoch: within an epoch, within validation, at its end.
         ((), (2, 2, 3, 3)),
-        # Two steps an epoch, the second of one batch; with the decoder in the loop.
-        (("TRAIN.ACCUMULATION_STEPS", "2", "DISTILL.READ_WINDOW", "3", "DISTILL.MASKS.DECODER", "SAM3"), (1, 2)),
+        # Two steps an epoch, the second of one batch; with the decoder in the loop and its neck trained.
+        (("TRAIN.ACCUMULATION_STEPS", "2", "DISTILL.READ_WINDOW", "3", *TRAINED_NECK), (1, 2)),
     ],
 )
 def test_an_interrupted_run_gives_the_same_numbers_digit_for_digit(
@@ -84,13 +89,16 @@ def test_an_interrupted_run_gives_the_same_numbers_digit_for_digit(
         assert summary.checkpoint.exists()
     assert not train(disturbed, one_process).stopped
     assert_same(disturbed.output_dir, undisturbed.output_dir)
+    if "DISTILL.MASKS.NECK" in opts:
+        necks = load_training_checkpoint(latest_checkpoint(disturbed.output_dir))["necks"]
+        assert all(not torch.equal(value, necks["ema"][key]) for key, value in necks["model"].items())
 
 
 def test_checkpoints_within_an_epoch_and_of_old_epochs_are_cleared_away_but_the_best_stays(
     make_training: MakeTraining, one_process: Process
 ) -> None:
     values = iter([0.1, 0.9, 0.2, 0.3])
-    probe = Observers(probe=lambda student: {"box_miou": next(values), "other": 0.0})
+    probe = Observers(probe=lambda student, necks: {"box_miou": next(values), "other": 0.0})
     opts = ["TRAIN.SAVE_STEPS", "1", "TRAIN.KEEP_EPOCHS", "1", "TRAIN.EPOCHS", "4", "SAVE_FREQ", "1"]
     config = make_training(*opts, "DATA.BATCH_SIZE", "1")
     train(config, one_process, StopAfter(6), probe)

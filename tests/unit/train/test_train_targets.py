@@ -70,7 +70,7 @@ def test_the_recorded_figures_are_of_raw_features_whatever_the_targets(
 ) -> None:
     config = make_training(*CHANNEL, "DISTILL.NORMALIZE", normalise, "TRAIN.EMA", ema)
     observed: list[tuple[float, float, float]] = []
-    observers = Observers(probe=lambda student: observed.append(validate(student, config)) or {"x": 0.0})
+    observers = Observers(probe=lambda student, necks: observed.append(validate(student, config)) or {"x": 0.0})
     summary = train(config, one_process, observers=observers)
     line = last_line(config)
     recorded = tuple(line[f"val/{name}"] for name in ("mse", "cosine", "relative_mse"))

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import torch
 
+from efficientsam3.checkpoints.necks import read_trained_necks
 from efficientsam3.checkpoints.training import is_training_checkpoint
 from efficientsam3.data.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, PerChannel, Preprocessing
 from efficientsam3.evaluate.masks.encoders import Encoder, ModuleEncoder, RandomEncoder, StoreEncoder
@@ -18,9 +19,10 @@ from efficientsam3.models.student_files import load_student_and_preprocessing
 from efficientsam3.models.teacher import OnnxTeacher, TeacherSpec, build_teacher
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.decoders import Decoder, check_fits, load_decoder
+from efficientsam3.sam3.decoders import Decoder, TrackerDecoder, check_fits, load_decoder
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
 from efficientsam3.sam3.holes import MAX_HOLE_AREA
+from efficientsam3.sam3.necks import load_neck
 from efficientsam3.store.manifest import MANIFEST_NAME
 from efficientsam3.store.reader import EmbeddingStore
 
@@ -72,6 +74,8 @@ def open_models(
         seed: draws the random embeddings.
         max_hole_area: of every SAM3, see `Promptable.segment`.
 
+    A training checkpoint with a trained neck of the tracker is decoded behind that.
+
     Raises:
         UserError: a model is missing or none of these, needs a decoder, or does not fit it; or two have one name.
     """
@@ -96,8 +100,24 @@ def open_models(
             segmenters.append(WholeModel(name, sam3, max_hole_area))
         else:
             assert loaded is not None
-            segmenters.append(EncoderWithDecoder(name, _encoder(model, loaded, fed, device, seed), loaded))
+            assert decoder is not None
+            own = _behind_its_neck(model, loaded, decoder, device)
+            segmenters.append(EncoderWithDecoder(name, _encoder(model, loaded, fed, device, seed), own))
     return segmenters
+
+
+def _behind_its_neck(model: str, loaded: Decoder, decoder: Path, device: torch.device) -> Decoder:
+    """The decoder for a model, behind the neck that was trained with it where there is one."""
+    path = Path(model)
+    necks = read_trained_necks(path) if is_training_checkpoint(path) else None
+    if necks is None or "tracker" not in necks.origins:
+        return loaded
+    if not isinstance(loaded, TrackerDecoder):
+        raise UserError(
+            f"{model} was trained with the neck of a SAM3's tracker, and {decoder} has no neck: give the SAM3 of its "
+            "training with --decoder."
+        )
+    return loaded.behind(load_neck(loaded.neck, necks, "tracker", model, str(decoder)).to(device))
 
 
 def _whole(model: str, device: torch.device) -> EfficientSAM3 | OnnxSAM3:

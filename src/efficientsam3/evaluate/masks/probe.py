@@ -14,7 +14,8 @@ from efficientsam3.evaluate.masks.objects import PromptKind
 from efficientsam3.evaluate.masks.scores import summarise
 from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, Remembered, Segmenter
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.decoders import Decoder
+from efficientsam3.sam3.decoders import Decoder, TrackerDecoder
+from efficientsam3.train.objective import NO_NECKS, Necks
 
 PROBE_PROMPTS: tuple[PromptKind, ...] = ("box", "point")
 _TEACHER, _STUDENT = "teacher", "student"
@@ -41,11 +42,12 @@ class MaskProbe:
         self._truth, self._selection = truth, selection
         self._teacher = Remembered(EncoderWithDecoder(_TEACHER, teacher, decoder))
 
-    def __call__(self, student: nn.Module) -> dict[str, float]:
+    def __call__(self, student: nn.Module, necks: Necks = NO_NECKS) -> dict[str, float]:
         """Probe a student, whose training mode is as before afterwards.
 
         Args:
             student: from normalised pixels (B, 3, S, S) to the teacher's embedding (B, D, G, G), not standardised.
+            necks: those that are trained with it, from the decoder's own.
 
         Returns:
             `box_miou`, `point_miou` with the true masks; `box_agreement`, `point_agreement` with the teacher's masks;
@@ -56,8 +58,12 @@ class MaskProbe:
         """
         device, training = next(student.parameters()).device, student.training
         encoder = ModuleEncoder(student.eval(), self._preprocessing, device)
+        decoder = self._decoder
+        if "tracker" in necks:
+            assert isinstance(decoder, TrackerDecoder), "`build_probe` has checked it"
+            decoder = decoder.behind(necks["tracker"])
         try:
-            segmenters: list[Segmenter] = [self._teacher, EncoderWithDecoder(_STUDENT, encoder, self._decoder)]
+            segmenters: list[Segmenter] = [self._teacher, EncoderWithDecoder(_STUDENT, encoder, decoder)]
             scores = measure(segmenters, self._truth, PROBE_PROMPTS, self._selection).scores
         finally:
             student.train(training)
