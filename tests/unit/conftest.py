@@ -166,3 +166,31 @@ def with_variants(
         export_onnx(model, path, variants=["fp16", "int8"], calibrate=images, images=images)
 
     return made_once(tmp_path_factory, "variants/onnx", make)
+
+
+@pytest.fixture(scope="session")
+def with_trained_necks(
+    student_checkpoint: Make, tiny_sam3_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """A function from names of necks, both by default, to a checkpoint of a student with them trained."""
+    from efficientsam3.checkpoints.necks import NECK_PREFIXES, digest_neck, is_trained_layer, under
+    from efficientsam3.sam3.contents import read_contents
+
+    def write(path: Path, names: tuple[Any, ...]) -> None:
+        generator, tensors = torch.Generator().manual_seed(2), read_contents(tiny_sam3_path).tensors
+        own = {name: under(tensors, name) for name in names}
+        state = {
+            NECK_PREFIXES[name] + key: value + 0.05 * torch.randn(value.shape, generator=generator)
+            for name in names
+            for key, value in own[name].items()
+            if is_trained_layer(key)
+        }
+        necks = {"origins": {name: digest_neck(own[name]) for name in names}, "model": state}
+        torch.save(torch.load(student_checkpoint(), weights_only=True) | {"necks": necks}, path)
+
+    def make(*names: str) -> Path:
+        chosen = names or ("detector", "tracker")
+        name = f"students/necks_{'_'.join(chosen)}.pth"
+        return made_once(tmp_path_factory, name, lambda path: write(path, chosen))
+
+    return make
