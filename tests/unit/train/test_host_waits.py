@@ -89,7 +89,7 @@ def _trainer(plan: TrainPlan, process: Process) -> Trainer:
     with torch.device("meta"):
         student = _moved(build.Student(plan.architecture))
     ignore: Any = lambda *_: None  # noqa: E731
-    return build._build_trainer(plan, process, student, TargetMoments(None, None), ignore, build.record_function)
+    return build._build_trainer(plan, process, student, {}, TargetMoments(None, None), ignore, build.record_function)
 
 
 def _moved(module: Any) -> Any:
