@@ -2,7 +2,8 @@
 
 The published layout bears the names of each architecture's authors under `backbone.model.`; a `Student` bears timm's
 under `backbone.`. The head is the same in both: the published one `head.{0,1,3}.`, the one called `fpn`
-`head.{lateral,refine}.{0,1,2}.`, finest map first, `head.expand.` and `head.output.`. The named students are
+`head.{lateral,refine}.{0,1,2}.`, finest map first, `head.expand.` and `head.output.`, and `fpn4` the same under
+`head.fpn.`. The named students are
 in `models.students`; here are those that were published under their authors' names.
 """
 

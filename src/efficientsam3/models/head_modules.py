@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 _LARGEST_WIDTH = 256
+_DETAIL_SIDE = 4  # of the finest map's cells in one of the grid's
 
 
 class PublishedHead(nn.Sequential):
@@ -73,6 +74,26 @@ class FpnHead(nn.Module):
             fused = refine(projected if fused is None else projected + resize(fused, side))
         assert fused is not None
         embedding: torch.Tensor = self.output(self.expand(resize(fused, self._grid)))
+        return embedding
+
+
+class Fpn4Head(nn.Module):
+    """`FpnHead` with a finer map, whose 4 x 4 cells in one of the grid become channels, not averages.
+
+    After space-to-depth (Shi et al. 2016, arXiv:1609.05158, the other way round). A map whose side is no multiple of
+    the grid's is resized to 4 cells a cell first: strides of 4 pixels for a grid of 14 are 3.5.
+    """
+
+    def __init__(self, channels: Sequence[int], embed_dim: int, grid: int) -> None:
+        """Set up; see `FpnHead`."""
+        super().__init__()
+        self._side = _DETAIL_SIDE * grid
+        self.fpn = FpnHead([_DETAIL_SIDE**2 * channels[0], *channels[1:]], embed_dim, grid)
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Fuse (B, C_i, H_i, W_i), finest first, to (B, embed_dim, grid, grid)."""
+        finest = F.pixel_unshuffle(resize(maps[0], self._side), _DETAIL_SIDE)  # [B, 16 C, grid, grid]
+        embedding: torch.Tensor = self.fpn([finest, *maps[1:]])
         return embedding
 
 

@@ -25,7 +25,7 @@ class Head:
     description: str  # continues its name in help texts
     # From the channels of its maps (finest first), the embedding's channels, and the embedding's side in cells.
     build: Callable[[Sequence[int], int, int], "nn.Module"]
-    pyramid: bool  # whether it takes maps of several strides, or the last map alone
+    pyramid: float  # the least stride of the maps that it takes, in cells of the grid; 0: the last map alone
     # Pattern of the keys of the convolutions that take the maps, in the maps' order. No other head has such keys.
     inputs: str
     output: str  # what the keys of its last convolution start with
@@ -43,20 +43,33 @@ def _fpn(channels: Sequence[int], embed_dim: int, grid: int) -> "nn.Module":
     return FpnHead(channels, embed_dim, grid)
 
 
+def _fpn4(channels: Sequence[int], embed_dim: int, grid: int) -> "nn.Module":
+    from efficientsam3.models.head_modules import Fpn4Head
+
+    return Fpn4Head(channels, embed_dim, grid)
+
+
 HEADS = {
     "published": Head(
         "that of the published students, on the last map",
         _published,
-        pyramid=False,
+        pyramid=0,
         inputs=r"head\.0\.weight",
         output="head.3.",
     ),
     "fpn": Head(
         "fuses strides 8, 16 and 32, with a tenth of the parameters and half the work",
         _fpn,
-        pyramid=True,
+        pyramid=1 / 2,
         inputs=r"head\.lateral\.\d\.conv\.weight",
         output="head.output.",
+    ),
+    "fpn4": Head(
+        "as fpn, and with stride 4, of which it keeps all that lies in a cell",
+        _fpn4,
+        pyramid=1 / 4,
+        inputs=r"head\.fpn\.lateral\.\d\.conv\.weight",
+        output="head.fpn.output.",
     ),
 }
 DEFAULT_HEAD = "published"

@@ -22,6 +22,7 @@ from efficientsam3.models.tracing import trace
 from efficientsam3.runtime.errors import UserError
 
 _PUBLISHED_STRIDE = 32
+_LEAST_STRIDE = 1 / 2  # of a map that a head gets unless it asks for finer ones, in cells of the teacher's grid
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -100,21 +101,27 @@ def build_backbone(
 
 
 @lru_cache
-def pyramid_levels(backbone: str, image_size: int, embed_size: int) -> tuple[int, ...]:
+def pyramid_levels(backbone: str, image_size: int, embed_size: int, least: float = _LEAST_STRIDE) -> tuple[int, ...]:
     """Which of timm's maps a head that takes several of them gets, finest first.
 
-    The last map of each stride of at least half a cell of the teacher's grid: strides 8, 16 and 32 of the published
-    students, for both of SAM's grids. A finer map costs more than all others together, and most of it would be
-    averaged away. The coarsest is always among them.
+    The last map of each stride of at least `least` cells of the teacher's grid. Half a cell are strides 8, 16 and 32 of
+    the published students, for both of SAM's grids; most of a finer map would be averaged away on the grid. The
+    coarsest is always among them.
 
     Raises:
-        UserError: see `build_backbone`.
+        UserError: see `build_backbone`; or maps finer than half a cell are asked for, and there is none.
     """
     with torch.device("meta"):
         maps: Any = build_backbone(backbone, image_size).feature_info.info  # type: ignore[union-attr]
     last = {each["reduction"]: index for index, each in enumerate(maps)}
-    least = min(image_size / embed_size / 2, max(last))
-    return tuple(last[stride] for stride in sorted(last) if stride >= least)
+    cell = image_size / embed_size  # pixels
+    strides = [stride for stride in sorted(last) if stride >= min(least * cell, max(last))]
+    if least < _LEAST_STRIDE and strides[0] >= _LEAST_STRIDE * cell:
+        raise UserError(
+            f"MODEL.BACKBONE {backbone!r} has no map finer than stride {strides[0]}, which a head for finer ones would "
+            "make no better: use MODEL.HEAD fpn."
+        )
+    return tuple(last[stride] for stride in strides)
 
 
 class Student(nn.Module):
@@ -130,7 +137,7 @@ class Student(nn.Module):
         self.architecture = architecture
         size, grid = architecture.image_size, architecture.embed_size
         head = find_head(architecture.head)
-        levels = pyramid_levels(architecture.backbone, size, grid) if head.pyramid else (-1,)
+        levels = pyramid_levels(architecture.backbone, size, grid, head.pyramid) if head.pyramid else (-1,)
         self.backbone = build_backbone(architecture.backbone, size, pretrained, levels)
         channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
         self.head = head.build(channels, architecture.embed_dim, grid)

@@ -122,19 +122,20 @@ def test_standardised_targets_and_the_average_of_the_weights_are_worked_in(
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_the_fpn_head_is_known_again_by_its_tensors(
-    tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
+@pytest.mark.parametrize(("head", "keys"), [("fpn", "head."), ("fpn4", "head.fpn.")])
+def test_another_head_is_known_again_by_its_tensors(
+    head: str, keys: str, tiny_sam3_path: Path, student_checkpoint: Make, tmp_path: Path
 ) -> None:
-    path = student_checkpoint("repvit_m0_9", "fpn")
+    path = student_checkpoint("repvit_m0_9", head)
     account = merge(path, tiny_sam3_path, tmp_path / "out.pt")
     assert "published loader cannot read" in " ".join(account.notes)
     merged = read_tensors(tmp_path / "out.pt", STUDENT_PREFIX)
     assert any(key.startswith(f"{STUDENT_PREFIX}backbone.model.features.0.") for key in merged)
-    assert {f"{STUDENT_PREFIX}head.lateral.2.conv.weight", f"{STUDENT_PREFIX}head.output.bias"} <= merged.keys()
+    assert {f"{STUDENT_PREFIX}{keys}lateral.2.conv.weight", f"{STUDENT_PREFIX}{keys}output.bias"} <= merged.keys()
     # The metadata next to the file says it; the tensors say it too.
     (tmp_path / "out.pt.json").unlink()
     backbone = read_contents(tmp_path / "out.pt").config.detector_config.vision_config.backbone_config
-    assert (backbone.backbone, backbone.head) == ("repvit_m0_9", "fpn")
+    assert (backbone.backbone, backbone.head) == ("repvit_m0_9", head)
     torch.save(torch.load(path, weights_only=True)["model"], tmp_path / "bare.pth")
     assert merge(tmp_path / "bare.pth", tiny_sam3_path, tmp_path / "again.pt").sha256 == account.sha256
 

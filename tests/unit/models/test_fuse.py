@@ -36,6 +36,7 @@ def count(model: nn.Module, kind: type[nn.Module]) -> int:
         ("repvit_m0_9", "published"),
         ("tiny_vit_5m", "fpn"),
         ("efficientvit_b0", "fpn"),
+        ("efficientvit_b0", "fpn4"),
         ("timm/efficientnet_lite0", "published"),  # its BatchNorms carry activations
         *(pytest.param(name, "published", marks=pytest.mark.slow) for name in NINE),
     ],

@@ -10,7 +10,7 @@ from torch import nn
 
 from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.config.schema import StudentConfig
-from efficientsam3.models.head_modules import FpnHead
+from efficientsam3.models.head_modules import Fpn4Head, FpnHead
 from efficientsam3.models.heads import HEADS, Head, embedding_width, identify_head, output_prefix
 from efficientsam3.models.student import Student, StudentArchitecture, pyramid_levels
 from efficientsam3.models.student_files import identify_backbone, load_trained_student
@@ -57,6 +57,37 @@ def test_every_map_reaches_the_embedding_at_its_place() -> None:
             assert difference[-4:].max() == 0, index
 
 
+@pytest.mark.parametrize(("image_size", "embed_size"), [(1008, 72), (1024, 64), (224, 16)])
+@pytest.mark.parametrize("backbone", named_backbones())
+def test_named_students_give_their_stride_4_to_a_head_that_asks(
+    backbone: str, image_size: int, embed_size: int
+) -> None:
+    assert pyramid_levels(backbone, image_size, embed_size, HEADS["fpn4"].pyramid) == (0, 1, 2, 3)
+
+
+def test_a_backbone_without_finer_maps_is_refused() -> None:
+    with pytest.raises(UserError, match=r"vit_tiny_patch16_224' has no map finer than stride 16.*HEAD fpn"):
+        Student(StudentArchitecture("timm/vit_tiny_patch16_224", 8, 16, 224, "fpn4"))
+
+
+@pytest.mark.parametrize("side", [16, 14])  # of the finest map: 4 cells a cell, and 3.5
+def test_what_lies_within_a_cell_reaches_the_embedding(side: int) -> None:
+    torch.manual_seed(0)
+    head = Fpn4Head([2, 6, 8], embed_dim=16, grid=4).eval()
+    maps = [torch.zeros(2, channels, size, size) for channels, size in ((2, side), (6, 4), (8, 2))]
+    stripes = torch.arange(side) % 2 * 2.0 - 1  # whose mean over a cell is that of zeros
+    maps[0][1] = stripes[:, None]
+    with torch.no_grad():
+        without, with_stripes = head(maps)
+    assert without.shape == (16, 4, 4)
+    assert (with_stripes - without).abs().max() > 1e-2
+    plain = FpnHead([2, 6, 8], embed_dim=16, grid=4).eval()
+    if side == 16:
+        with torch.no_grad():
+            same, averaged = plain(maps)
+        torch.testing.assert_close(same, averaged)
+
+
 def test_the_last_convolution_is_the_output() -> None:
     for head in HEADS.values():
         module = head.build([4, 8], 16, 8)
@@ -74,7 +105,7 @@ def test_a_checkpoint_from_before_there_was_a_choice_has_the_published_head() ->
 
 
 def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(UserError, match=r"MODEL\.HEAD 'unet'.*published or fpn"):
+    with pytest.raises(UserError, match=r"MODEL\.HEAD 'unet'.*published or fpn or fpn4"):
         Student(StudentArchitecture("efficientvit_b0", 8, 16, 224, "unet"))
 
 

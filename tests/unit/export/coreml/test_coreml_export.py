@@ -283,7 +283,7 @@ def test_without_coremltools_the_remedy_is_said(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("head", ["published", "fpn"])
+@pytest.mark.parametrize("head", ["published", "fpn", "fpn4"])
 @pytest.mark.parametrize("backbone", sorted(named_backbones()))
 @torch.no_grad()
 def test_all_students(backbone: str, head: str, fused: bool, tmp_path: Path) -> None:

@@ -99,8 +99,9 @@ def test_what_is_written_is_fused(tiny_sam3_path: Path, student_checkpoint: Make
     assert convolutions[0] == convolutions[1] > 0
 
 
-def test_a_checkpoint_of_a_training_is_an_encoder(student_checkpoint: Make, tmp_path: Path) -> None:
-    checkpoint = student_checkpoint("efficientvit_b0", "fpn")
+@pytest.mark.parametrize("head", ["fpn", "fpn4"])
+def test_a_checkpoint_of_a_training_is_an_encoder(head: str, student_checkpoint: Make, tmp_path: Path) -> None:
+    checkpoint = student_checkpoint("efficientvit_b0", head)
     manifest = export_onnx(checkpoint, tmp_path / "out")
     assert list(manifest.graphs) == ["image_encoder"]
     student, preprocessing = load_student_and_preprocessing(checkpoint)
