@@ -92,9 +92,16 @@ class Fpn4Head(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Fuse (B, C_i, H_i, W_i), finest first, to (B, embed_dim, grid, grid)."""
-        finest = F.pixel_unshuffle(resize(maps[0], self._side), _DETAIL_SIDE)  # [B, 16 C, grid, grid]
-        embedding: torch.Tensor = self.fpn([finest, *maps[1:]])
+        embedding: torch.Tensor = self.fpn([_space_to_depth(resize(maps[0], self._side)), *maps[1:]])
         return embedding
+
+
+def _space_to_depth(features: torch.Tensor) -> torch.Tensor:
+    """(B, C, 4 S, 4 S) to (B, 16 C, S, S), as `F.pixel_unshuffle`, which Core ML has since iOS 16 alone."""
+    _, channels, side, _ = features.shape
+    small = side // _DETAIL_SIDE
+    parts = features.reshape(-1, small, _DETAIL_SIDE, small, _DETAIL_SIDE)  # [B C, S, 4, S, 4]
+    return parts.permute(0, 2, 4, 1, 3).reshape(-1, channels * _DETAIL_SIDE**2, small, small)
 
 
 def resize(features: torch.Tensor, side: int) -> torch.Tensor:

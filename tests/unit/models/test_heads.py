@@ -88,6 +88,14 @@ def test_what_lies_within_a_cell_reaches_the_embedding(side: int) -> None:
         torch.testing.assert_close(same, averaged)
 
 
+def test_cells_become_channels_in_the_order_of_pytorch() -> None:
+    head, features = Fpn4Head([3], embed_dim=16, grid=4), torch.randn(2, 3, 16, 16)
+    seen: list[torch.Tensor] = []
+    head.fpn.lateral[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head([features])
+    torch.testing.assert_close(seen[0], torch.nn.functional.pixel_unshuffle(features, 4))
+
+
 def test_the_last_convolution_is_the_output() -> None:
     for head in HEADS.values():
         module = head.build([4, 8], 16, 8)

@@ -64,6 +64,8 @@ def test_every_student_has_a_backbone_of_its_own() -> None:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("backbone", ["timm/resnet18", "timm/vit_tiny_patch16_224"])
 def test_any_timm_backbone_gives_the_embedding(backbone: str, head: str) -> None:
+    if (backbone, head) == ("timm/vit_tiny_patch16_224", "fpn4"):
+        pytest.skip("it has no finer map, and is refused: see test_heads.py")
     architecture = StudentArchitecture(backbone, embed_dim=8, embed_size=16, image_size=224, head=head)
     check_student_grid(architecture)
     student = Student(architecture).eval()
