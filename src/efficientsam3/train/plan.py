@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from efficientsam3.checkpoints.necks import NeckName, digest_neck
-from efficientsam3.config.schema import TrainConfig
+from efficientsam3.config.schema import Section, TrainConfig
 from efficientsam3.data.layouts import DATASETS, list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
 from efficientsam3.data.loader import Collate, ImageDataset, check_shared_memory, collate_never_empty, count_readers
@@ -359,9 +359,10 @@ def _record(config: TrainConfig, manifest: StoreManifest, detector: DetectorPlan
         del recorded["DISTILL"]["DETECTOR"]
     elif detector.phrases:
         recorded["DISTILL"]["DETECTOR"]["PHRASES"] = list(detector.phrases)
-    for key in ("LAYER_DECAY", "SMALL_EPOCHS"):  # as before there was a choice
-        if getattr(config.TRAIN, key) == type(config.TRAIN).model_fields[key].default:
-            del recorded["TRAIN"][key]
+    for section, key in (("DISTILL", "PADDING"), ("TRAIN", "LAYER_DECAY"), ("TRAIN", "SMALL_EPOCHS")):
+        settings: Section = getattr(config, section)
+        if getattr(settings, key) == type(settings).model_fields[key].default:  # as before there was a choice
+            del recorded[section][key]
     recorded["DISTILL"] |= {"EMBED_DIM": manifest.embed_dim, "EMBED_SIZE": manifest.embed_size}
     return recorded
 
