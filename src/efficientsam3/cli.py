@@ -24,6 +24,7 @@ COMMANDS = {
     "store": "look after an embedding store: info, verify, bind, convert, merge-shards, export-missing-list, "
     "statistics, advise",
     "train": "train a student to reproduce the stored embeddings",
+    "text": "distil SAM3's text encoder: phrases, embed, train, evaluate",
     "merge": "put a trained student in the place of SAM3's image trunk",
     "fuse": "fuse a merged model for faster inference: BatchNorms into convolutions, branches into one",
     "export-onnx": "write a merged model as ONNX graphs, verified to compute the same",

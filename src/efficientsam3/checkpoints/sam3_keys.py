@@ -50,6 +50,28 @@ _TEXT = {
     "ln_final": "text_model.final_layer_norm",
 }
 _TEXT_LAYER = {"attn": "self_attn", "ln_1": "layer_norm1", "ln_2": "layer_norm2", "c_fc": "fc1", "c_proj": "fc2"}
+# A text student, see `text_keys`: MobileCLIP's names, and transformers' of `Sam3LiteTextTextModel`.
+LITE_TEXT = {
+    "positional_embedding.pos_embed.pos_embed": "embeddings.position_embedding.position_embedding",
+    "embedding_layer": "embeddings.token_embedding",
+    "projection_layer": "projection.weight",
+}
+LITE_TEXT_LAYER = {
+    "pre_norm_mha.0": "layer_norm1",
+    "pre_norm_mha.1.qkv_proj": "self_attn.qkv",
+    "pre_norm_mha.1.out_proj": "self_attn.out_proj",
+    "pre_norm_ffn.0": "layer_norm2",
+    "pre_norm_ffn.1": "mlp.fc1",
+    "pre_norm_ffn.4": "mlp.fc2",
+    "token_mixer.norm.rbr_skip": "token_mixer.reference_batchnorm",
+    "token_mixer.mixer.rbr_skip": "token_mixer.mixer.batchnorm_skip",
+    "token_mixer.mixer.rbr_conv.0.conv": "token_mixer.mixer.conv",
+    "token_mixer.mixer.rbr_conv.0.bn": "token_mixer.mixer.batchnorm_conv",
+    "convffn.conv.conv": "conv_feed_forward.depthwise_conv",
+    "convffn.conv.bn": "conv_feed_forward.depthwise_batchnorm",
+    "convffn.fc1": "conv_feed_forward.mlp.fc1",
+    "convffn.fc2": "conv_feed_forward.mlp.fc2",
+}
 _TRUNK = {
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
@@ -144,8 +166,10 @@ SCOPES: tuple[tuple[str, str, Renames], ...] = (
         "detector_model.text_encoder.text_model.encoder.layers.#.",
         _TEXT_LAYER,
     ),
-    (TEXT_PREFIX + "encoder.", "detector_model.text_encoder.", _TEXT),
+    (TEXT_PREFIX + "encoder.transformer.#.", "detector_model.text_encoder.layers.#.", LITE_TEXT_LAYER),
+    (TEXT_PREFIX + "encoder.", "detector_model.text_encoder.", LITE_TEXT | _TEXT),
     (TEXT_PREFIX + "resizer.", "detector_model.text_projection.", {}),
+    (TEXT_PREFIX + "projector.", "detector_model.text_projection.", {}),
     ("detector.geometry_encoder.encode.#.", "detector_model.geometry_encoder.layers.#.", _ENCODER_LAYER),
     ("detector.geometry_encoder.", "detector_model.geometry_encoder.", _GEOMETRY),
     ("detector.transformer.encoder.layers.#.", "detector_model.detr_encoder.layers.#.", _ENCODER_LAYER),

@@ -140,23 +140,12 @@ def config_key(key: str, value: Any = None, schema: type[BaseModel] = TrainConfi
     return Field(None, description=description, json_schema_extra={"key": key, "value": value})
 
 
-class ConfiguredRequest(Request):
+class SettingsRequest(Request):
     """A YAML configuration, and flags that override its keys. A flag that is not given changes nothing."""
 
     cfg: File = Field(description="YAML configuration, see stage1/configs/")
-    data_path: Folder | None = config_key("DATA.DATA_PATH")
-    output: Folder | None = config_key("OUTPUT")
-    tag: Annotated[str | None, Argument("NAME")] = config_key("TAG")
-    batch_size: Count | None = config_key("DATA.BATCH_SIZE")
-    disable_amp: bool | None = config_key("AMP_ENABLE", False)
-    only_cpu: bool | None = config_key("DEVICE", "cpu")
     opts: Annotated[list[str], Argument("KEY VALUE", action="extend")] = Field(
         [], description="set any configuration key, e.g. --opts DATA.NUM_SAMPLES 100 SEED 1"
-    )
-    dry_run: Annotated[Count | None, Argument("PROCESSES", const=1)] = Field(
-        None,
-        description="check the configuration and everything it names, for that many processes on this machine, then "
-        "stop",
     )
 
     def overrides(self) -> Iterator[tuple[str, Any]]:
@@ -165,6 +154,22 @@ class ConfiguredRequest(Request):
             extra, value = field.json_schema_extra, getattr(self, name)
             if isinstance(extra, dict) and value is not None:
                 yield str(extra["key"]), extra["value"] if value is True else value
+
+
+class ConfiguredRequest(SettingsRequest):
+    """Also what trainings and embedding runs on images have in common."""
+
+    data_path: Folder | None = config_key("DATA.DATA_PATH")
+    output: Folder | None = config_key("OUTPUT")
+    tag: Annotated[str | None, Argument("NAME")] = config_key("TAG")
+    batch_size: Count | None = config_key("DATA.BATCH_SIZE")
+    disable_amp: bool | None = config_key("AMP_ENABLE", False)
+    only_cpu: bool | None = config_key("DEVICE", "cpu")
+    dry_run: Annotated[Count | None, Argument("PROCESSES", const=1)] = Field(
+        None,
+        description="check the configuration and everything it names, for that many processes on this machine, then "
+        "stop",
+    )
 
 
 class StepRequest(ConfiguredRequest):
@@ -178,7 +183,7 @@ class StepRequest(ConfiguredRequest):
     compile_teacher: bool | None = config_key("TEACHER.COMPILE", True)
 
 
-def read_config(schema: type[Config], request: ConfiguredRequest) -> Config:
+def read_config(schema: type[Config], request: SettingsRequest) -> Config:
     """Load the configuration that a request names, with its overrides.
 
     Raises:

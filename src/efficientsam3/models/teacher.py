@@ -52,13 +52,18 @@ class TeacherSpec:
         return dtype or torch.float32
 
     def sha256(self) -> str:
-        """SHA-256 of a checkpoint file, or of the names and hashes of a directory's safetensors files."""
-        if self.path.is_file():
-            return sha256_file(self.path)
-        digest = hashlib.sha256()
-        for file in sorted(self.path.glob("*.safetensors")):
-            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-        return digest.hexdigest()
+        """See `sha256_checkpoint`."""
+        return sha256_checkpoint(self.path)
+
+
+def sha256_checkpoint(path: Path) -> str:
+    """SHA-256 of a checkpoint file, or of the names and hashes of a directory's safetensors files."""
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
 
 
 Backend = str | Callable[..., Callable[..., Any]]

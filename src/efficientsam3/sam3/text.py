@@ -1,10 +1,13 @@
-"""Text prompts: CLIP's tokenizer, built offline, and the features of the one phrase that box prompts need."""
+"""Text prompts: CLIP's tokenizer, built offline, SAM3's own text encoder, and the phrase that box prompts need."""
 
 import gzip
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -22,6 +25,8 @@ _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49408 - 512 - 2
 _ENCODER = "detector_model.text_encoder."
 _PROJECTION = "detector_model.text_projection."
+_CLIP = "clip_text_model"
+_TOKENISED_AT_ONCE = 4096
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -53,7 +58,61 @@ def tokenize(tokenizer: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-@torch.inference_mode()
+def tokenise(
+    tokenizer: Any, phrases: Sequence[str], length: int, pad_id: int
+) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
+    """Tokens of many phrases.
+
+    Args:
+        tokenizer: see `build_tokenizer`.
+        phrases: N of them.
+        length: L, the most tokens of a phrase, its start and its end included.
+        pad_id: the token that fills the positions behind a phrase.
+
+    Returns:
+        Token ids (N, L) int64, and (N,) bool which phrases fit; the ids of one that does not mean nothing.
+    """
+    ids = np.full((len(phrases), length), pad_id, np.int64)
+    fits = np.ones(len(phrases), bool)
+    for start in range(0, len(phrases), _TOKENISED_AT_ONCE):
+        tokens = tokenizer(list(phrases[start : start + _TOKENISED_AT_ONCE]))["input_ids"]
+        for place, row in enumerate(tokens, start):
+            fits[place] = 2 < len(row) <= length
+            ids[place, : min(len(row), length)] = row[:length]
+    return torch.from_numpy(ids), fits
+
+
+class TextEncoder:
+    """SAM3's own text encoder with the layer behind it, float32, frozen: the teacher of text students."""
+
+    def __init__(self, contents: Contents, device: torch.device | None = None) -> None:
+        """Take it out of a model.
+
+        Raises:
+            UserError: the model has none of its own, or a tensor of it is missing, unexpected, or not finite.
+        """
+        config: Any = contents.config.detector_config.text_config
+        tensors = contents.tensors
+        state = {key.removeprefix(_ENCODER): value for key, value in tensors.items() if key.startswith(_ENCODER)}
+        if not state or config.model_type != _CLIP:
+            raise UserError(f"{contents.path} has no text encoder of SAM3's own: give SAM3 itself.")
+        self._encoder = build_model(CLIPTextModelWithProjection, config, state, contents.path).to(device)
+        self._encoder.requires_grad_(False)
+        weight, bias = (tensors[_PROJECTION + name].float() for name in ("weight", "bias"))
+        self._weight, self._bias = weight.to(device, copy=True), bias.to(device, copy=True)
+
+    @property
+    def embed_dim(self) -> int:
+        """D, channels of a token's features."""
+        return len(self._weight)
+
+    @torch.inference_mode()
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask (B, L) int64, L up to CONTEXT_LENGTH, to features (B, L, D); padding's mean nothing."""
+        hidden = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, L, W]
+        return torch.nn.functional.linear(hidden, self._weight, self._bias)
+
+
 def compute_visual_prompt(contents: Contents) -> torch.Tensor:
     """Features (3, width) float32 of the prompt "visual": start, word, end; padding is masked anyway and dropped.
 
@@ -61,10 +120,4 @@ def compute_visual_prompt(contents: Contents) -> torch.Tensor:
         UserError: the tokenizer's vocabulary is not installed.
     """
     ids, mask = tokenize(build_tokenizer(), VISUAL_PROMPT)
-    config: Any = contents.config.detector_config.text_config
-    state = {key.removeprefix(_ENCODER): value for key, value in contents.tensors.items() if key.startswith(_ENCODER)}
-    encoder = build_model(CLIPTextModelWithProjection, config, state, contents.path)
-    hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # [1, 32, D]
-    weight, bias = (contents.tensors[_PROJECTION + name].float() for name in ("weight", "bias"))
-    features = torch.nn.functional.linear(hidden, weight, bias)
-    return features[0, : int(mask.sum())].clone()
+    return TextEncoder(contents)(ids, mask)[0, : int(mask.sum())].clone()

@@ -1,5 +1,6 @@
 """Classes of the codecs that the table in `codecs` names."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -26,9 +27,10 @@ class Codec(Protocol):
 class Float16Codec:
     """The published format: the raw (EMBED_DIM, EMBED_SIZE, EMBED_SIZE) grid in little-endian float16."""
 
-    def __init__(self, embed_dim: int, embed_size: int) -> None:
-        self._shape = (embed_dim, embed_size, embed_size)
-        self.payload_size = 2 * embed_dim * embed_size * embed_size
+    def __init__(self, embed_dim: int, embed_size: int, rows: int | None = None) -> None:
+        """Of grids of so many channels and cells a side, or of so many rows of cells."""
+        self._shape = (embed_dim, rows or embed_size, embed_size)
+        self.payload_size = 2 * math.prod(self._shape)
 
     def encode(self, embedding: torch.Tensor) -> torch.Tensor:
         """See `Codec`."""

@@ -49,7 +49,7 @@ def describe_store(directory: Path) -> StoreInfo:
     Raises:
         UserError: there is no store, a file of it cannot be read, or a shard has lost its key file.
     """
-    manifest = open_manifest(directory)
+    manifest = open_manifest(directory, phrases=True)
     return StoreInfo(manifest, tuple(_describe(shard, manifest.record_size) for shard in find_shards(directory)))
 
 
@@ -81,7 +81,7 @@ def bind_store(
         UserError: there is no store, a record is damaged, the keys are known to have been changed, another process
             writes to the store, or it cannot be written.
     """
-    record_size = (published or open_manifest(directory)).record_size
+    record_size = (published or open_manifest(directory, phrases=True)).record_size
     present = found = 0
     for shard in find_shards(directory):
         with lock_keys(shard):
@@ -129,7 +129,7 @@ def merge_shards(directory: Path, advance: Advance = lambda count: None) -> int:
         UserError: another process writes to the store, a record is damaged, keys were changed, or the disk cannot hold
             one shard more. Nothing is lost then.
     """
-    manifest = open_manifest(directory)
+    manifest = open_manifest(directory, phrases=True)
     target, *others = tuple(find_shards(directory)) or (None,)
     if target is None or not others:
         return 0

@@ -12,7 +12,7 @@ from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import read_bytes, write_text
 from efficientsam3.store.codecs import build_codec, payload_size
-from efficientsam3.store.encodings import Codec
+from efficientsam3.store.encodings import Codec, Float16Codec
 from efficientsam3.store.projection import load_projection
 from efficientsam3.store.records import SEED_BYTES
 
@@ -79,35 +79,77 @@ class StoreManifest(BaseModel):
         return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
-def read_store_manifest(directory: Path) -> StoreManifest | None:
+class Tokenisation(BaseModel):
+    """How a phrase becomes tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocabulary: Literal["clip"] = "clip"
+    context_length: int = Field(ge=3, description="tokens of a phrase at most, its start and its end included")
+
+
+class PhraseManifest(StoreManifest):
+    """Of a store whose records are phrases: (D, 1, L) grids of token features, zeros behind a phrase's end.
+
+    `embed_size` is the context length L, and the id of a record is its phrase.
+    """
+
+    contents: Literal["phrases"] = "phrases"
+    codec: Literal["float16"] = "float16"
+    preprocessing: Tokenisation  # type: ignore[assignment]  # other inputs
+
+    def build_codec(self, directory: Path) -> Codec:
+        """See `StoreManifest`."""
+        return Float16Codec(self.embed_dim, self.embed_size, rows=1)
+
+    @property
+    def record_size(self) -> int:
+        """See `StoreManifest`."""
+        return SEED_BYTES + Float16Codec(self.embed_dim, self.embed_size, rows=1).payload_size
+
+
+def read_store_manifest(directory: Path, phrases: bool = False) -> StoreManifest | None:
     """The manifest of the store in `directory`, or None for a store in the published format, which has none.
 
+    Args:
+        directory: the store.
+        phrases: whether it may be a `PhraseManifest`.
+
     Raises:
-        UserError: the manifest cannot be read, is damaged or has a newer format.
+        UserError: the manifest cannot be read, is damaged or has a newer format, or is one of phrases.
     """
     path = directory / MANIFEST_NAME
     try:
-        return StoreManifest.model_validate_json(read_bytes(path, _MOST_BYTES).decode("utf-8"))
+        content = json.loads(read_bytes(path, _MOST_BYTES).decode("utf-8"))
+        if isinstance(content, dict) and content.get("contents") == "phrases":
+            if not phrases:
+                raise UserError(f"{directory} is a store of phrases: give one of images, or see `efficientsam3 text`.")
+            return PhraseManifest.model_validate(content)
+        return StoreManifest.model_validate(content)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(
             f"Store manifest {path} cannot be read ({error.strerror}): restore it, or let it be read."
         ) from error
-    except (ValidationError, UnicodeDecodeError) as error:
+    except (ValidationError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(
             f"Store manifest {path} is damaged or of another version ({' '.join(str(error).split())[:200]}); "
             "restore it, or use the version that wrote it."
         ) from error
 
 
-def open_manifest(directory: Path) -> StoreManifest:
+def open_manifest(directory: Path, phrases: bool = False) -> StoreManifest:
     """The manifest of a store that must have one.
 
+    Args:
+        directory: the store.
+        phrases: whether it may be a `PhraseManifest`.
+
     Raises:
-        UserError: the store or its manifest does not exist, or cannot be read.
+        UserError: the store or its manifest does not exist, or cannot be read, or is one of phrases.
     """
-    manifest = read_store_manifest(directory) if directory.is_dir() else None
+    manifest = read_store_manifest(directory, phrases) if directory.is_dir() else None
     if manifest is None:
         raise UserError(f"{directory} has no {MANIFEST_NAME}: give the folder of an embedding store.")
     return manifest
@@ -115,7 +157,7 @@ def open_manifest(directory: Path) -> StoreManifest:
 
 def store_identity(directory: Path) -> bytes:
     """The identity of a store's manifest, NO_IDENTITY where it has none; errors as for `read_store_manifest`."""
-    manifest = read_store_manifest(directory)
+    manifest = read_store_manifest(directory, phrases=True)
     return NO_IDENTITY if manifest is None else manifest.identity
 
 
@@ -125,7 +167,7 @@ def write_store_manifest(directory: Path, manifest: StoreManifest) -> None:
     Raises:
         UserError: the store was begun with other settings, or its records have no manifest to compare with.
     """
-    present = read_store_manifest(directory)
+    present = read_store_manifest(directory, phrases=isinstance(manifest, PhraseManifest))
     if present is None:
         if any(directory.glob("rank*-keys.txt")):
             raise UserError(
@@ -134,7 +176,8 @@ def write_store_manifest(directory: Path, manifest: StoreManifest) -> None:
             )
         write_text(directory / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         return
-    differing = [name for name in StoreManifest.model_fields if getattr(present, name) != getattr(manifest, name)]
+    fields = type(manifest).model_fields
+    differing = [name for name in fields if getattr(present, name, None) != getattr(manifest, name)]
     if differing:
         changes = ", ".join(f"{name} {getattr(present, name)!r} -> {getattr(manifest, name)!r}" for name in differing)
         raise UserError(

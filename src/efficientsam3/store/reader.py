@@ -27,13 +27,16 @@ class EmbeddingStore:
     may read at once.
     """
 
-    def __init__(self, directory: Path, published: StoreManifest | None = None, checksums: bool = True) -> None:
+    def __init__(
+        self, directory: Path, published: StoreManifest | None = None, checksums: bool = True, phrases: bool = False
+    ) -> None:
         """Open the store in `directory`.
 
         Args:
             directory: the store.
             published: describes a store in the published format, which has no manifest of its own.
             checksums: verify each record on reading, if the store has checksums.
+            phrases: whether it may be one of phrases.
 
         Raises:
             UserError: there is no store, its files disagree, or it has no manifest and `published` is not given.
@@ -43,7 +46,7 @@ class EmbeddingStore:
                 f"Embedding store {directory} does not exist: run stage1/scripts/save_stage1_embeddings.sh first, or "
                 "set DISTILL.TEACHER_EMBED_PATH."
             )
-        manifest = read_store_manifest(directory) or published
+        manifest = read_store_manifest(directory, phrases) or published
         if manifest is None:
             raise UserError(f"{directory} has no {MANIFEST_NAME}: it is not an embedding store of this project.")
         self.directory, self.manifest = directory, manifest
@@ -139,7 +142,8 @@ class EmbeddingStore:
             records: (B, record_size) uint8.
 
         Returns:
-            (B,) int32 augmentation seeds and (B, embed_dim, embed_size, embed_size) float32 embeddings.
+            (B,) int32 augmentation seeds and (B, embed_dim, embed_size, embed_size) float32 embeddings, of phrases
+            (B, embed_dim, 1, embed_size).
         """
         return unpack_seeds(records), self.codec.decode(records[:, SEED_BYTES:])
 

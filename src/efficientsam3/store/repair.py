@@ -66,7 +66,7 @@ def verify_store(
         UserError: there is no store, its manifest was changed, a file is missing or cannot be read, or, when repairing,
             no record at all is intact, the disk is full, or another process writes to the store. Nothing is lost then.
     """
-    manifest = open_manifest(directory)
+    manifest = open_manifest(directory, phrases=True)
     shards = tuple(find_shards(directory))
     for shard in shards:
         Binding(shard).check_layout(manifest.record_size)

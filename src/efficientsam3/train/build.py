@@ -29,6 +29,7 @@ from efficientsam3.train.loop import StepSettings, Trainer
 from efficientsam3.train.necks import StudentWithNecks
 from efficientsam3.train.objective import Averages, FeatureObjective, Objective
 from efficientsam3.train.optimizer import build_optimizer, learning_rate_factor, scale_learning_rate
+from efficientsam3.train.phrases import PhraseObjective, PhrasePlan, PhraseTrainer
 from efficientsam3.train.plan import TrainPlan
 from efficientsam3.train.resume import restore, seed_process
 from efficientsam3.train.sampler import EpochSampler
@@ -110,11 +111,7 @@ def build_training(
     torch.manual_seed(plan.seed)
     # Under DDP every process starts from rank 0's weights, so the others need none of their own.
     needs_weights = resumed is None and process.is_main
-    student = (
-        build_student(plan.architecture, plan.pretrained, moments.standardisation)
-        if needs_weights
-        else Student(plan.architecture)
-    )
+    student = _new_student(plan, needs_weights, moments.standardisation)
     necks = _build_necks(plan, process, needs_weights)
     trainer = _build_trainer(plan, process, student, necks, moments, report, stage)
     if resumed is None:
@@ -123,6 +120,17 @@ def build_training(
         restore(resumed, trainer, process, plan.seed)
     sampler = _train_sampler(plan, process)
     return Training(trainer, moments, sampler, *_loaders(plan, process, sampler))
+
+
+def _new_student(plan: TrainPlan, needs_weights: bool, standardisation: Standardisation | None) -> Any:
+    if isinstance(plan, PhrasePlan):
+        # Imported here, since transformers takes seconds.
+        from efficientsam3.models.text_student import TextStudent
+
+        return TextStudent(plan.architecture)
+    if needs_weights:
+        return build_student(plan.architecture, plan.pretrained, standardisation)
+    return Student(plan.architecture)
 
 
 def _loaders(plan: TrainPlan, process: Process, sampler: EpochSampler) -> tuple[ImageLoader, ImageLoader]:
@@ -195,6 +203,10 @@ def _build_trainer(
     scaled = [(necks[name], neck.rate) for name, neck in plan.necks.items()]
     decays = optimisation.weight_decay, optimisation.layer_decay
     optimizer = build_optimizer(student, rate_at(0), *decays, scaled)
+    if isinstance(plan, PhrasePlan):
+        return PhraseTrainer(
+            plan, model, optimizer, rate_at, plan.targets, objective, process, settings, ema, report, stage
+        )
     return Trainer(model, optimizer, rate_at, plan.targets, objective, process, settings, ema, report, stage)
 
 
@@ -204,6 +216,8 @@ def _objective(
     alone = plan.masks is None and plan.detector is None
     features = FeatureObjective(plan.term_weights, standardisation, variance, alone, plan.learns_padding)
     objective: Objective = features
+    if isinstance(plan, PhrasePlan):
+        return PhraseObjective(features, plan.shuffle)
     # Imported here, since transformers takes seconds.
     if plan.masks is not None:
         from efficientsam3.train.masks import MaskObjective

@@ -2,33 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.data.objects import ImageObjects
-from efficientsam3.runtime.errors import UserError
-from efficientsam3.runtime.files import read_bytes, unreadable
 from efficientsam3.train.prompts import Shown
 
-_MAX_BYTES = 64 << 20
 _STREAM = 1  # keeps these draws apart from those of `draw_prompts`
-
-
-def read_phrases(path: Path) -> list[str]:
-    """The phrases of a text file, one a line; empty lines are passed over.
-
-    Raises:
-        UserError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        lines = read_bytes(path, _MAX_BYTES).decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The phrases in {path} are not UTF-8 ({error}): write them in UTF-8.") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def draw_phrases(shown: Shown, phrases: Sequence[str], count: int, seed: int) -> list[list[str]]:

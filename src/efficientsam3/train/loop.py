@@ -292,12 +292,22 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def _inputs(self, model: nn.Module, batch: TrainBatch) -> torch.Tensor:
+        """What the model takes."""
+        pixels = normalise(batch.pixels, batch.content_sizes, self._targets.manifest.preprocessing)
+        if self._process.device.type == "cuda":
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return pixels
+
+    def _valid(self, batch: TrainBatch) -> torch.Tensor:
+        """(B, E, E) bool: the cells that count."""
+        manifest = self._targets.manifest
+        return build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
+
     def _loss(self, model: nn.Module, batch: TrainBatch, epoch: int) -> Losses:
-        device, manifest = self._process.device, self._targets.manifest
+        device = self._process.device
         with self._stage("normalise"):
-            pixels = normalise(batch.pixels, batch.content_sizes, manifest.preprocessing)
-            if device.type == "cuda":
-                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            pixels = self._inputs(model, batch)
         with self._stage("targets"):
             targets = self._targets(batch, pixels)
         dtype = self._settings.autocast
@@ -306,7 +316,7 @@ class Trainer:
         with self._stage("forward"), torch.autocast(device.type, dtype, enabled=dtype is not None):
             student = model(pixels)
         with self._stage("loss"):
-            valid = build_valid_mask(batch.content_sizes, manifest.preprocessing.image_size, manifest.embed_size)
+            valid = self._valid(batch)
             shown = Shown(batch.image_ids, batch.content_sizes, batch.objects, epoch)
             targets = _laid_out_like(student, targets)
             return self._objective(student, targets, valid, batch.weights, shown, necks_of(_unwrapped(model)))

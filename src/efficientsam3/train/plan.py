@@ -18,6 +18,7 @@ from efficientsam3.data.layouts import DATASETS, list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
 from efficientsam3.data.loader import Collate, ImageDataset, check_shared_memory, collate_never_empty, count_readers
 from efficientsam3.data.objects import ObjectReader
+from efficientsam3.data.phrases import read_phrases
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.data.split import SPLITS
 from efficientsam3.embed.plan import (
@@ -35,7 +36,6 @@ from efficientsam3.runtime.files import require_file
 from efficientsam3.store.manifest import StoreManifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.statistics import ChannelStatistics
-from efficientsam3.train.concepts import read_phrases
 from efficientsam3.train.necks import NeckPlan
 from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.targets import ComputedTargets, StoredTargets, Targets

@@ -53,7 +53,8 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
         return None
     content = load_training_checkpoint(path)
     # Checkpoints from before there was a choice of heads do not name theirs.
-    if {"head": "published", **content["architecture"]} != asdict(plan.architecture):
+    unnamed = {"head": "published"} if "head" in asdict(plan.architecture) else {}
+    if unnamed | content["architecture"] != asdict(plan.architecture):
         raise UserError(
             f"Checkpoint {path} is of {content['architecture']}, not of {asdict(plan.architecture)}: give another "
             "OUTPUT or --resume, or set TRAIN.AUTO_RESUME false."

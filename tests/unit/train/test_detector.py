@@ -14,11 +14,12 @@ from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.training import latest_checkpoint, load_training_checkpoint
 from efficientsam3.config.schema import TrainConfig
 from efficientsam3.data.objects import POINTS, ImageObjects
+from efficientsam3.data.phrases import read_phrases
 from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.detector import Concepts, Detections, Detector, load_detector
 from efficientsam3.testing.tiny_sam3 import TinySam3, write_tiny_sam3
-from efficientsam3.train.concepts import draw_phrases, read_phrases
+from efficientsam3.train.concepts import draw_phrases
 from efficientsam3.train.detector import DetectorObjective, DetectorSettings, compare_detections, match
 from efficientsam3.train.objective import FeatureObjective
 from efficientsam3.train.plan import plan_training
