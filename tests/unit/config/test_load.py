@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from efficientsam3.config.load import load_config, parse_opts, read_yaml
 from efficientsam3.config.schema import ExportConfig, TrainConfig
+from efficientsam3.config.text import TextTrainConfig
 from efficientsam3.models.students import STUDENTS
+from efficientsam3.models.text_students import TEXT_STUDENTS
 from efficientsam3.runtime.errors import UserError
 
 CONFIGS = Path(__file__).parents[3] / "stage1" / "configs"
@@ -62,9 +64,14 @@ def test_every_shipped_file_names_a_command_that_uses_it_and_is_loaded_by_a_test
     shipped = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
     students = {f"{folder}{name}.yaml" for name in STUDENTS for folder in ("", "published/")}
     runnable = students | {"teacher/sam_vit_huge_sa1b.yaml"}
-    assert shipped == runnable | {"base_stage1.yaml", "published/recipe.yaml"}
+    texts = {f"text/es_mc_{size}.yaml": backbone for size, backbone in zip("sml", TEXT_STUDENTS, strict=True)}
+    assert shipped == runnable | {"base_stage1.yaml", "published/recipe.yaml", "text/base_text.yaml", *texts}
     for name in runnable:
         assert f"CFG=stage1/configs/{name}" in (CONFIGS / name).read_text().splitlines()[0]
+    for name, backbone in texts.items():
+        assert f"text train --cfg stage1/configs/{name}" in (CONFIGS / name).read_text().splitlines()[0]
+        config = load_config(TextTrainConfig, CONFIGS / name)
+        assert (backbone, 100) == (config.MODEL.BACKBONE, config.TRAIN.EPOCHS)
 
 
 def test_precedence(tmp_path: Path) -> None:
