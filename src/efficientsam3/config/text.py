@@ -70,8 +70,10 @@ class TextTrainConfig(RunConfig):
 
     @model_validator(mode="after")
     def _all_has_effect(self) -> "TextTrainConfig":
-        if self.TRAIN.USE_CHECKPOINT:
-            raise ValueError("TRAIN.USE_CHECKPOINT true has no effect on a text student: leave it out")
+        for key in ("USE_CHECKPOINT", "SMALL_EPOCHS", "LAYER_DECAY"):
+            value = getattr(self.TRAIN, key)
+            if value != TrainSettings.model_fields[key].default:
+                raise ValueError(f"TRAIN.{key} {value} has no effect on a text student: leave it out")
         return self
 
     @property

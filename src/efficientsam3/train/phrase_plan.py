@@ -98,8 +98,10 @@ def plan_phrases(config: TextTrainConfig) -> PhrasePlan:
         standardise=False,
         statistics=None,
         term_weights={"mse": distill.TOKEN_WISE, "cosine": distill.COSINE},
+        learns_padding=False,
         masks=None,
         detector=None,
+        necks={},
         optimisation=Optimisation(**{key.lower(): value for key, value in config.TRAIN}),
         batch_size=config.DATA.BATCH_SIZE,
         num_workers=0,  # all tokens are in memory

@@ -19,7 +19,7 @@ from efficientsam3.models.text_tokens import valid_tokens
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.train.batches import TrainBatch
 from efficientsam3.train.loop import Trainer
-from efficientsam3.train.objective import LOSS, Averages, FeatureObjective, Losses
+from efficientsam3.train.objective import LOSS, NO_NECKS, Averages, FeatureObjective, Losses, Necks
 from efficientsam3.train.plan import TrainPlan
 from efficientsam3.train.prompts import Shown
 
@@ -132,6 +132,7 @@ class PhraseObjective:
         valid: torch.Tensor,
         weights: torch.Tensor,
         shown: Shown,
+        necks: Necks = NO_NECKS,
     ) -> Losses:
         """See `Objective`; `student` is (B, D, 1, L), or (2B, D, 1, L) with the same phrases shuffled behind them."""
         count = len(targets)
