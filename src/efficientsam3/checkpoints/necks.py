@@ -79,9 +79,10 @@ def read_trained_necks(path: Path) -> TrainedNecks | None:
     """
     if path.is_dir() or path.suffix == ".safetensors":
         return None
-    content: Any = load_pickled(path)
+    content: Any = load_pickled(path, values=False)
     if not isinstance(content, dict) or content.get("necks") is None:
         return None
+    content = load_pickled(path)
     found = parse(NecksContent, content["necks"], f"necks in checkpoint {path}", _REMEDY)
     state = found.ema or found.model
     prefixes = tuple(NECK_PREFIXES[name] for name in found.origins)

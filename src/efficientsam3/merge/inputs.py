@@ -9,6 +9,7 @@ from efficientsam3.checkpoints.necks import TrainedNecks, neck_names, read_train
 from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.checkpoints.student_keys import is_fused
+from efficientsam3.checkpoints.training import is_training_checkpoint
 from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing
 from efficientsam3.models.heads import embedding_width, identify_head
 from efficientsam3.models.student import Student, StudentArchitecture
@@ -106,7 +107,7 @@ def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:
             f"{trunk.hidden_size} on {grid}x{grid} at {trunk.image_size}: train it on this SAM3's embeddings."
         )
     check_student(file.state, architecture, path)
-    necks = read_trained_necks(path) or merged_necks(path)
+    necks = read_trained_necks(path) if is_training_checkpoint(path) else merged_necks(path)
     if necks is not None:
         for name in neck_names(necks.origins):
             check_neck(under(sam3.contents.tensors, name), necks, name, str(path), str(sam3.path))

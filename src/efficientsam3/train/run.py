@@ -183,7 +183,7 @@ def _validate(run: _Run) -> Averages | None:
 
 def _announce(plan: TrainPlan, process: Process, trainer: Trainer) -> None:
     epochs = plan.optimisation.epochs
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     logger.info(
         "%s: %.2fM parameters, %d training and %d validation images, %d process(es) on %s, %d of %d epochs done",
         plan.architecture.backbone,
@@ -195,6 +195,8 @@ def _announce(plan: TrainPlan, process: Process, trainer: Trainer) -> None:
         trainer.epoch,
         epochs,
     )
+    for name, neck in plan.necks.items():
+        logger.info("the %s's neck is trained with it, at %g times its learning rate", name, neck.rate)
     if trainer.epoch >= epochs:
         logger.info("all %d epochs are trained already", epochs)
     if plan.without_embedding:
