@@ -1,13 +1,13 @@
 """Trials of trainings: every row of a table trained and its masks measured, one after the other, into one table.
 
-    python benchmarks/trials.py benchmarks/trials.yaml --out trials --set data=photos store=teacher/embeddings \
-      decoder=sam.onnx [--only NAME ...] [--seeds 0 1] [--dry-run]
+    python benchmarks/trials.py benchmarks/trials.yaml --out trials --set data=photos measured=photos \
+      store=teacher/embeddings decoder=sam.onnx [--only NAME ...] [--seeds 0 1] [--dry-run]
 
 The file has what all rows share, and the rows:
 
     train: --cfg stage1/configs/es_ev_s.yaml --data-path $data --batch-size 2   # of `efficientsam3 train`
     opts: {DISTILL.TEACHER_EMBED_PATH: $store, TRAIN.EPOCHS: 5}                 # its --opts, by key
-    evaluate: --data $data --max-objects 4                                      # of `efficientsam3 evaluate`
+    evaluate: --data $measured --max-objects 4                                      # of `efficientsam3 evaluate`
     teacher: $store
     decoder: $decoder
     seeds: [0]

@@ -186,7 +186,7 @@ def test_what_is_wrong_is_refused_before_anything_runs(trials: ModuleType, comma
 
 
 def test_the_published_rows_are_read(trials: ModuleType, tmp_path: Path) -> None:
-    values = dict.fromkeys(("data", "store", "decoder"), "X")
+    values = dict.fromkeys(("data", "measured", "store", "decoder"), "X")
     found = trials.read_trials(FILE.with_suffix(".yaml"), tmp_path, values)
     assert found[0].name == "features"
     assert len({trial.folder for trial in found}) == len(found)
