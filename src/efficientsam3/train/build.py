@@ -247,19 +247,21 @@ def _wrap(plan: TrainPlan, process: Process, student: Student, trained: nn.Modul
 
 def _schedule(plan: TrainPlan, process: Process) -> Callable[[int], float]:
     settings, total_batch = plan.optimisation, plan.images_per_step(process.world_size)
-    rate = scale_learning_rate(settings.base_lr, total_batch, settings.lr_scaling)
+    an_epoch = math.ceil(len(plan.train) / total_batch)
+    steps = an_epoch * settings.epochs
+    rate = scale_learning_rate(settings.base_lr, total_batch, steps, settings.lr_scaling)
     logger.info(
-        "learning rate %.3g (BASE_LR %g, %s rule, %d images a step)",
+        "learning rate %.3g (BASE_LR %g, %s rule, %d steps of %d images)",
         rate,
         settings.base_lr,
         settings.lr_scaling,
+        steps,
         total_batch,
     )
-    steps = math.ceil(len(plan.train) / total_batch)
     factor = partial(
         learning_rate_factor,
-        total_steps=steps * settings.epochs,
-        warmup_steps=round(steps * settings.warmup_epochs),
+        total_steps=steps,
+        warmup_steps=round(an_epoch * settings.warmup_epochs),
         floor=settings.min_lr / settings.base_lr,
     )
     return lambda step: rate * factor(step)

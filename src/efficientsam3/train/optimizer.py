@@ -8,21 +8,31 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-_REFERENCE_BATCH = 512
-_LARGEST_FACTOR = 4.0  # of `bounded`
+_PUBLISHED_BATCH = 512
+_MANY_STEPS, _LARGEST_FACTOR = 256, 4.0
 
 
-def scale_learning_rate(rate: float, total_batch: int, rule: str) -> float:
-    """`rate`, given for a total batch of 512 images, for `total_batch` images per optimiser step.
+def scale_learning_rate(rate: float, total_batch: int, steps: int, rule: str) -> float:
+    """The learning rate at which a training begins its cosine.
 
-    The published rule is `linear`, after Goyal et al. 2017 (arXiv:1706.02677); it is made for SGD and starves AdamW at
-    small batches. `sqrt` (Malladi et al. 2022, arXiv:2205.10287) does so less. `bounded` is `sqrt` between 512 images
-    and 8192; fewer get `rate` (measured at 2, 8 and 32, see docs/experiments.md), more get 4 times as much, from 1e-3
-    what ConvNeXt (arXiv:2201.03545) uses with AdamW at 4096.
+    - `steps`: `rate`, but more where there are few steps, in which Adam's bounded updates would lead nowhere: as
+      1 / sqrt(steps) below 256, up to 4 times `rate` at 16 and fewer. Measured at equal images in batches of 2, 8 and
+      32, see docs/experiments.md.
+    - `sqrt`: `rate` is for 512 images a step, and follows the square root of their number (Malladi et al. 2022,
+      arXiv:2205.10287).
+    - `linear`: likewise in proportion: the published rule, after Goyal et al. 2017 (arXiv:1706.02677), which is made
+      for SGD. Both starve AdamW at small batches.
+    - `none`: `rate`.
+
+    Args:
+        rate: TRAIN.BASE_LR.
+        total_batch: images an optimiser step.
+        steps: of the whole training.
+        rule: one of these.
     """
-    ratio = total_batch / _REFERENCE_BATCH
-    bounded = min(max(1.0, math.sqrt(ratio)), _LARGEST_FACTOR)
-    return rate * {"bounded": bounded, "sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[rule]
+    ratio = total_batch / _PUBLISHED_BATCH
+    few = min(max(1.0, math.sqrt(_MANY_STEPS / max(1, steps))), _LARGEST_FACTOR)
+    return rate * {"steps": few, "sqrt": math.sqrt(ratio), "linear": ratio, "none": 1.0}[rule]
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, floor: float) -> float:

@@ -109,7 +109,7 @@ def _recipe(request: DistillRequest) -> tuple[str, str, str]:
         UserError: its configuration is damaged.
     """
     if not (_has_begun(request) and request.train_config.is_file()):
-        return request.head, "channel", "bounded"  # as measured, see docs/experiments.md
+        return request.head, "channel", "steps"  # as measured, see docs/experiments.md
     begun = load_config(TrainConfig, request.train_config)
     head = request.head if "head" in request.model_fields_set else begun.MODEL.HEAD
     # What was not written down had the defaults of before.

@@ -42,7 +42,7 @@ def test_the_published_recipe_is_what_shipped_students_had_before_they_had_anoth
     expected = before["common"] | before["own"][name]
     assert {key: found[key] for key in expected} == expected
     now = dict(flat(load_config(TrainConfig, CONFIGS / f"{name}.yaml").model_dump(mode="json")))
-    recipe = {"DISTILL.NORMALIZE": "channel", "TRAIN.LR_SCALING": "bounded"}
+    recipe = {"DISTILL.NORMALIZE": "channel", "TRAIN.LR_SCALING": "steps"}
     assert {key: value for key, value in now.items() if value != found[key]} == recipe
 
 

@@ -17,15 +17,16 @@ from efficientsam3.train.optimizer import (
 
 @pytest.mark.parametrize(("rule", "expected"), [("linear", 7.8125e-6), ("sqrt", 8.8388e-5), ("none", 1e-3)])
 def test_scaling_rules(rule: str, expected: float) -> None:
-    assert scale_learning_rate(1e-3, 4, rule) == pytest.approx(expected, rel=1e-4)
-    assert scale_learning_rate(1e-3, 512, rule) == 1e-3
+    assert scale_learning_rate(1e-3, 4, 99, rule) == pytest.approx(expected, rel=1e-4)
+    assert scale_learning_rate(1e-3, 512, 99, rule) == 1e-3
 
 
 @pytest.mark.parametrize(
-    ("batch", "expected"), [(1, 1e-3), (2, 1e-3), (32, 1e-3), (512, 1e-3), (2048, 2e-3), (8192, 4e-3), (65536, 4e-3)]
+    ("steps", "expected"), [(0, 4e-3), (1, 4e-3), (16, 4e-3), (64, 2e-3), (250, 1.0119e-3), (256, 1e-3), (10**6, 1e-3)]
 )
-def test_the_bounded_rule(batch: int, expected: float) -> None:
-    assert scale_learning_rate(1e-3, batch, "bounded") == pytest.approx(expected)
+def test_few_steps_are_larger(steps: int, expected: float) -> None:
+    for batch in (2, 512, 8192):
+        assert scale_learning_rate(1e-3, batch, steps, "steps") == pytest.approx(expected, rel=1e-4)
 
 
 @given(st.integers(0, 50), st.integers(1, 200), st.floats(0, 1))

@@ -177,17 +177,17 @@ def test_a_run_begun_with_the_former_defaults_goes_on_with_the_published_configu
     path = train(make_training(cfg="published/es_ev_s.yaml"), one_process, StopAfter(1)).checkpoint
     before = set(path.parent.iterdir())
     with pytest.raises(UserError) as refused:
-        train(make_training(), one_process, allow_config_change=change)
+        train(make_training(cfg="es_ev_s.yaml"), one_process, allow_config_change=change)
     assert str(refused.value) == (
         f"Checkpoint {path} was made with another configuration (DISTILL.NORMALIZE: none -> channel; "
-        "TRAIN.LR_SCALING: sqrt -> bounded): set that back with --cfg stage1/configs/published/es_ev_s.yaml or --opts "
+        "TRAIN.LR_SCALING: sqrt -> steps): set that back with --cfg stage1/configs/published/es_ev_s.yaml or --opts "
         "DISTILL.NORMALIZE none TRAIN.LR_SCALING sqrt, or give the checkpoint as MODEL.PRETRAINED in another OUTPUT."
     )
     assert set(path.parent.iterdir()) == before
     for way in (make_training(cfg="published/es_ev_s.yaml"), make_training(*_FORMER)):
         check_training(plan_training(way))
     # The rate alone may change, where one insists.
-    rate = make_training("DISTILL.NORMALIZE", "none")
+    rate = make_training("DISTILL.NORMALIZE", "none", cfg="es_ev_s.yaml")
     with pytest.raises(UserError, match=r"--opts TRAIN\.LR_SCALING sqrt, or give another OUTPUT, or continue anyway"):
         check_training(plan_training(rate))
     check_training(plan_training(rate), allow_config_change=True)

@@ -31,7 +31,7 @@ def test_the_shape_is_the_teachers(request_for: DistillRequest) -> None:
     for config in (export, train):
         assert (config.DATA.IMG_SIZE, config.DISTILL.EMBED_DIM, config.DISTILL.EMBED_SIZE) == ("teacher",) * 3
     assert export.output_dir / "embeddings" == train.DISTILL.TEACHER_EMBED_PATH
-    assert recipe_of(train) == ("fpn", "channel", "bounded")
+    assert recipe_of(train) == ("fpn", "channel", "steps")
     assert train.MODEL.BACKBONE == "efficientvit_b0"
     assert request_for.sam3 == train.PROBE.DECODER
 
@@ -63,7 +63,7 @@ def test_without_a_store_the_training_has_the_teacher(request_for: DistillReques
     assert train.DISTILL.ONLINE
     assert request_for.sam3 == train.TEACHER.RESUME
     assert train.PROBE.DECODER is None
-    assert recipe_of(train) == ("fpn", "channel", "bounded")
+    assert recipe_of(train) == ("fpn", "channel", "steps")
     assert not request_for.embed_config.exists()
 
 
