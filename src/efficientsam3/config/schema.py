@@ -276,8 +276,15 @@ class TrainSettings(Section):
     MIN_LR: float = Field(1e-5, ge=0, description="end of the cosine, scaled like BASE_LR")
     LR_SCALING: Literal["steps", "sqrt", "linear", "none"] = Field(
         "steps",
-        description="steps: BASE_LR in a training of 256 steps or more, and as 1 / sqrt(steps) in shorter ones, up to 4 "
-        "times BASE_LR; sqrt, linear: BASE_LR for 512 images a step, and by that rule for fewer and more; none: BASE_LR",
+        description="steps: BASE_LR in a training of 256 steps or more, and as 1 / sqrt(steps) in shorter ones, up to "
+        "4 times BASE_LR; sqrt, linear: BASE_LR at 512 images a step, and by that rule at others; none: BASE_LR",
+    )
+    LAYER_DECAY: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on the learning rate from each stage of the backbone to the one before, the head having "
+        "the full rate; 1: one rate for all",
     )
     WEIGHT_DECAY: float = Field(0.01, ge=0, description="on weights of convolutions and linear layers only")
     CLIP_GRAD: float = Field(5.0, ge=0, description="largest gradient norm; 0 switches clipping off")
