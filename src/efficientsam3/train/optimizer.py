@@ -15,9 +15,9 @@ _MANY_STEPS, _LARGEST_FACTOR = 256, 4.0
 def scale_learning_rate(rate: float, total_batch: int, steps: int, rule: str) -> float:
     """The learning rate at which a training begins its cosine.
 
-    - `steps`: `rate`, but more where there are few steps, in which Adam's bounded updates would lead nowhere: as
-      1 / sqrt(steps) below 256, up to 4 times `rate` at 16 and fewer. Measured at equal images in batches of 2, 8 and
-      32, see docs/experiments.md.
+    - `steps`: `rate`, but more where there are few steps, each of which AdamW bounds by the rate: as 1 / sqrt(steps)
+      below 256, up to 4 times `rate` at 16 and fewer. From batches of 2, 8 and 32 at equal images, see
+      docs/experiments.md.
     - `sqrt`: `rate` is for 512 images a step, and follows the square root of their number (Malladi et al. 2022,
       arXiv:2205.10287).
     - `linear`: likewise in proportion: the published rule, after Goyal et al. 2017 (arXiv:1706.02677), which is made
