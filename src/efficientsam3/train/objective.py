@@ -245,6 +245,27 @@ def masked_gradient(student: torch.Tensor, teacher: torch.Tensor, valid: torch.T
     return total / pairs.clamp(min=1)
 
 
+def masked_edges(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Squared error in which a cell counts by how much the teacher's features change around it.
+
+    A weight is the mean squared difference to the valid neighbours, on four sides, as a share of its mean over the
+    image; where nothing changes, all cells count alike.
+    """
+    given = teacher.float()
+    change, neighbours = torch.zeros_like(given[:, 0]), torch.zeros_like(given[:, 0])
+    for dim in (-2, -1):
+        side = valid.shape[dim]
+        both = valid.narrow(dim, 1, side - 1) & valid.narrow(dim, 0, side - 1)
+        steps = given.diff(dim=dim).square().mean(dim=1) * both
+        for start in (0, 1):
+            change.narrow(dim, start, side - 1).add_(steps)
+            neighbours.narrow(dim, start, side - 1).add_(both)
+    change = change / neighbours.clamp(min=1)
+    mean = _masked_mean(change, valid)[:, None, None]
+    weights = torch.where(mean > 0, change / mean.clamp(min=torch.finfo(change.dtype).tiny), 1.0)
+    return _masked_mean(weights * (student.float() - given).square().mean(dim=1), valid)
+
+
 def masked_multiscale(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Squared error of features averaged over squares of 2 and of 4 cells a side, the mean of both.
 
@@ -291,6 +312,7 @@ TERMS: dict[str, Term] = {
     "mse": masked_mse,
     "cosine": masked_cosine,
     "gradient": masked_gradient,
+    "edges": masked_edges,
     "multiscale": masked_multiscale,
     "relation": masked_relation,
     "attention": masked_attention,

@@ -9,6 +9,7 @@ from efficientsam3.train.objective import (
     Term,
     masked_attention,
     masked_cosine,
+    masked_edges,
     masked_gradient,
     masked_mse,
     masked_multiscale,
@@ -46,6 +47,21 @@ def test_gradient_is_the_error_of_the_differences_of_neighbours() -> None:
     assert result[1].item() == pytest.approx((error[1, :, 1, 0] - error[1, :, 0, 0]).square().mean().item(), rel=1e-5)
     torch.testing.assert_close(masked_gradient(STUDENT + 3, TEACHER, VALID), result, rtol=1e-4, atol=1e-5)
     assert masked_gradient(STUDENT, TEACHER, _only_the_first_cell())[0].item() == 0, "there is no pair"
+
+
+def test_edges_count_for_more_where_the_teacher_changes() -> None:
+    teacher = torch.zeros(2, 5, 3, 3)
+    teacher[0, :, :, 2] = (
+        6.0  # 36 between the last two columns: 12 of 3 neighbours or 9 of 4, 18 of 2 or 12 of 3, else 0
+    )
+    change = torch.tensor([[0.0, 12, 18], [0, 9, 12], [0, 12, 18]])
+    weights = change / change.mean()
+    student = teacher + torch.arange(9.0).reshape(3, 3)
+    result = masked_edges(student, teacher, torch.ones(2, 3, 3, dtype=torch.bool))
+    error = torch.arange(9.0).reshape(3, 3).square()
+    assert result.tolist() == pytest.approx([(weights * error).mean().item(), error.mean().item()])
+    alone = masked_edges(STUDENT, TEACHER, _only_the_first_cell())
+    torch.testing.assert_close(alone, masked_mse(STUDENT, TEACHER, _only_the_first_cell()))
 
 
 def test_multiscale_is_the_error_of_pooled_features() -> None:
@@ -176,7 +192,7 @@ def test_padding_is_learnt_where_it_is_asked_for_and_never_recorded(standardisat
 @pytest.mark.parametrize(
     ("weights", "named"),
     [
-        ({"mse": 1.0, "huber": 1.0}, "'huber' is not a loss term: use attention, cosine, gradient, mse, "),
+        ({"mse": 1.0, "huber": 1.0}, "'huber' is not a loss term: use attention, cosine, edges, gradient, mse, "),
         ({"mse": 0.0}, "weight 0"),
     ],
 )
