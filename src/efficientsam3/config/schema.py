@@ -225,13 +225,13 @@ class DistillConfig(EmbeddingConfig):
     TERMS: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="weights of further loss terms by their names, see train/objective.py"
     )
-    NORMALIZE: Literal["none", "channel"] = Field(
+    NORMALIZE: Literal["none", "channel", "phi-s", "whiten"] = Field(
         "channel",
         description="channel: learn the teacher's features at zero mean and unit variance per channel, by the store's "
-        "statistics or, with ONLINE, those of the first training images; every reader of the checkpoint undoes it in "
-        "the last convolution",
+        "statistics or, with ONLINE, those of the first training images; whiten: their principal components at unit "
+        "variance; phi-s: these mixed so that all have the same variance (PHI-S), both by the covariance of the first "
+        "256 training images in the store; every reader of the checkpoint undoes it in the last convolution",
     )
-
     PADDING: bool = Field(
         False,
         description="learn the embedding of the padding as well, which a mask decoder reads; without effect for a "
@@ -383,6 +383,11 @@ class TrainConfig(RunConfig):
         online = self.DISTILL.ONLINE
         self._need(online, "DISTILL.ONLINE", "TEACHER", "DISTILL.ONLINE_CACHE", "DISTILL.AUGMENT")
         self._need(not online, "DISTILL.ONLINE false", "DISTILL.TEACHER_EMBED_PATH", "DISTILL.READ_WINDOW")
+        if online and self.DISTILL.NORMALIZE in ("phi-s", "whiten"):
+            raise ValueError(
+                f"DISTILL.NORMALIZE {self.DISTILL.NORMALIZE} needs the embeddings of a store: set channel or none, or "
+                "embed first"
+            )
         masks = [f"DISTILL.MASKS.{key}" for key in MasksConfig.model_fields]
         self._need(self.DISTILL.MASKS.DECODER is not None, masks[0], *masks[1:])
         detector = [f"DISTILL.DETECTOR.{key}" for key in DetectorConfig.model_fields]

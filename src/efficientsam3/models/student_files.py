@@ -93,17 +93,35 @@ def described_part(content: Mapping[str, Any], name: str, kind: type[Part], path
 def _standardisation(moments: Any, state: StateDict, path: Path) -> Standardisation:
     """The moments of a checkpoint's targets, which have a value for each channel of the student."""
     width = embedding_width(state)
-    mean, std = (moments.get(name) if isinstance(moments, dict) else None for name in ("mean", "std"))
-    if not isinstance(mean, torch.Tensor) or not isinstance(std, torch.Tensor):
+    try:
+        found = Standardisation.from_state(moments)
+    except (LookupError, TypeError):
+        found = None
+    tensors = {} if found is None else {f"normalisation.{key}": value for key, value in found.state_dict().items()}
+    if found is None or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise UserError(f"normalisation in checkpoint {path} is not a mean and a std: {_REMEDY}.")
-    check_tensors({"normalisation.mean": mean, "normalisation.std": std}, path)
-    check_finite({"normalisation.mean": mean, "normalisation.std": std}, path)
+    check_tensors(tensors, path)
+    check_finite(tensors, path)
+    mean, std, rotation = found.mean, found.std, found.rotation
+    if rotation is not None:
+        _check_rotation(rotation, width, path)
     if mean.shape != (width,) or std.shape != (width,) or not bool((std > 0).all()):
         raise UserError(
             f"normalisation in checkpoint {path} has shapes {tuple(mean.shape)} and {tuple(std.shape)} or deviations "
             f"that are not positive, where the student has {width} channels: {_REMEDY}."
         )
-    return Standardisation(mean, std)
+    return found
+
+
+def _check_rotation(rotation: torch.Tensor, width: int | None, path: Path) -> None:
+    if rotation.shape == (width, width):
+        error = (rotation.double() @ rotation.double().T - torch.eye(len(rotation), dtype=torch.float64)).abs().max()
+        if error < 1e-4:
+            return
+    raise UserError(
+        f"normalisation.rotation in checkpoint {path} has the shape {tuple(rotation.shape)} or is no rotation, where "
+        f"the student has {width} channels: {_REMEDY}."
+    )
 
 
 def identify_backbone(tensors: Mapping[str, torch.Tensor]) -> str | None:

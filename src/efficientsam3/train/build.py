@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -22,9 +22,10 @@ from efficientsam3.models.build import build_student
 from efficientsam3.models.gradient_checkpointing import enable_gradient_checkpointing
 from efficientsam3.models.student import Student
 from efficientsam3.runtime.device import autocast_dtype
-from efficientsam3.runtime.distributed import Process
+from efficientsam3.runtime.distributed import Process, on_main
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.sam3.necks import load_neck, trainable_copy
+from efficientsam3.train.covariance import measure_covariance
 from efficientsam3.train.loop import StepSettings, Trainer
 from efficientsam3.train.necks import StudentWithNecks
 from efficientsam3.train.objective import Averages, FeatureObjective, Objective
@@ -59,19 +60,23 @@ class TargetMoments:
         if resumed is not None and plan.standardise:
             # The store's statistics may have grown since, but what the student gives is standardised by these.
             variance = resumed.get("variance") if statistics is None else float(statistics.variance.mean())
-            return cls(Standardisation(**resumed["normalisation"]), variance, resumed.get("statistics_images"))
+            return cls(Standardisation.from_state(resumed["normalisation"]), variance, resumed.get("statistics_images"))
         if plan.standardise and statistics is None:
             statistics, images = plan.targets.measure_moments(process), plan.targets.measured_images()
         if statistics is None:
             return cls(None, None)
-        standardisation = Standardisation.of(statistics.mean, statistics.variance) if plan.standardise else None
-        return cls(standardisation, float(statistics.variance.mean()), images)
+        variance = float(statistics.variance.mean())
+        if not plan.standardise:
+            return cls(None, variance)
+        if plan.rotate is None:
+            return cls(Standardisation.of(statistics.mean, statistics.variance), variance, images)
+        return cls(plan.rotate(*on_main(process, lambda: measure_covariance(plan))), variance)
 
     def state_dict(self) -> dict[str, Any]:
         """What checkpoints hold of it."""
         state: dict[str, Any] = {}
         if self.standardisation is not None:
-            state["normalisation"] = asdict(self.standardisation)
+            state["normalisation"] = self.standardisation.state_dict()
         if self.images is not None:
             state |= {"variance": self.variance, "statistics_images": self.images}
         return state

@@ -96,6 +96,7 @@ def plan_phrases(config: TextTrainConfig) -> PhrasePlan:
         architecture=architecture,
         without_embedding=train.without + val.without,
         standardise=False,
+        rotate=None,
         statistics=None,
         term_weights={"mse": distill.TOKEN_WISE, "cosine": distill.COSINE},
         learns_padding=False,

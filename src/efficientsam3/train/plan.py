@@ -1,7 +1,7 @@
 """What a training will do, found out and checked before work begins. Nothing below takes a configuration."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from efficientsam3.checkpoints.necks import NeckName, digest_neck
+from efficientsam3.checkpoints.standardisation import Standardisation, check_phi_s
 from efficientsam3.config.schema import Section, TrainConfig
 from efficientsam3.data.layouts import DATASETS, list_images
 from efficientsam3.data.listing import ImageListing, check_disjoint
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
     from efficientsam3.sam3.predictor import Predictor
     from efficientsam3.train.detector import DetectorSettings
     from efficientsam3.train.masks import MaskSettings
+
+
+Rotate = Callable[[torch.Tensor, torch.Tensor], Standardisation]  # from mean (D,) and covariance (D, D), float64
+_ROTATIONS: dict[str, Rotate] = {"phi-s": Standardisation.phi_s, "whiten": Standardisation.white}
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ class TrainPlan:
     architecture: StudentArchitecture
     without_embedding: int  # images that the store has no embedding for
     standardise: bool  # whether the student learns standardised targets
+    rotate: Rotate | None  # how channels are rotated before that, by their covariance; None where they are not
     statistics: ChannelStatistics | None  # of the teacher's embeddings; None where they are not known yet
     term_weights: dict[str, float]  # of the objective, see FeatureObjective
     learns_padding: bool  # likewise
@@ -183,7 +189,9 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         check_half_size(architecture)
     num_workers = count_readers(config.DATA.NUM_WORKERS)
     check_shared_memory(len(train), architecture.image_size, config.DATA.BATCH_SIZE, num_workers)
-    standardise = config.DISTILL.NORMALIZE == "channel"
+    standardise = config.DISTILL.NORMALIZE != "none"
+    if config.DISTILL.NORMALIZE == "phi-s":
+        check_phi_s(manifest.embed_dim)
     weights = _term_weights(config)
     masks, detector = _plan_masks(config, manifest), _plan_detector(config, manifest, readers)
     return TrainPlan(
@@ -193,6 +201,7 @@ def plan_training(config: TrainConfig, cache: bool = True) -> TrainPlan:
         architecture,
         without_embedding=sum(map(len, listings)) - len(train) - len(val),
         standardise=standardise,
+        rotate=_ROTATIONS.get(config.DISTILL.NORMALIZE),
         statistics=targets.known_moments(needed=standardise),
         term_weights=weights,
         learns_padding=config.DISTILL.PADDING,

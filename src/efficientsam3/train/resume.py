@@ -61,7 +61,7 @@ def find_checkpoint(plan: TrainPlan, world_size: int, allow_config_change: bool)
         )
     _check_necks(content, plan, path)
     changes = list(_changes(content, plan, world_size))
-    other_targets = ("normalisation" in content) != plan.standardise
+    other_targets = _normalised(content) != plan.recorded["DISTILL"].get("NORMALIZE", "none")
     if other_targets or (changes and not allow_config_change):
         goes_on = "give the checkpoint as MODEL.PRETRAINED in another OUTPUT"
         if not other_targets:
@@ -139,6 +139,12 @@ def _restore(content: Mapping[str, Any], trainer: Trainer, process: Process, see
 def seed_process(seed: int, step: int, process: Process) -> None:
     """Seed this process's random numbers; each process has its own, so that their dropout differs."""
     seed_everything(int(np.random.SeedSequence([seed, step, process.rank]).generate_state(1)[0]))
+
+
+def _normalised(content: Mapping[str, Any]) -> str:
+    """What the targets of a checkpoint are, as DISTILL.NORMALIZE says it."""
+    recorded = dict(_flat(content["config"])).get("DISTILL.NORMALIZE")
+    return "none" if "normalisation" not in content else str(recorded or "channel")
 
 
 def _way_back(recorded: Mapping[str, Any], plan: TrainPlan) -> str:

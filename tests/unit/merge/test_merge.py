@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +106,7 @@ def test_standardised_targets_and_the_average_of_the_weights_are_worked_in(
 ) -> None:
     content = torch.load(student_checkpoint("efficientvit_b0", head), weights_only=True)
     standardisation = Standardisation(torch.linspace(-3, 4, 64), torch.linspace(0.1, 5, 64))
-    content["normalisation"] = asdict(standardisation)
+    content["normalisation"] = standardisation.state_dict()
     content["ema"] = {
         key: value * 1.01 if value.is_floating_point() else value for key, value in content["model"].items()
     }

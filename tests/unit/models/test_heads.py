@@ -1,7 +1,6 @@
 """Heads: which maps they use, and what they make of them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -148,7 +147,7 @@ def test_a_new_head_is_one_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert identify_backbone(state) == "efficientvit_b0"
 
     standardisation = Standardisation(torch.linspace(-3, 4, 64), torch.linspace(0.1, 5, 64))
-    torch.save(content | {"normalisation": asdict(standardisation)}, tmp_path / "toy.pth")
+    torch.save(content | {"normalisation": standardisation.state_dict()}, tmp_path / "toy.pth")
     plain = Student.from_state(StudentArchitecture(**content["architecture"]), state)
     folded = load_trained_student(tmp_path / "toy.pth")
     pixels = torch.randn(1, 3, 224, 224)

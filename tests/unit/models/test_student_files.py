@@ -2,11 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from efficientsam3.checkpoints.sam3_keys import STUDENT_PREFIX
+from efficientsam3.checkpoints.standardisation import Standardisation
 from efficientsam3.checkpoints.student_keys import PUBLISHED_BACKBONES
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.models.student import Student, StudentArchitecture
@@ -73,6 +75,31 @@ def test_a_training_checkpoint_tells_its_architecture(tmp_path: Path) -> None:
         Preprocessing(image_size=224),
     )
     assert same(file.state, state)
+
+
+@pytest.mark.parametrize("kind", ["none", "channel", "rotated"])
+def test_normalisations_that_do_not_fit_are_refused(kind: str, tmp_path: Path) -> None:
+    architecture = asdict(StudentArchitecture("repvit_m0_9", 8, 16, 224))
+    whole = Standardisation.white(torch.zeros(8, dtype=torch.float64), torch.diag(torch.arange(1.0, 9).double()))
+    states: dict[str, list[tuple[Any, str]]] = {
+        "none": [(3, "not a mean and a std"), ({"mean": torch.zeros(8)}, "not a mean and a std")],
+        "channel": [
+            ({"mean": torch.zeros(8), "std": 1.0}, "not a mean and a std"),
+            ({"mean": torch.zeros(8), "std": torch.zeros(8)}, "not positive"),
+            ({"mean": torch.zeros(7), "std": torch.ones(8)}, "has shapes"),
+        ],
+        "rotated": [
+            (whole.state_dict() | {"rotation": torch.ones(8, 8)}, r"is no rotation.*8 channels"),
+            (whole.state_dict() | {"rotation": torch.eye(7)}, r"has the shape \(7, 7\)"),
+            (whole.state_dict() | {"rotation": torch.eye(8) / 0}, "normalisation.rotation"),
+        ],
+    }
+    path = tmp_path / "ckpt_epoch_3.pth"
+    for state, sentence in states[kind]:
+        content = {"model": make_state("repvit_m0_9"), "architecture": architecture, "normalisation": state}
+        torch.save(content, path)
+        with pytest.raises(UserError, match=sentence):
+            read_student(path)
 
 
 def test_an_own_backbone_needs_the_training_checkpoint(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.store.gather import compute_statistics
 from efficientsam3.store.shards import Shard
 from efficientsam3.store.statistics import store_statistics
+from efficientsam3.train import covariance
 from efficientsam3.train.batches import with_records
 from efficientsam3.train.objective import TERMS, FeatureObjective
 from efficientsam3.train.plan import plan_training
@@ -63,8 +64,10 @@ def validate(student: nn.Module, config: TrainConfig) -> tuple[float, float, flo
     return losses["mse"].item(), losses["cosine"].item(), losses["mse"].item() / float(variance)
 
 
-@pytest.mark.parametrize("ema", ["0", "0.5"])
-@pytest.mark.parametrize("normalise", ["none", "channel"])
+@pytest.mark.parametrize(
+    ("normalise", "ema"),
+    [("none", "0"), ("none", "0.5"), ("channel", "0"), ("channel", "0.5"), ("phi-s", "0"), ("whiten", "0.5")],
+)
 def test_the_recorded_figures_are_of_raw_features_whatever_the_targets(
     normalise: str, ema: str, make_training: MakeTraining, one_process: Process
 ) -> None:
@@ -77,8 +80,8 @@ def test_the_recorded_figures_are_of_raw_features_whatever_the_targets(
     by_hand = validate(student_of(summary.checkpoint), config)
     assert recorded == pytest.approx(by_hand, rel=1e-4)
     assert observed == [pytest.approx(by_hand, rel=1e-4)]
-    assert ("normalisation" in load_training_checkpoint(summary.checkpoint)) == (normalise == "channel")
-    if normalise == "channel":
+    assert ("normalisation" in load_training_checkpoint(summary.checkpoint)) == (normalise != "none")
+    if normalise != "none":
         # What is minimised is another figure: standardised targets have unit variance.
         assert line["val/loss"] != pytest.approx(line["val/mse"] + line["val/cosine"], rel=0.05)
 
@@ -102,6 +105,43 @@ def test_a_resumed_run_keeps_the_statistics_it_began_with(
     assert all(torch.equal(again[key], began[key]) for key in ("mean", "std"))
     now = store_statistics(store / "embeddings")
     assert not torch.equal(Standardisation.of(now.mean, now.variance).mean, began["mean"])
+
+
+def test_a_resumed_run_keeps_the_rotation_it_began_with(
+    make_training: MakeTraining, one_process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotated = (*CHANNEL, "DISTILL.NORMALIZE", "phi-s", "TRAIN.EPOCHS", "2")
+    undisturbed = train(make_training(*rotated, "TAG", "undisturbed"), one_process)
+    train(make_training(*rotated), one_process, StopAfter(3))
+    monkeypatch.setattr("efficientsam3.train.build.measure_covariance", None)
+    assert train(make_training(*rotated), one_process).metrics == undisturbed.metrics
+    for other in ("whiten", "channel", "none"):
+        with pytest.raises(UserError, match=rf"\(DISTILL\.NORMALIZE: phi-s -> {other}\).*PRETRAINED"):
+            train(make_training(*rotated, "DISTILL.NORMALIZE", other), one_process, allow_config_change=True)
+
+
+def test_the_covariance_is_of_the_cells_that_show_the_training_images(
+    make_training: MakeTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upper_rows(sizes: torch.Tensor, image_size: int, grid_size: int) -> torch.Tensor:
+        assert sizes.tolist() == [[224, 224]] * len(sizes)
+        return torch.arange(grid_size)[None, :, None].expand(len(sizes), grid_size, grid_size) < 5
+
+    monkeypatch.setattr(covariance, "build_valid_mask", upper_rows)
+    monkeypatch.setattr(covariance, "MEASURED_IMAGES", 4)
+    plan = plan_training(make_training("DISTILL.NORMALIZE", "whiten"))
+    mean, found = covariance.measure_covariance(plan)
+    assert isinstance(plan.targets, StoredTargets)
+    store = plan.targets.store
+    images = [store.decode(store.read(int(row))[None])[1][0, :, :5] for row in plan.train.rows[:4]]
+    cells = torch.cat([each.flatten(1) for each in images], dim=1).double()
+    torch.testing.assert_close(mean, cells.mean(dim=1))
+    torch.testing.assert_close(found, torch.cov(cells, correction=0))
+
+
+def test_rotations_of_computed_targets_are_refused(make_training: MakeTraining) -> None:
+    with pytest.raises(UserError, match=r"DISTILL\.NORMALIZE whiten needs the embeddings of a store"):
+        make_training("DISTILL.NORMALIZE", "whiten", "DISTILL.ONLINE", "true", online=True)
 
 
 @pytest.mark.parametrize("change", [False, True])
