@@ -195,3 +195,15 @@ def with_trained_necks(
         return made_once(tmp_path_factory, name, lambda path: write(path, chosen))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def merged_with_necks(
+    tiny_sam3_path: Path, with_trained_necks: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A whole merged model with both necks trained."""
+    from efficientsam3.merge.run import merge
+
+    return made_once(
+        tmp_path_factory, "merged/necks.pt", lambda path: merge(with_trained_necks(), tiny_sam3_path, path)
+    )

@@ -8,19 +8,17 @@ import torch
 
 from efficientsam3.checkpoints.necks import read_trained_necks
 from efficientsam3.export.source import read_source
-from efficientsam3.merge.run import merge
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import Sam3Decoder
 from efficientsam3.sam3.necks import load_neck
 
 
 def test_a_student_with_trained_necks_is_exported_merged(
-    tiny_sam3_path: Path, with_trained_necks: Callable[..., Path], tmp_path: Path
+    tiny_sam3_path: Path, with_trained_necks: Callable[..., Path], merged_with_necks: Path
 ) -> None:
     with pytest.raises(UserError, match=r"an image encoder alone would leave behind: merge it"):
         read_source(with_trained_necks())
-    merge(with_trained_necks(), tiny_sam3_path, tmp_path / "merged.pt")
-    (graph,) = (graph for graph in read_source(tmp_path / "merged.pt").graphs if graph.name == "interactive_neck")
+    (graph,) = (graph for graph in read_source(merged_with_necks).graphs if graph.name == "interactive_neck")
     necks = read_trained_necks(with_trained_necks())
     assert necks is not None
     decoder, (embedding,) = Sam3Decoder(tiny_sam3_path, torch.device("cpu")), graph.inputs.values()

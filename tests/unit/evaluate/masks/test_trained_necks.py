@@ -14,7 +14,6 @@ from efficientsam3.evaluate.masks.parts import Statistics
 from efficientsam3.evaluate.masks.probe import MaskProbe
 from efficientsam3.evaluate.masks.segmenters import EncoderWithDecoder, WholeModel
 from efficientsam3.evaluate.observers import build_probe
-from efficientsam3.merge.run import merge
 from efficientsam3.models.student_files import load_trained_student
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import Sam3Decoder
@@ -33,10 +32,9 @@ PROMPTS = (ObjectPrompt(box=(20.0, 20.0, 90.0, 70.0)), ObjectPrompt(points=((30.
 
 
 def test_a_checkpoint_answers_as_the_model_that_it_is_merged_into(
-    tiny_sam3_path: Path, with_trained_necks: Make, student_checkpoint: Make, tmp_path: Path
+    tiny_sam3_path: Path, with_trained_necks: Make, student_checkpoint: Make, merged_with_necks: Path
 ) -> None:
-    merge(with_trained_necks(), tiny_sam3_path, tmp_path / "merged.pt")
-    given = [str(with_trained_necks()), str(tmp_path / "merged.pt"), str(student_checkpoint())]
+    given = [str(with_trained_necks()), str(merged_with_necks), str(student_checkpoint())]
     own, merged, plain = open_models(given, tiny_sam3_path, FedPixels(), CPU)
     answers = [model.open("image", PIXELS) for model in (own, merged, plain)]
     for prompt in PROMPTS:
