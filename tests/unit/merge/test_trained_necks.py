@@ -17,10 +17,9 @@ from efficientsam3.merge.fuse import fuse
 from efficientsam3.merge.run import merge
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import build_models
-from efficientsam3.sam3.contents import merged_necks, read_contents
+from efficientsam3.sam3.contents import merged_necks, metadata_path, read_contents
 from efficientsam3.testing.tiny_sam3 import write_tiny_sam3
 
-Make = Callable[..., Path]
 Trained = Callable[..., Path]
 BOTH: tuple[NeckName, ...] = ("detector", "tracker")
 
@@ -61,18 +60,15 @@ def test_the_merged_model_computes_with_the_trained_necks(
 
 
 def test_the_tensors_are_those_of_a_merge_without(
-    tiny_sam3_path: Path, student_checkpoint: Make, with_trained_necks: Trained, tmp_path: Path
+    tiny_sam3_path: Path, merged: Path, with_trained_necks: Trained, tmp_path: Path
 ) -> None:
     """The published loader reads it, too."""
-    plain = merge(student_checkpoint(), tiny_sam3_path, tmp_path / "plain.pt")
     merge(with_trained_necks(), tiny_sam3_path, tmp_path / "out.pt", dtype="float16")
-    merged, expected = read_tensors(tmp_path / "out.pt"), read_tensors(tmp_path / "plain.pt")
-    assert list(merged) == list(expected)
-    changed = {rename(key) for key, value in expected.items() if not torch.equal(merged[key], value.half())}
+    found, expected = read_tensors(tmp_path / "out.pt"), read_tensors(merged)
+    assert list(found) == list(expected)
+    changed = {rename(key) for key, value in expected.items() if not torch.equal(found[key], value.half())}
     assert changed == trained_necks(with_trained_necks())["model"].keys()
-    assert not plain.replaced
-    assert "necks" not in (tmp_path / "plain.pt.md").read_text()
-    assert "trained_necks" not in json.loads((tmp_path / "plain.pt.json").read_text())
+    assert "trained_necks" not in json.loads(metadata_path(merged).read_text())
 
 
 def test_a_neck_of_a_part_that_is_left_out_is_left_out(
