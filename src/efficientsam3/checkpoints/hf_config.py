@@ -13,6 +13,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.json_files import read_json_object
 
 _REMEDY = "give a whole, unchanged Hugging Face directory"
+LITE_TEXT_TYPE = "sam3_lite_text"  # of a detector with a text student
 _SIZE = re.compile(r".*(size|dim|layers|heads|stages|channels|queries|embeddings|rate|stride)")
 _LARGEST = 1 << 20  # the largest number in SAM3's is 49408, of tokens
 _MOST_LAYERS = 1000
@@ -40,7 +41,8 @@ def parse_hf_config(
         kind: the config's class.
         values: what was read.
         directory: where from.
-        students: classes that a `backbone_config` may have instead of the trunk's.
+        students: classes that a `backbone_config` may have instead of the trunk's, or a `detector_config` of
+            LITE_TEXT_TYPE instead of SAM3's.
 
     Raises:
         UserError: a value is not of its type, or too large; or transformers refuses it.
@@ -80,7 +82,8 @@ class _Check:
         expected, found = default.get("model_type"), value.get("model_type")
         if found in (expected, None):
             return default
-        if not key.endswith("backbone_config") or not isinstance(found, str) or found not in self.students:
+        place = "detector_config" if found == LITE_TEXT_TYPE else "backbone_config"
+        if not key.endswith(place) or not isinstance(found, str) or found not in self.students:
             self._refuse(found, f"{key}.model_type", repr(expected))
         return _defaults(self.students[found])
 

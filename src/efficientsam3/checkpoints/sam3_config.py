@@ -102,7 +102,7 @@ def _detector_parts(read: _Reader) -> dict[str, Any]:
             "num_attention_heads": heads,
         },
     }
-    return parts | ({"text_config": _text(read)} if read.has(TEXT_PREFIX + "encoder.") else {})
+    return parts | ({"text_config": _text(read)} if read.has(TEXT_PREFIX + "encoder.token_embedding.") else {})
 
 
 def _detr(read: _Reader, name: str, heads: int) -> dict[str, int]:

@@ -18,7 +18,7 @@ from efficientsam3.models.fuse import fuse_modules
 from efficientsam3.models.student import Student
 from efficientsam3.sam3.build import Models
 from efficientsam3.sam3.promptable import PADDING_LABEL
-from efficientsam3.sam3.text import CONTEXT_LENGTH
+from efficientsam3.sam3.text import CONTEXT_LENGTH, padding_of
 from efficientsam3.sam3.torch_calls import grid_of, tracker_features
 
 Outputs = tuple[torch.Tensor, ...]
@@ -102,7 +102,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids and mask, each (B, 32) int64, to features (B, 32, width) in the detector's width."""
+    """Token ids and mask, each (B, L) int64, to features (B, L, width) in the detector's width."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -112,6 +112,9 @@ class TextEncoder(nn.Module):
         features: torch.Tensor = self.detector.get_text_features(
             input_ids=input_ids, attention_mask=text_mask
         ).pooler_output
+        if getattr(self.detector.config.text_config, "padding", None) == "published":
+            # Its attention has no mask, and the graph would lose the input that all others have.
+            features = features * text_mask[..., None].to(features.dtype)
         return features
 
 
@@ -212,7 +215,8 @@ def _graph(name: GraphName, module: nn.Module, inputs: dict[str, torch.Tensor], 
 
 
 def _text_encoder(detector: Any) -> Graph:
-    ids, mask = torch.ones(2, CONTEXT_LENGTH, dtype=torch.long), torch.ones(2, CONTEXT_LENGTH, dtype=torch.long)
+    length, _ = padding_of(detector.config.text_config)
+    ids, mask = torch.ones(2, length, dtype=torch.long), torch.ones(2, length, dtype=torch.long)
     return _graph("text_encoder", TextEncoder(detector), {"input_ids": ids, "text_mask": mask}, ["text_features"])
 
 

@@ -15,7 +15,7 @@ from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import Models, build_models
 from efficientsam3.sam3.contents import Contents, read_contents
 from efficientsam3.sam3.parts import VISUAL_PROMPT
-from efficientsam3.sam3.text import build_tokenizer, tokenize
+from efficientsam3.sam3.text import build_tokenizer, padding_of, tokenize
 
 _PHRASES = ("a dog", VISUAL_PROMPT)
 VisualPrompt = tuple[tuple[float, ...], ...]
@@ -28,7 +28,7 @@ class Source:
     graphs: list[Graph]  # in the order in which they run
     preprocessing: Preprocessing
     phrases: list[Values]  # inputs for the first graph that takes text
-    has_text: bool  # whether there is a text encoder
+    padding: tuple[int, int] | None  # of the text encoder, see `padding_of`; None without one
     visual_prompt: VisualPrompt | None  # features of "visual", where there is a detector but no text encoder
 
 
@@ -50,20 +50,22 @@ def read_source(model: Path) -> Source:
                 "merge it, and export the merged model."
             )
         student, preprocessing = load_student_and_preprocessing(model)
-        return Source([student_graph(student)], preprocessing, [], has_text=False, visual_prompt=None)
+        return Source([student_graph(student)], preprocessing, [], None, visual_prompt=None)
     contents = read_contents(model)
     models = build_models(contents)
     has_text = models.detector is not None and models.detector.text_encoder is not None
     phrases = _phrases(models, contents, has_text)
     visual_prompt = None if models.detector is None or has_text else _features(phrases[0])
     graphs = build_graphs(models, contents.preprocessing.image_size)
-    return Source(graphs, contents.preprocessing, phrases, has_text, visual_prompt)
+    padding = padding_of(models.detector.config.text_config) if has_text else None
+    return Source(graphs, contents.preprocessing, phrases, padding, visual_prompt)
 
 
 def _phrases(models: Models, contents: Contents, has_text: bool) -> list[Values]:
     if has_text:
         tokenizer = build_tokenizer()
-        return [dict(zip(("input_ids", "text_mask"), tokenize(tokenizer, text), strict=True)) for text in _PHRASES]
+        config, names = models.detector.config.text_config, ("input_ids", "text_mask")
+        return [dict(zip(names, tokenize(tokenizer, text, config), strict=True)) for text in _PHRASES]
     if models.detector is None:
         return []
     if contents.visual_prompt is None:

@@ -10,7 +10,8 @@ import torch
 from efficientsam3.checkpoints.necks import NECK_PREFIXES, NeckName, neck_names
 from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.checkpoints.sam3_convert import plan_conversion, rename
-from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX, NATIVE_NECKS
+from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX, NATIVE_NECKS, TEXT_PREFIX
+from efficientsam3.checkpoints.text_keys import HF_TEXT_PREFIXES, to_native_text
 from efficientsam3.merge.inputs import Sam3Input, StudentInput, preprocessing_note
 from efficientsam3.merge.request import Format
 from efficientsam3.runtime.errors import UserError
@@ -29,6 +30,7 @@ class MergeAccount:
     removed_tensors: int
     removed_parameters: int
     removed: str = "SAM3's image trunk"  # in words
+    text: tuple[str, tuple[int, int], tuple[int, int]] | None = None  # a text student; what it replaces, and its size
     replaced: dict[str, tuple[int, int]] = field(default_factory=dict)  # trained neck -> tensors, parameters
     kept: dict[str, tuple[int, int]] = field(default_factory=dict)  # part -> tensors, parameters
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -45,6 +47,10 @@ class MergeAccount:
             f"removed   {removed}: {self.removed}",
             f"inserted  {_count(student, self.student_parameters)}: the student {self.backbone} and its head",
         ]
+        if self.text is not None:
+            name, own, new = self.text
+            lines += [f"removed   {_count(*own)}: SAM3's text encoder"]
+            lines += [f"inserted  {_count(*new)}: the text student {name}"]
         lines += [
             f"replaced  {_count(*size)}: the {name}'s neck, by the one that was trained with the student"
             for name, size in self.replaced.items()
@@ -111,6 +117,13 @@ def account_for(
         len(removed),
         _parameters(removed),
     )
+    if student.text is not None:
+        prefix = tuple(HF_TEXT_PREFIXES.values()) if sam3.native is None else TEXT_PREFIX
+        own = {key: value for key, value in rest.items() if key.startswith(prefix)}
+        rest = {key: value for key, value in rest.items() if key not in own}
+        new = student.text.state if format == "hf" else to_native_text(student.text.state)
+        name = student.text.architecture.backbone
+        account.text = (name, (len(own), _parameters(own)), (len(new), _parameters(new)))
     account.replaced = {name: (len(state), _parameters(state)) for name, state in necks.items()}
     if sam3.native is None:
         account.kept = {"everything else": (len(rest), _parameters(rest))}

@@ -1,5 +1,6 @@
 """The metadata (JSON) and the model card (Markdown) that are written with a merged model."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ def model_metadata(
         "preprocessing": preprocessing.model_dump(mode="json"),
         "parts": [part for part in PARTS if part in parts],
         **_trained_necks(student, sam3, parts),
+        **_text(student, sam3),
         "dtype": "as in the source" if dtype is None else str(dtype).removeprefix("torch."),
         "versions": {
             "efficientsam3": efficientsam3.__version__,
@@ -34,6 +36,14 @@ def model_metadata(
             "transformers": transformers.__version__,
         },
     }
+
+
+def _text(student: StudentInput, sam3: Sam3Input) -> dict[str, Any]:
+    """The text student: what came with the student now, or before the model was fused."""
+    if student.text is not None:
+        file = {"file": student.text.path.name, "sha256": sha256_file(student.text.path)}
+        return {"text": asdict(student.text.architecture), "text_student": file}
+    return {} if sam3.contents.text is None else {"text": asdict(sam3.contents.text)}
 
 
 def _trained_necks(student: StudentInput, sam3: Sam3Input, parts: frozenset[Part]) -> dict[str, Any]:
@@ -55,6 +65,9 @@ def model_card(name: str, metadata: dict[str, Any], account: MergeAccount) -> st
     """A model card in Markdown."""
     architecture, pixels = metadata["architecture"], metadata["preprocessing"]
     necks = ", ".join(metadata.get("trained_necks", ()))
+    texts = ""
+    if text := metadata.get("text"):
+        texts = f"| text student | {text['backbone']}, {text['context_length']} tokens, padded as {text['padding']} |\n"
     trained = f"| necks trained with the student | {necks} |\n" if necks else ""
     lines = "\n".join(f"    {line}" for line in account.lines())
     return f"""# {name}
@@ -70,7 +83,7 @@ EfficientSAM3: SAM3 whose image trunk is the student `{architecture["backbone"]}
 | embedding | {architecture["embed_dim"]} x {architecture["embed_size"]} x {architecture["embed_size"]} |
 | head | {architecture["head"]} |
 | parts | {", ".join(metadata["parts"])} |
-{trained}| weights | {metadata["dtype"]} |
+{texts}{trained}| weights | {metadata["dtype"]} |
 
 The SHA-256 of both sources are in the metadata.
 

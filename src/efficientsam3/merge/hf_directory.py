@@ -12,17 +12,18 @@ from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
 from efficientsam3.checkpoints.reading import SAFETENSORS_INDEX, StateDict
 from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX
+from efficientsam3.checkpoints.text_keys import HF_TEXT_PREFIXES
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.merge.account import MergeAccount
 from efficientsam3.merge.card import model_card, model_metadata
-from efficientsam3.merge.inputs import Sam3Input, StudentInput, without_trunk
-from efficientsam3.merge.verify import fingerprints, verify_necks, verify_student, verify_written
+from efficientsam3.merge.inputs import Sam3Input, StudentInput, hf_text, without_trunk
+from efficientsam3.merge.verify import fingerprints, verify_necks, verify_student, verify_text, verify_written
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import sha256_file, write_json, write_text
 from efficientsam3.runtime.memory import release_pages
 from efficientsam3.runtime.own_files import own_folder
 from efficientsam3.sam3.build import check_whole
-from efficientsam3.sam3.contents import METADATA_KEY, read_contents, student_config
+from efficientsam3.sam3.contents import METADATA_KEY, read_contents, student_config, with_text_student
 from efficientsam3.sam3.parts import PARTS
 from efficientsam3.sam3.text import build_tokenizer
 
@@ -46,6 +47,9 @@ def write_hf_directory(
     tensors = without_trunk(sam3.contents)
     tensors |= {HF_STUDENT_PREFIX + key: value for key, value in student.state.items()}
     tensors |= {} if student.necks is None else student.necks.state
+    if student.text is not None:
+        own = tuple(HF_TEXT_PREFIXES.values())
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(own)} | hf_text(student.text)
     if dtype is not None:
         tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
     expected = fingerprints(tensors, sam3.path)
@@ -61,6 +65,7 @@ def write_hf_directory(
         check_whole(read_contents(folder))
         verify_student(folder, student, dtype)
         verify_necks(folder, student, sam3, frozenset(PARTS), dtype)
+        verify_text(folder, student, dtype)
         account.bytes = sum(file.stat().st_size for file in folder.iterdir())
         write_text(folder / "README.md", model_card(output.name, metadata, account))
 
@@ -99,6 +104,9 @@ def _write_shards(folder: Path, tensors: StateDict, final: Path) -> None:
 def _config(student: StudentInput, sam3: Sam3Input, dtype: torch.dtype) -> dict[str, Any]:
     """SAM3's config with the student as the backbone of both models."""
     config: dict[str, Any] = json.loads(sam3.contents.config.to_json_string(use_diff=False))
+    if student.text is not None:
+        detector = with_text_student(sam3.contents.config.detector_config, student.text.architecture)
+        config["detector_config"] = json.loads(detector.to_json_string(use_diff=False))
     backbone: PreTrainedConfig = student_config(student.architecture)
     for part in ("detector_config", "tracker_config"):
         config[part]["vision_config"]["backbone_config"] = json.loads(backbone.to_json_string(use_diff=False))

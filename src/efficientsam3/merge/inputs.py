@@ -9,15 +9,27 @@ from efficientsam3.checkpoints.necks import TrainedNecks, neck_names, read_train
 from efficientsam3.checkpoints.reading import StateDict
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.checkpoints.student_keys import is_fused
+from efficientsam3.checkpoints.text_keys import HF_TEXT_PREFIXES
 from efficientsam3.checkpoints.training import is_training_checkpoint
 from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing
 from efficientsam3.models.heads import embedding_width, identify_head
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.models.student_files import StudentFile, check_student, read_student
+from efficientsam3.models.text_student_files import read_text_student
+from efficientsam3.models.text_students import TextArchitecture
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import check_whole
 from efficientsam3.sam3.contents import Contents, merged_necks, read_contents
 from efficientsam3.sam3.necks import check_neck
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """A student of the text encoder that fits the SAM3 it goes into."""
+
+    path: Path
+    state: StateDict  # keys as `TextStudent` has them
+    architecture: TextArchitecture
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class StudentInput:
     architecture: StudentArchitecture
     preprocessing: Preprocessing | None  # None when the file does not say
     necks: TrainedNecks | None = None  # in the place of SAM3's own
+    text: TextInput | None = None  # in the place of SAM3's text encoder
 
     def build(self) -> Student:
         """The student itself, on the CPU, in eval mode."""
@@ -114,6 +127,22 @@ def read_fitting_student(path: Path, sam3: Sam3Input) -> StudentInput:
     return StudentInput(path, file.state, architecture, file.preprocessing, necks)
 
 
+def read_fitting_text(path: Path, sam3: Sam3Input) -> TextInput:
+    """Open a text student and check that it can take the place of SAM3's text encoder.
+
+    Raises:
+        UserError: it is no text student's checkpoint, is not whole, or gives features of another width.
+    """
+    architecture, state = read_text_student(path)
+    width = sam3.contents.tensors["detector_model.text_projection.weight"].shape[0]
+    if architecture.embed_dim != width:
+        raise UserError(
+            f"The text student in {path} gives {architecture.embed_dim} channels, SAM3 in {sam3.path} takes {width}: "
+            "train it on this SAM3's features."
+        )
+    return TextInput(path, state, architecture)
+
+
 def _architecture(file: StudentFile, trunk: Any) -> StudentArchitecture:
     if file.architecture is not None:
         return file.architecture
@@ -138,6 +167,16 @@ def preprocessing_note(student: StudentInput, sam3: Sam3Input) -> str | None:
 def architecture_dict(architecture: StudentArchitecture) -> dict[str, Any]:
     """JSON form of an architecture."""
     return asdict(architecture)
+
+
+def hf_text(text: TextInput) -> StateDict:
+    """A text student under facebook's keys."""
+    return {
+        prefix + key.removeprefix(own): value
+        for own, prefix in HF_TEXT_PREFIXES.items()
+        for key, value in text.state.items()
+        if key.startswith(own)
+    }
 
 
 def without_trunk(contents: Contents) -> StateDict:

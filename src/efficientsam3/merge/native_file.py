@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 
 from efficientsam3.checkpoints.reading import StateDict
+from efficientsam3.checkpoints.sam3_keys import TEXT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
+from efficientsam3.checkpoints.text_keys import to_native_text
 from efficientsam3.checkpoints.writing import save_tensors
 from efficientsam3.merge.account import MergeAccount, neck_replacements
 from efficientsam3.merge.card import model_card, model_metadata
 from efficientsam3.merge.inputs import Sam3Input, StudentInput
-from efficientsam3.merge.verify import fingerprints, verify_necks, verify_student, verify_written
+from efficientsam3.merge.verify import fingerprints, verify_necks, verify_student, verify_text, verify_written
 from efficientsam3.models.student_files import to_published_layout
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import to_json
@@ -56,6 +58,7 @@ def write_native_file(
         verify_written(temporary, expected)
         verify_student(temporary, student, dtype, prefixes[0])
         verify_necks(temporary, student, sam3, parts, dtype)
+        verify_text(temporary, student, dtype)
         account.bytes = temporary.stat().st_size
     metadata |= {"bytes": account.bytes, "sha256": account.sha256}
     write_own_text(metadata_path(output), to_json(metadata), MERGED_MODEL, overwrite)
@@ -95,6 +98,8 @@ def _assemble(
     for key, value in sam3.native.items():
         if key.startswith(replace_prefix):
             merged |= {target_prefix + name: tensor for name, tensor in published.items()}
+        elif student.text is not None and part_of(key) == "text":
+            merged |= {TEXT_PREFIX + name: tensor for name, tensor in to_native_text(student.text.state).items()}
         elif part_of(key) in parts or key.startswith(TRUNK_PREFIX):
             if key.startswith(target_prefix):
                 raise UserError(f"{key} is in SAM3 and would be mixed with the student: change --target-prefix.")

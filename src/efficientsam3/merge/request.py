@@ -39,6 +39,11 @@ class MergeRequest(Request):
         description="the file to write (native; its metadata and model card are written next to it as .json and .md), "
         "or the directory (hf)"
     )
+    text_ckpt: Annotated[Path | None, Argument("FILE")] = Field(
+        None,
+        description="also a student of the text encoder: ckpt_epoch_N.pth of `efficientsam3 text train`, which takes "
+        "the place of SAM3's",
+    )
     target_prefix: Annotated[str, Argument("PREFIX")] = Field(
         STUDENT_PREFIX,
         description="prefix of the student's keys in a native file; the default is where the published loader looks",

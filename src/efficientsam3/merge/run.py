@@ -1,5 +1,6 @@
 """Putting a student in the place of SAM3's image trunk: SAM3 in, EfficientSAM3 out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.merge.account import MergeAccount, account_for
 from efficientsam3.merge.fuse import fuse_student
 from efficientsam3.merge.hf_directory import HF_DIRECTORY, write_hf_directory
-from efficientsam3.merge.inputs import check_output, read_fitting_student, read_sam3
+from efficientsam3.merge.inputs import StudentInput, check_output, read_fitting_student, read_fitting_text, read_sam3
 from efficientsam3.merge.native_file import check_native_output, write_native_file
 from efficientsam3.merge.request import MergeRequest
+from efficientsam3.models.text_students import MOST_TOKENS, Padding
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.own_files import check_folder
 from efficientsam3.runtime.request import make_request
@@ -39,15 +41,21 @@ def run_merge(request: MergeRequest) -> MergeAccount:
     """Do what a request asks for; see `merge`."""
     output, prefixes = request.output, (request.target_prefix, request.replace_prefix)
     parts = parse_parts(request.keep)
-    check_output(output, (request.student_ckpt, request.sam3_ckpt))
+    texts = () if request.text_ckpt is None else (request.text_ckpt,)
+    check_output(output, (request.student_ckpt, request.sam3_ckpt, *texts))
+    if texts and "text" not in parts:
+        raise UserError("--text-ckpt needs the part text: add it to --keep, or leave the text student out.")
     if request.format == "hf":
         check_folder(output, HF_DIRECTORY, request.overwrite)
     else:
         check_native_output(output, request.overwrite)
     sam3 = read_sam3(request.sam3_ckpt)
     student = read_fitting_student(request.student_ckpt, sam3)
+    if request.text_ckpt is not None:
+        student = replace(student, text=read_fitting_text(request.text_ckpt, sam3))
     if request.format == "hf":
         _check_hf_options(parts, prefixes)
+        _check_hf_text(student)
     elif sam3.native is None:
         raise UserError(
             f"{request.sam3_ckpt} lacks tensors of Meta's layout, which transformers has no use for: give sam3.pt."
@@ -67,6 +75,19 @@ def run_merge(request: MergeRequest) -> MergeAccount:
     else:
         write_native_file(output, student, sam3, prefixes, parts, dtype, account, request.overwrite)
     return account
+
+
+def _check_hf_text(student: StudentInput) -> None:
+    """transformers' processor fills 32 positions with the end token, and masks them; nothing tells it otherwise."""
+    wanted: tuple[int, Padding] = (MOST_TOKENS, "transformers")
+    if student.text is None:
+        return
+    found = student.text.architecture.context_length, student.text.architecture.padding
+    if found != wanted:
+        raise UserError(
+            f"The text student in {student.text.path} takes {found[0]} tokens, padded as {found[1]}, and transformers' "
+            f"processor gives {wanted[0]}, padded as {wanted[1]}: merge it with --format native, or train it for that."
+        )
 
 
 def _check_hf_options(parts: frozenset[Part], prefixes: tuple[str, str]) -> None:

@@ -11,12 +11,15 @@ from efficientsam3.checkpoints.fitting import is_finite
 from efficientsam3.checkpoints.necks import under
 from efficientsam3.checkpoints.reading import StateDict, read_tensors
 from efficientsam3.checkpoints.sam3_convert import convert
-from efficientsam3.checkpoints.sam3_keys import NATIVE_NECKS
+from efficientsam3.checkpoints.sam3_keys import NATIVE_NECKS, TEXT_PREFIX
+from efficientsam3.checkpoints.text_keys import HF_TEXT_PREFIXES, from_native_text
 from efficientsam3.checkpoints.writing import digest_tensor
 from efficientsam3.merge.account import neck_replacements
 from efficientsam3.merge.inputs import Sam3Input, StudentInput
 from efficientsam3.models.student import Student
 from efficientsam3.models.student_files import load_student_state
+from efficientsam3.models.text_student import TextStudent
+from efficientsam3.models.text_students import END
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.memory import release_pages
 from efficientsam3.sam3.parts import Part
@@ -93,6 +96,44 @@ def verify_student(path: Path, student: StudentInput, dtype: torch.dtype | None,
             "give --dtype float32, or report this student."
         )
     return difference
+
+
+@torch.inference_mode()
+def verify_text(path: Path, student: StudentInput, dtype: torch.dtype | None) -> None:
+    """Run the text student out of a merged model and compare it with the source on the same tokens.
+
+    Args:
+        path: the merged model, a native file or a Hugging Face directory.
+        student: the source student, with a text student or without.
+        dtype: dtype that the weights were stored in, None for unchanged.
+
+    Raises:
+        UserError: the features differ by more than rounding.
+    """
+    text = student.text
+    if text is None:
+        return
+    tensors = read_tensors(path, values=False)  # compared by `verify_written`
+    if path.is_file():
+        native = {key.removeprefix(TEXT_PREFIX): value for key, value in tensors.items() if key.startswith(TEXT_PREFIX)}
+        state = from_native_text(native)
+    else:
+        state = {
+            own + key.removeprefix(prefix): value
+            for own, prefix in HF_TEXT_PREFIXES.items()
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+    ids = torch.randint(END, (2, text.architecture.context_length), generator=torch.Generator().manual_seed(0))
+    ids[0, 4:] = text.architecture.pad_id
+    ids[0, 4] = ids[1, -1] = END
+    merged, expected = (TextStudent.from_state(text.architecture, each)(ids) for each in (state, text.state))
+    difference = float((merged - expected).norm() / expected.norm())
+    if not difference <= _TOLERANCE[dtype or torch.float32]:
+        raise UserError(
+            f"The merged text student's features differ from the source's by {difference:.1e} relative: "
+            "give --dtype float32, or report this student."
+        )
 
 
 @torch.inference_mode()

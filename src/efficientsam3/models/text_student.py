@@ -14,6 +14,8 @@ from efficientsam3.models.text_tokens import valid_tokens
 def text_config(architecture: TextArchitecture) -> Any:
     """transformers' config of an architecture's encoder."""
     shape = architecture.shape
+    # transformers keeps what it does not know, which `sam3.text` reads.
+    padding = {} if architecture.padding == "transformers" else {"padding": architecture.padding}
     return Sam3LiteTextTextConfig(
         vocab_size=VOCABULARY,
         hidden_size=shape.width,
@@ -23,6 +25,7 @@ def text_config(architecture: TextArchitecture) -> Any:
         num_attention_heads=shape.heads,
         max_position_embeddings=architecture.context_length,
         use_repmixer_blocks=shape.convolutional,
+        **padding,
     )
 
 

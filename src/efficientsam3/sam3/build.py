@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import (
     PreTrainedConfig,
+    Sam3LiteTextModel,
     Sam3Model,
     Sam3TrackerConfig,
     Sam3TrackerModel,
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from efficientsam3.checkpoints.fitting import differences, layouts
+from efficientsam3.checkpoints.hf_config import LITE_TEXT_TYPE
 from efficientsam3.checkpoints.sam3 import build_model, expected_layouts
 from efficientsam3.checkpoints.sam3_keys import HF_TRUNK_PREFIX
 from efficientsam3.models.hf_backbone import AbsentBackboneConfig  # this registers the student, too
@@ -64,7 +66,7 @@ def build_models(contents: Contents) -> Models:
 def build_detector(contents: Contents, with_backbone: bool = True) -> Any:
     """Build a `Sam3Model`, float32, eval mode; without a backbone it takes embeddings alone.
 
-    Its text_encoder is None where the model was merged without it.
+    With a text student it is a `Sam3LiteTextModel`. Its text_encoder is None where the model was merged without it.
 
     Raises:
         UserError: a tensor is missing, unexpected, or of another shape.
@@ -79,7 +81,11 @@ def build_detector(contents: Contents, with_backbone: bool = True) -> Any:
         tensors = {key: value for key, value in tensors.items() if not key.startswith(trunk)}
         config.vision_config.backbone_config = _absent(config.vision_config.backbone_config)
     if has_text:
-        return build_model(Sam3Model, config, tensors, contents.path)
+        kind = Sam3LiteTextModel if config.model_type == LITE_TEXT_TYPE else Sam3Model
+        model = build_model(kind, config, tensors, contents.path)
+        if getattr(config.text_config, "padding", None) == "published":
+            model.text_encoder.register_forward_pre_hook(_without_mask, with_kwargs=True)
+        return model
     config.text_config = type(config.text_config).from_dict(config.text_config.to_dict() | _NO_TEXT)
     with torch.device("meta"):
         filler = {key: value for key, value in Sam3Model(config).state_dict().items() if key.startswith(_TEXT_KEYS)}
@@ -87,6 +93,11 @@ def build_detector(contents: Contents, with_backbone: bool = True) -> Any:
     model = build_model(Sam3Model, config, tensors, contents.path)
     model.text_encoder = model.text_projection = None
     return model
+
+
+def _without_mask(encoder: torch.nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Let a student attend to padding, as it did while it was trained."""
+    return inputs, named | {"attention_mask": None}
 
 
 def _absent(backbone: Any) -> AbsentBackboneConfig:

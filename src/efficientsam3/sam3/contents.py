@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from transformers import PreTrainedConfig, Sam3VideoConfig
+from transformers import PreTrainedConfig, Sam3LiteTextConfig, Sam3VideoConfig
 
 from efficientsam3.checkpoints.hf_config import parse_hf_config, read_hf_config
 from efficientsam3.checkpoints.necks import NECK_PREFIXES, NeckName, TrainedNecks, is_trained_layer, under
@@ -14,7 +14,7 @@ from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3 import trunk_config
 from efficientsam3.checkpoints.sam3_config import video_config
 from efficientsam3.checkpoints.sam3_convert import convert
-from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, HF_TRUNK_PREFIX, STUDENT_PREFIX
+from efficientsam3.checkpoints.sam3_keys import HF_STUDENT_PREFIX, HF_TRUNK_PREFIX, STUDENT_PREFIX, TEXT_PREFIX
 from efficientsam3.checkpoints.sam3_tensors import TRUNK_PREFIX
 from efficientsam3.checkpoints.student_keys import is_fused
 from efficientsam3.data.preprocess import Preprocessing, sam3_preprocessing
@@ -22,6 +22,8 @@ from efficientsam3.models.heads import identify_head
 from efficientsam3.models.hf_config import EfficientSam3StudentConfig
 from efficientsam3.models.student import StudentArchitecture
 from efficientsam3.models.student_files import identify_backbone, to_timm_layout
+from efficientsam3.models.text_student import text_config
+from efficientsam3.models.text_students import TextArchitecture
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import require_file, sha256_file
 from efficientsam3.runtime.json_files import parse, read_json_object
@@ -31,6 +33,7 @@ Tensors = dict[str, torch.Tensor]
 # Where config.json and `<output>.json` keep what EfficientSAM3 knows beyond the weights.
 METADATA_KEY = "efficientsam3"
 _REMEDY = "merge again, or copy the model and its metadata together"
+_HEAD_SIZE = 64  # channels of a head in the published text students
 _PREFIXES = ("detector_model.", "tracker_model.", "tracker_neck.")
 
 
@@ -42,6 +45,7 @@ class _Metadata(BaseModel):
     bytes: int | None = None
     sha256: str | dict[str, str] | None = None  # of a native file, or of each weight file of a directory
     trained_necks: dict[NeckName, str] = {}  # see `TrainedNecks.origins`
+    text: dict[str, Any] | None = None  # the architecture of a text student
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Contents:
     visual_prompt: torch.Tensor | None = None  # (3, width), in a model that was merged without its text encoder
     native: Tensors | None = None  # the same under sam3.pt's keys, for a plain native SAM3
     trained_necks: dict[NeckName, str] = field(default_factory=dict)  # see `TrainedNecks.origins`
+    text: TextArchitecture | None = None  # of the student in the place of SAM3's text encoder
 
     def has(self, prefix: str) -> bool:
         """Whether there are tensors under a prefix."""
@@ -99,8 +104,48 @@ def _read_merged(path: Path, tensors: Tensors, metadata: _Metadata) -> Contents:
     for key, value in to_timm_layout(student, config.backbone).items():
         converted[HF_STUDENT_PREFIX + key] = value
     preprocessing = _preprocessing(path, metadata, config)
+    whole, text = video_config(tensors, config), _text_student(path, tensors, metadata)
+    if text is not None:
+        whole.detector_config = with_text_student(whole.detector_config, text)
     necks = metadata.trained_necks
-    return Contents(path, video_config(tensors, config), converted, preprocessing, visual_prompt, trained_necks=necks)
+    return Contents(path, whole, converted, preprocessing, visual_prompt, trained_necks=necks, text=text)
+
+
+def _text_student(path: Path, tensors: Tensors, metadata: _Metadata) -> TextArchitecture | None:
+    """The text student in a native file; one that nothing describes is taken for a published one.
+
+    Raises:
+        UserError: it is described as another one than it is.
+    """
+    key = TEXT_PREFIX + "encoder.positional_embedding.pos_embed.pos_embed"
+    if key not in tensors:
+        return None
+    *_, length, width = tensors[key].shape
+    projector = tensors.get(TEXT_PREFIX + "projector.weight")
+    layers = {key.split(".")[5] for key in tensors if key.startswith(TEXT_PREFIX + "encoder.transformer.")}
+    kind = "mct" if TEXT_PREFIX + "encoder.transformer.0.layer_scale" in tensors else "base"
+    seen = {
+        "backbone": f"{kind}/{width}x{len(layers)}x{max(1, width // _HEAD_SIZE)}",
+        "embed_dim": 0 if projector is None else len(projector),
+        "context_length": length,
+        "padding": "published",
+    }
+    where = f"The text student in {path}"
+    found = parse(TextArchitecture, seen | (metadata.text or {}), where, _REMEDY)
+    if (found.context_length, found.embed_dim, found.shape.width) != (length, seen["embed_dim"], width):
+        raise UserError(f"{where} is not the one that {metadata_path(path)} describes: {_REMEDY}.")
+    return found
+
+
+def with_text_student(detector: Any, text: TextArchitecture) -> Sam3LiteTextConfig:
+    """A detector's config with a text student's in the place of SAM3's own."""
+    parts = ("geometry_encoder_config", "detr_encoder_config", "detr_decoder_config", "mask_decoder_config")
+    values = {part: getattr(detector, part).to_dict() for part in parts}
+    for part in values.values():
+        del part["model_type"]
+    return Sam3LiteTextConfig(
+        vision_config=detector.vision_config.to_dict(), text_config=text_config(text).to_dict(), **values
+    )
 
 
 def _in_trunk(key: str) -> bool:
@@ -187,8 +232,8 @@ def _read_directory(directory: Path) -> Contents:
             f"{directory / 'config.json'} is not in facebook/sam3's layout (a detector_config and a tracker_config): "
             "give facebook/sam3 itself, or a directory that merge wrote."
         )
-    metadata = _directory_metadata(directory, raw)
-    config = parse_hf_config(Sam3VideoConfig, raw, directory, EfficientSam3StudentConfig)
+    metadata, where = _directory_metadata(directory, raw), directory / "config.json"
+    config = parse_hf_config(Sam3VideoConfig, raw, directory, EfficientSam3StudentConfig, Sam3LiteTextConfig)
     for name, recorded in metadata.sha256.items() if isinstance(metadata.sha256, dict) else ():
         if sha256_file(require_file(directory / Path(name).name, "Checkpoint", _REMEDY)) != recorded:
             raise UserError(f"{directory / name} is not the file whose SHA-256 is in config.json: {_REMEDY}.")
@@ -199,4 +244,5 @@ def _read_directory(directory: Path) -> Contents:
     if isinstance(backbone, EfficientSam3StudentConfig):
         parse(StudentArchitecture, backbone.values, f"The student in {directory / 'config.json'}", _REMEDY)
     preprocessing = _preprocessing(directory, metadata, backbone)
-    return Contents(directory, config, tensors, preprocessing, trained_necks=metadata.trained_necks)
+    text = None if metadata.text is None else parse(TextArchitecture, metadata.text, f"text in {where}", _REMEDY)
+    return Contents(directory, config, tensors, preprocessing, trained_necks=metadata.trained_necks, text=text)

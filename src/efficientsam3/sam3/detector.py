@@ -83,7 +83,7 @@ class Detector(nn.Module):
         self.preprocessing = sam3_preprocessing(backbone.image_size)
         self._places = {phrase: place for place, phrase in enumerate(dict.fromkeys([VISUAL_PROMPT, *phrases]))}
         tokenizer = build_tokenizer()
-        tokens = [tokenize(tokenizer, phrase) for phrase in self._places]
+        tokens = [tokenize(tokenizer, phrase, detector.config.text_config) for phrase in self._places]
         ids, mask = (torch.cat(parts) for parts in zip(*tokens, strict=True))
         self.register_buffer("_ids", ids, persistent=False)
         self.register_buffer("_mask", mask, persistent=False)

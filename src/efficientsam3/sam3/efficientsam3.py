@@ -95,7 +95,7 @@ class EfficientSAM3:
             return features, torch.ones(features.shape[:2], dtype=torch.long, device=self.device)
         if self._tokenizer is None:
             self._tokenizer = build_tokenizer()
-        ids, mask = (part.to(self.device) for part in tokenize(self._tokenizer, text))
+        ids, mask = (part.to(self.device) for part in tokenize(self._tokenizer, text, detector.config.text_config))
         return detector.get_text_features(input_ids=ids, attention_mask=mask).pooler_output, mask
 
     @property

@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from efficientsam3.checkpoints.sam3 import build_model
+from efficientsam3.models.text_students import END, pad_token
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.contents import Contents
 from efficientsam3.sam3.parts import VISUAL_PROMPT
@@ -48,13 +49,29 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH)
 
 
-def tokenize(tokenizer: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask of one phrase, each (1, CONTEXT_LENGTH) int64.
+def padding_of(config: Any) -> tuple[int, int]:
+    """How many tokens a text encoder takes, and which one fills the positions behind a phrase.
+
+    Args:
+        config: transformers' of the text encoder, SAM3's own or a student's.
+    """
+    return config.max_position_embeddings, pad_token(getattr(config, "padding", "transformers"))
+
+
+def tokenize(tokenizer: Any, text: str, config: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask of one phrase, each (1, L) int64.
+
+    Args:
+        tokenizer: see `build_tokenizer`.
+        text: the phrase.
+        config: transformers' of the text encoder, by default of SAM3's own.
 
     Raises:
         UserError: the phrase is empty, or longer than the text encoder takes.
     """
-    ids, mask = pad_phrase(text, tokenizer(text)["input_ids"], CONTEXT_LENGTH, tokenizer.pad_token_id)
+    ids, mask = pad_phrase(
+        text, tokenizer(text)["input_ids"], *(padding_of(config) if config else (CONTEXT_LENGTH, END))
+    )
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
@@ -119,5 +136,5 @@ def compute_visual_prompt(contents: Contents) -> torch.Tensor:
     Raises:
         UserError: the tokenizer's vocabulary is not installed.
     """
-    ids, mask = tokenize(build_tokenizer(), VISUAL_PROMPT)
+    ids, mask = tokenize(build_tokenizer(), VISUAL_PROMPT, contents.config.detector_config.text_config)
     return TextEncoder(contents)(ids, mask)[0, : int(mask.sum())].clone()

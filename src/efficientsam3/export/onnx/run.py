@@ -26,7 +26,7 @@ from efficientsam3.export.source import read_source
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.runtime.files import write_text
 from efficientsam3.runtime.own_files import check_folder, own_folder
-from efficientsam3.sam3.text import CONTEXT_LENGTH, build_tokenizer
+from efficientsam3.sam3.text import build_tokenizer
 
 _DIRECTORY = "an ONNX directory"
 _MOST_IMAGES, _MOST_CALIBRATED = 10, 100
@@ -76,7 +76,7 @@ def export_onnx(
         manifest = OnnxManifest(
             source=model.name,
             preprocessing=source.preprocessing,
-            tokenizer=_write_tokenizer(folder) if source.has_text else None,
+            tokenizer=None if source.padding is None else _write_tokenizer(folder, *source.padding),
             visual_prompt=source.visual_prompt,
             graphs={g.name: describe_file(g, folder / f"{g.name}.onnx", measured[g.name]) for g in source.graphs},
             variants={v: _write_variant(v, encoder, folder, calibrated_on, measured_on) for v in variants},
@@ -102,10 +102,10 @@ def _write_variant(
     return describe_file(encoder, target, measure_variant(variant, source, target, measured_on), kept)
 
 
-def _write_tokenizer(folder: Path) -> TokenizerFile:
+def _write_tokenizer(folder: Path, context_length: int, pad_id: int) -> TokenizerFile:
     tokenizer = build_tokenizer()
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-    return TokenizerFile(context_length=CONTEXT_LENGTH, pad_id=tokenizer.pad_token_id)
+    return TokenizerFile(context_length=context_length, pad_id=pad_id)
 
 
 def _versions() -> dict[str, str]:
