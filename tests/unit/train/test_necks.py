@@ -22,6 +22,7 @@ from efficientsam3.sam3.detector import Detector, load_detector
 from efficientsam3.sam3.necks import trainable_copy
 from efficientsam3.sam3.predictor import Predictor, TrackerPredictor, load_predictor
 from efficientsam3.testing.tiny_sam3 import write_tiny_sam3
+from efficientsam3.train import build
 from efficientsam3.train import masks as masks_module
 from efficientsam3.train.detector import DetectorObjective, DetectorSettings
 from efficientsam3.train.levels import compare_levels
@@ -268,3 +269,22 @@ def test_the_necks_are_averaged_and_wrapped_with_their_student() -> None:
     assert necks_of(both) == {"tracker": neck}
     assert student_of(student) is student
     assert necks_of(student) == {}
+
+
+def test_a_student_to_start_from_brings_its_necks(
+    make_training: MakeTraining,
+    one_process: Process,
+    tiny_sam3_path: Path,
+    with_trained_necks: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start = with_trained_necks("tracker")
+    plan = plan_training(make_training(*opts_of(tiny_sam3_path), "MODEL.PRETRAINED", str(start)))
+    found = build._build_necks(plan, one_process, needs_weights=True)["tracker"].state_dict()
+    earlier = read_trained_necks(start)
+    assert earlier is not None
+    assert all(torch.equal(found[key], value) for key, value in earlier.weights("tracker").items())
+    own = build._build_necks(plan, one_process, needs_weights=False)["tracker"].state_dict()
+    assert all(torch.equal(own[key], value) for key, value in own_neck(tiny_sam3_path).items())
+    assert build._build_necks(replace(plan, necks={}), one_process, needs_weights=True) == {}
+    assert "has a trained neck of SAM3's tracker, which this training leaves as SAM3 has it" in caplog.text
