@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Sam3LiteTextModel, Sam3Processor, Sam3VideoModel
+from transformers import AutoTokenizer, Sam3Config, Sam3LiteTextModel, Sam3Processor, Sam3VideoModel
 
 from efficientsam3.checkpoints.reading import read_tensors
 from efficientsam3.checkpoints.sam3_keys import TEXT_PREFIX
@@ -16,11 +16,12 @@ from efficientsam3.checkpoints.text_keys import to_native_text
 from efficientsam3.export.onnx.run import export_onnx
 from efficientsam3.merge.fuse import fuse
 from efficientsam3.merge.run import merge
+from efficientsam3.models.student import StudentArchitecture
 from efficientsam3.models.text_student import TextStudent
 from efficientsam3.models.text_students import Padding, TextArchitecture
 from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.contents import metadata_path, read_contents
+from efficientsam3.sam3.contents import metadata_path, read_contents, student_config, with_text_student
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
 from efficientsam3.sam3.text import build_tokenizer, tokenise
 
@@ -171,6 +172,14 @@ def test_a_checkpoint_of_another_kind_or_width_is_refused(
     torch.save({"model": student.state_dict(), "architecture": asdict(student.architecture)}, wide)
     with pytest.raises(UserError, match="gives 8 channels, SAM3 in .* takes 16"):
         merge(student_checkpoint(), tiny_sam3_path, tmp_path / "out.pt", text_ckpt=wide)
+
+
+def test_the_smallest_published_detector_has_its_size() -> None:
+    config = Sam3Config()
+    config.vision_config.backbone_config = student_config(StudentArchitecture("efficientvit_b0"))
+    with torch.device("meta"):
+        model = Sam3LiteTextModel(with_text_student(config, TextArchitecture("mobileclip_s0", context_length=16)))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 93_210_278
 
 
 @pytest.mark.slow
