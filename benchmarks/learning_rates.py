@@ -1,6 +1,7 @@
 """Which learning rate suits which batch: students trained on equal images, in several batches by several rates.
 
-    python benchmarks/learning_rates.py --data DATA --store STORE --out OUT [--batches 2 8 32] [--rates 5e-4 1e-3 2e-3]
+    python benchmarks/learning_rates.py --data DATA --store STORE --out OUT [--batches 2 8 32] \\
+      [--rates 5e-4 1e-3 2e-3] [--epochs 2] [--small-epochs 0]
 
 DATA is a dataset, STORE the teacher's embeddings of it. Every row trains the published head anew, from scratch, with
 `NORMALIZE channel`; two images are computed at once, and `TRAIN.ACCUMULATION_STEPS` makes larger batches of them, so
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 8, 32])
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--small-epochs", type=int, default=0, help="first of them, on images of half the size")
     parser.add_argument("--warmup-epochs", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -50,6 +52,7 @@ def command(args: argparse.Namespace, batch: int, rate: float, output: Path) -> 
         "DISTILL.NORMALIZE": "channel",
         "DISTILL.TEACHER_EMBED_PATH": args.store,
         "TRAIN.EPOCHS": args.epochs,
+        "TRAIN.SMALL_EPOCHS": args.small_epochs,
         "TRAIN.WARMUP_EPOCHS": args.warmup_epochs,
         "TRAIN.LR_SCALING": "none",
         "TRAIN.BASE_LR": rate,
@@ -67,7 +70,8 @@ def command(args: argparse.Namespace, batch: int, rate: float, output: Path) -> 
 def result(output: Path, epochs: int) -> float | None:
     """A row's relative MSE on the validation images; None where it is not done."""
     path = output / METRICS_NAME
-    last = read_metrics(path)[-1] if path.is_file() else None
+    # Empty until the first epoch has ended.
+    last = read_metrics(path)[-1] if path.is_file() and path.stat().st_size else None
     return None if last is None or last["epoch"] + 1 < epochs else last["val/relative_mse"]
 
 
