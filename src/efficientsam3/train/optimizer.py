@@ -9,7 +9,8 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 _PUBLISHED_BATCH = 512
-_MANY_STEPS, _LARGEST_FACTOR = 256, 4.0
+_MANY_STEPS, _LARGEST_FACTOR = 256, 4.0  # of `steps`
+_CONFIGURED = ("weight_decay", "lr_scale")  # of a group of parameters
 
 
 def scale_learning_rate(rate: float, total_batch: int, steps: int, rule: str) -> float:
@@ -88,13 +89,12 @@ def restore_optimizer(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> No
 
     Moments come with the memory layout of that device's parameters, channels_last on CUDA. The fused kernel goes
     through parameters and moments in memory order: on the CPU it would pair the wrong values without a word, and on
-    CUDA it refuses. Factors on the learning rate stay as they are configured now.
+    CUDA it refuses. Weight decay and factors on the learning rate stay as they are configured now.
     """
-    scales = [group.get("lr_scale") for group in optimizer.param_groups]
+    configured = [{key: group[key] for key in _CONFIGURED if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, scale in zip(optimizer.param_groups, scales, strict=True):
-        if scale is not None:
-            group["lr_scale"] = scale
+    for group, values in zip(optimizer.param_groups, configured, strict=True):
+        group.update(values)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if value.shape == parameter.shape and value.stride() != parameter.stride():

@@ -55,6 +55,18 @@ def test_frozen_parameters_are_left_out() -> None:
     assert [len(group["params"]) for group in groups] == [1, 0]
 
 
+def test_what_is_configured_anew_holds_and_moments_go_on() -> None:
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    before = build_optimizer(model, 0.1, 0.5, scaled=[(other, 0.1)])
+    (model(torch.ones(1, 2)) + other(torch.ones(1, 2))).sum().backward()
+    before.step()
+    after = build_optimizer(model, 0.1, 0.2, scaled=[(other, 0.3)])
+    restore_optimizer(after, before.state_dict())
+    assert [group["weight_decay"] for group in after.param_groups] == [0.2, 0.0, 0.2, 0.0]
+    assert [group.get("lr_scale") for group in after.param_groups] == [None, None, 0.3, 0.3]
+    assert all(map(torch.equal, _moments(after, other.weight), _moments(before, other.weight)))
+
+
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
