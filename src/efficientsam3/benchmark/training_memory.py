@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from efficientsam3.models.student import Student, StudentArchitecture
 from efficientsam3.runtime.tables import plain_table
-from efficientsam3.train.objective import TERMS, FeatureObjective
+from efficientsam3.train.objective import FeatureObjective
 
 _CARDS = (24, 40, 80)  # GB
 # What is not counted: temporaries of the backward pass, workspaces of convolutions, batches copied ahead, gaps.
@@ -40,7 +40,7 @@ class TrainingMemory:
 
 
 def count_training_memory(architecture: StudentArchitecture, dtype: torch.dtype = torch.bfloat16) -> TrainingMemory:
-    """Count what autograd saves of the forward pass and of the loss.
+    """Count what autograd saves of the forward pass and of the loss, whose terms are the two that every training has.
 
     PyTorch's stand-ins for tensors have shapes and dtypes but no values. They run as on a CPU, whose mixed precision
     keeps a few operations in another precision than a GPU's; attention is fused as on a GPU.
@@ -69,7 +69,7 @@ def count_training_memory(architecture: StudentArchitecture, dtype: torch.dtype 
         with saved_tensors_hooks(note, lambda tensor: tensor):
             with torch.autocast("cpu", dtype), _FusedAttention():
                 embeddings = functional_call(student, stand_ins, (pixels,))
-            FeatureObjective(dict.fromkeys(TERMS, 1.0))(embeddings, targets, valid, weights)
+            FeatureObjective({"mse": 1.0, "cosine": 1.0})(embeddings, targets, valid, weights)
         for tensor in stand_ins.values():
             saved.pop(tensor.untyped_storage()._cdata, None)
         kept = sum(storage.nbytes() for storage in saved.values())
