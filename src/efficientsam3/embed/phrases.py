@@ -18,7 +18,7 @@ from efficientsam3.runtime.files import require_file
 from efficientsam3.runtime.logging import LOGGER_NAME
 from efficientsam3.runtime.progress import progress_bar
 from efficientsam3.sam3.contents import read_contents
-from efficientsam3.sam3.text import TextEncoder, build_tokenizer, tokenise
+from efficientsam3.sam3.text import TextEncoder, build_tokenizer, tokenize_phrases
 from efficientsam3.store.manifest import PhraseManifest, TeacherIdentity, Tokenisation, write_store_manifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.records import pack_records, storable
@@ -56,7 +56,7 @@ def embed_phrases(
     """
     splits = read_splits(folder)
     phrases = [*splits.train, *splits.val]
-    ids, fits = tokenise(build_tokenizer(), phrases, context_length, END)
+    ids, fits = tokenize_phrases(build_tokenizer(), phrases, context_length, END)
     teacher = TextEncoder(read_contents(_existing(sam3)), process.device)
     manifest = PhraseManifest(
         embed_dim=teacher.embed_dim,

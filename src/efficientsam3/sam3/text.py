@@ -75,7 +75,7 @@ def tokenize(tokenizer: Any, text: str, config: Any = None) -> tuple[torch.Tenso
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def tokenise(
+def tokenize_phrases(
     tokenizer: Any, phrases: Sequence[str], length: int, pad_id: int
 ) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
     """Tokens of many phrases.

@@ -12,7 +12,7 @@ from efficientsam3.config.text import TextTrainConfig
 from efficientsam3.data.phrases import read_splits
 from efficientsam3.models.text_students import Padding, TextArchitecture, pad_token
 from efficientsam3.runtime.errors import UserError
-from efficientsam3.sam3.text import build_tokenizer, tokenise
+from efficientsam3.sam3.text import build_tokenizer, tokenize_phrases
 from efficientsam3.store.manifest import PhraseManifest
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.train.phrases import PhraseDataset, PhrasePlan, word_ends
@@ -69,7 +69,7 @@ def open_phrases(folder: Path, store_dir: Path, padding: Padding, limit: int = 0
     def dataset(phrases: tuple[str, ...]) -> PhraseDataset:
         phrases = phrases[: limit or None]
         rows = store.rows(np.array([phrase.encode() for phrase in phrases]))
-        ids, fits = tokenise(tokenizer, phrases, manifest.embed_size, pad_id)
+        ids, fits = tokenize_phrases(tokenizer, phrases, manifest.embed_size, pad_id)
         return PhraseDataset(phrases, ids, rows, np.flatnonzero(fits & (rows >= 0)))
 
     train, val = dataset(splits.train), dataset(splits.val)

@@ -23,7 +23,7 @@ from efficientsam3.predict.onnx_sam3 import OnnxSAM3
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.contents import metadata_path, read_contents, student_config, with_text_student
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3
-from efficientsam3.sam3.text import build_tokenizer, tokenise
+from efficientsam3.sam3.text import build_tokenizer, tokenize_phrases
 
 Make = Callable[..., Path]
 PHRASE = "a rusty dog"
@@ -46,7 +46,7 @@ def expected_features(path: Path) -> torch.Tensor:
     """(tokens, width) the student's own features of PHRASE."""
     content = torch.load(path, weights_only=True)
     architecture = TextArchitecture(**content["architecture"])
-    ids, _ = tokenise(build_tokenizer(), [PHRASE], architecture.context_length, architecture.pad_id)
+    ids, _ = tokenize_phrases(build_tokenizer(), [PHRASE], architecture.context_length, architecture.pad_id)
     with torch.inference_mode():
         return TextStudent.from_state(architecture, content["model"])(ids)[0, :, 0, :5].T
 

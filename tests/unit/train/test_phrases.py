@@ -21,7 +21,7 @@ from efficientsam3.runtime.distributed import Process
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.build import build_detector
 from efficientsam3.sam3.contents import read_contents
-from efficientsam3.sam3.text import build_tokenizer, tokenise, tokenize
+from efficientsam3.sam3.text import build_tokenizer, tokenize, tokenize_phrases
 from efficientsam3.store.reader import EmbeddingStore
 from efficientsam3.store.repair import verify_store
 from efficientsam3.train.objective import FeatureObjective
@@ -106,7 +106,7 @@ def test_embedding_again_adds_only_what_is_missing_and_refuses_other_settings(
 def test_shuffled_words_stay_whole() -> None:
     tokenizer = build_tokenizer()
     ends = word_ends(tokenizer)
-    ids, fits = tokenise(tokenizer, ["a rusty aardwolf near pamperers", "cat", "red cat"], 16, 49407)
+    ids, fits = tokenize_phrases(tokenizer, ["a rusty aardwolf near pamperers", "cat", "red cat"], 16, 49407)
     assert fits.all()
     lengths = valid_tokens(ids).sum(1)
     torch.manual_seed(0)
