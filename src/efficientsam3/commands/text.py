@@ -71,7 +71,7 @@ class TextTrainRequest(SettingsRequest):
 class TextEvaluateRequest(Request):
     """The student to measure, and on what."""
 
-    student_ckpt: File = Field(description="the student: ckpt_epoch_N.pth of `efficientsam3 text train`")
+    student_ckpt: File = Field(description="the student: ckpt_epoch_N.pth of `efficientsam3 text train`, or published")
     phrases: Folder = Field(description="folder with train.txt and val.txt")
     store: Folder = Field(description="store of the teacher's features of both")
     output: File | None = Field(None, description="also write the figures there, as JSON")

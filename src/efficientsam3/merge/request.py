@@ -41,8 +41,8 @@ class MergeRequest(Request):
     )
     text_ckpt: Annotated[Path | None, Argument("FILE")] = Field(
         None,
-        description="also a student of the text encoder: ckpt_epoch_N.pth of `efficientsam3 text train`, which takes "
-        "the place of SAM3's",
+        description="also a student of the text encoder, which takes the place of SAM3's: ckpt_epoch_N.pth of "
+        "`efficientsam3 text train`, or a published one",
     )
     target_prefix: Annotated[str, Argument("PREFIX")] = Field(
         STUDENT_PREFIX,
