@@ -256,12 +256,13 @@ def _schedule(plan: TrainPlan, process: Process) -> Callable[[int], float]:
     steps = an_epoch * settings.epochs
     rate = scale_learning_rate(settings.base_lr, total_batch, steps, settings.lr_scaling)
     logger.info(
-        "learning rate %.3g (BASE_LR %g, %s rule, %d steps of %d images)",
+        "learning rate %.3g (BASE_LR %g, %s rule, %d steps of %d %s)",
         rate,
         settings.base_lr,
         settings.lr_scaling,
         steps,
         total_batch,
+        plan.items,
     )
     factor = partial(
         learning_rate_factor,

@@ -60,6 +60,8 @@ class Trainer:
     order all processes together have taken.
     """
 
+    items = "images"  # what is trained on, in words
+
     def __init__(
         self,
         model: nn.Module,
@@ -199,8 +201,8 @@ class Trainer:
                     figures |= {"grad_norm": norm.item(), "lr": self.learning_rate}
                     self._report(self.step, figures)
                     logger.info(
-                        "epoch %d batch %d/%d loss %.4f lr %.3g %.2f images/s ETA %.0f s",
-                        self.epoch, done, total, figures[LOSS], figures["lr"], rate, left,
+                        "epoch %d batch %d/%d loss %.4f lr %.3g %.2f %s/s ETA %.0f s",
+                        self.epoch, done, total, figures[LOSS], figures["lr"], rate, self.items, left,
                     )  # fmt: skip
                 yield
 

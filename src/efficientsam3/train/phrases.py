@@ -5,7 +5,7 @@ A phrase stands where an image does elsewhere: its tokens are the pixels, its fe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,8 @@ class PhraseCollate:
 class PhrasePlan(TrainPlan):
     """A `TrainPlan` whose images are phrases."""
 
+    items: ClassVar[str] = "phrases"
+    embedded_by: ClassVar[str] = "efficientsam3 text embed"
     train: PhraseDataset  # type: ignore[assignment]  # phrases in the place of images
     val: PhraseDataset  # type: ignore[assignment]
     architecture: TextArchitecture  # type: ignore[assignment]
@@ -160,6 +162,8 @@ def _mean_features(features: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 class PhraseTrainer(Trainer):
     """A `Trainer` whose batches are phrases."""
+
+    items = "phrases"
 
     def __init__(self, plan: PhrasePlan, model: nn.Module, *others: Any, **named: Any) -> None:
         """See `Trainer`; `plan` says whether and how words are shuffled."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -107,6 +107,8 @@ class DetectorPlan:
 class TrainPlan:
     """Everything that a training works with."""
 
+    items: ClassVar[str] = "images"  # what is trained on, in words
+    embedded_by: ClassVar[str] = "efficientsam3 embed"
     train: ImageDataset
     val: ImageDataset
     targets: Targets

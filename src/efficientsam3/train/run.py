@@ -185,11 +185,12 @@ def _announce(plan: TrainPlan, process: Process, trainer: Trainer) -> None:
     epochs = plan.optimisation.epochs
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     logger.info(
-        "%s: %.2fM parameters, %d training and %d validation images, %d process(es) on %s, %d of %d epochs done",
+        "%s: %.2fM parameters, %d training and %d validation %s, %d process(es) on %s, %d of %d epochs done",
         plan.architecture.backbone,
         parameters / 1e6,
         len(plan.train),
         len(plan.val),
+        plan.items,
         process.world_size,
         process.device.type,
         trainer.epoch,
@@ -201,8 +202,10 @@ def _announce(plan: TrainPlan, process: Process, trainer: Trainer) -> None:
         logger.info("all %d epochs are trained already", epochs)
     if plan.without_embedding:
         logger.warning(
-            "%d images have no embedding in the store and are skipped; run `efficientsam3 embed` again to add them",
+            "%d %s have no embedding in the store and are skipped; run `%s` again to add them",
             plan.without_embedding,
+            plan.items,
+            plan.embedded_by,
         )
     if len(plan.val) == 0:
-        logger.warning("the val split has no images with embeddings: there will be no validation figures")
+        logger.warning("the val split has no %s with embeddings: there will be no validation figures", plan.items)

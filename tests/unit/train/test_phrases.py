@@ -211,6 +211,10 @@ def test_the_commands(tmp_path: Path, tiny_sam3_path: Path, capsys: pytest.Captu
     opts = ["MODEL.BACKBONE", "base/16x1x2", "DISTILL.TEACHER_EMBED_PATH", str(store / "embeddings")]
     opts += ["TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
     assert main(["text", "train", *config, "--output", str(tmp_path / "out"), "--opts", *opts]) == 0
+    log = (tmp_path / "out" / "log_rank0.txt").read_text()
+    assert f"{len(train)} training and {len(val)} validation phrases" in log
+    assert " phrases/s ETA" in log
+    assert "images" not in log
     measure = ["--student-ckpt", str(tmp_path / "out" / "ckpt_epoch_0.pth"), "--store", str(store / "embeddings")]
     measure += ["--phrases", str(folder), "--output", str(tmp_path / "figures.json"), "--device", "cpu"]
     assert main(["text", "evaluate", *measure]) == 0
