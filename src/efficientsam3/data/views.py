@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from pycocotools import mask as coco_mask
-from scipy.ndimage import distance_transform_edt
 
+from efficientsam3.data.annotations.deepest import deepest_pixel
+from efficientsam3.data.annotations.encode import encode_rle
 from efficientsam3.data.annotations.sa1b import BrokenAnnotationError, MaskAnnotation, NoAnnotationError
 from efficientsam3.data.augment import augmentation_seed
 from efficientsam3.data.images import BrokenImageError, Pixels, read_image, read_pixels
@@ -41,7 +41,6 @@ _QUALITY = 95  # of the views' JPEGs
 _STRETCH = math.log(1.25)  # largest change of a crop's proportions
 _KEPT = 0.3  # share of an object that has to be in a crop
 _FEWEST_PIXELS = 64  # of an object in a crop
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -258,20 +257,12 @@ def _seen(view: View, masks: list[MaskAnnotation]) -> Iterator[dict[str, Any]]:
         area = int(mask.sum())
         if area < min(annotation.rle.area, max(_FEWEST_PIXELS, _KEPT * annotation.rle.area)):
             continue
-        encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         x, y, last_x, last_y = int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
         yield {
             "id": number,
-            "segmentation": {"size": [view.height, view.width], "counts": encoded["counts"].decode("ascii")},
+            "segmentation": encode_rle(mask),
             "area": area,
             "bbox": [x, y, last_x - x, last_y - y],
-            "point_coords": [_deepest(mask)],
+            "point_coords": [list(deepest_pixel(mask)[1])],
         }
-
-
-def _deepest(mask: Mask) -> list[int]:
-    """x and y of the pixel furthest inside."""
-    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return [int(column), int(row)]

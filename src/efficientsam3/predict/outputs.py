@@ -10,24 +10,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pycocotools import mask as coco_mask
 
+from efficientsam3.data.annotations.encode import encode_rle
 from efficientsam3.predict.places import Place, remove_stale_masks
 from efficientsam3.runtime.files import to_json
 from efficientsam3.runtime.own_files import own_path, write_own_text
-from efficientsam3.sam3.geometry import Masks
 from efficientsam3.sam3.promptable import Pixels, Segmentation
 from efficientsam3.sam3.prompts import Prompt
 
 _POSITIVE, _NEGATIVE = (0, 200, 0), (220, 0, 0)
 _GOLDEN_ANGLE = 0.618034  # of the hue circle: neighbours in a list get colours that are far apart
 Answered = tuple[Prompt, Segmentation[Any]]
-
-
-def encode_rle(mask: Masks) -> dict[str, Any]:
-    """COCO's run-length encoding of a mask (H, W) bool, compressed, as JSON."""
-    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
 def write_answers(

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import skimage.data
 from PIL import Image
-from pycocotools import mask as coco_mask
 from skimage.segmentation import felzenszwalb
 from sklearn.datasets import load_sample_image
 
+from efficientsam3.data.annotations.encode import encode_rle
 from efficientsam3.runtime.files import atomic_path, write_text
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB
@@ -69,11 +69,10 @@ def sa1b_annotation(image_id: int, labels: Labels) -> dict[str, Any]:
 def _mask_record(annotation_id: int, mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     rows, columns = np.nonzero(mask)
     left, top, right, bottom = (float(value) for value in (columns.min(), rows.min(), columns.max(), rows.max()))
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     middle = len(rows) // 2  # of the mask's own pixels, so it lies inside
     return {
         "id": annotation_id,
-        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
+        "segmentation": encode_rle(mask),
         "area": int(mask.sum()),
         # SA-1B's widths and heights are one less than COCO's.
         "bbox": [left, top, right - left, bottom - top],

@@ -14,10 +14,10 @@ from pycocotools import mask as coco_mask
 
 import efficientsam3
 from efficientsam3.cli import main
+from efficientsam3.data.annotations.encode import encode_rle
 from efficientsam3.data.find import find_images
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.merge.run import merge
-from efficientsam3.predict.outputs import encode_rle
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3 import torch_calls
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3

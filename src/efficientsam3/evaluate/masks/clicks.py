@@ -5,10 +5,9 @@ The protocol of interactive segmentation since RITM (Sofiiuk et al. 2021) and SA
 
 from collections.abc import Collection
 
-import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 
+from efficientsam3.data.annotations.deepest import deepest_pixel
 from efficientsam3.evaluate.masks.segmenters import Ask
 from efficientsam3.sam3.decoders import Answer
 from efficientsam3.sam3.prompts import ObjectPrompt, Point
@@ -54,17 +53,6 @@ def next_click(true: torch.Tensor, found: torch.Tensor) -> tuple[Point, int] | N
     Returns:
         (x, y) and 1 where the object was missed, 0 where too much was found; None where nothing is wrong.
     """
-    missed, surplus = _deepest(true & ~found), _deepest(found & ~true)
-    depth, point, label = (*missed, 1) if missed[0] >= surplus[0] else (*surplus, 0)
-    return (point, label) if depth > 0 else None
-
-
-def _deepest(error: torch.Tensor) -> tuple[float, Point]:
-    mask = error.numpy()
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(rows) == 0:
-        return 0.0, (0.0, 0.0)
-    top, left = rows[0], columns[0]
-    depths = distance_transform_edt(np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1))
-    row, column = np.unravel_index(np.argmax(depths), depths.shape)
-    return float(depths[row, column]), (float(left + column - 1), float(top + row - 1))
+    missed, surplus = deepest_pixel((true & ~found).numpy()), deepest_pixel((found & ~true).numpy())
+    depth, (x, y), label = (*missed, 1) if missed[0] >= surplus[0] else (*surplus, 0)
+    return ((float(x), float(y)), label) if depth > 0 else None

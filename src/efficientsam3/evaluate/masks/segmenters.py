@@ -5,11 +5,11 @@ from typing import Any, Protocol
 
 import torch
 
+from efficientsam3.data.annotations.encode import encode_rle
 from efficientsam3.data.annotations.rle import Rle
 from efficientsam3.data.preprocess import Preprocessing
 from efficientsam3.evaluate.masks.encoders import Encoder
 from efficientsam3.predict.onnx_sam3 import OnnxEncodedImage, OnnxSAM3
-from efficientsam3.predict.outputs import encode_rle
 from efficientsam3.runtime.errors import UserError
 from efficientsam3.sam3.decoders import Answer, Decoder, MaskDecoder, TrackerDecoder
 from efficientsam3.sam3.efficientsam3 import EfficientSAM3, EncodedImage
