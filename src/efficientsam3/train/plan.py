@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from importlib.util import find_spec
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -353,6 +354,13 @@ def _plan_probe(config: TrainConfig) -> ProbePlan | None:
     return ProbePlan(probe.DECODER, config.DATA.DATA_PATH, probe.IMAGES, probe.OBJECTS)
 
 
+# Recorded where they differ from their defaults, as before there was a choice: older checkpoints go on without them.
+_LATER = (
+    *("DISTILL.PADDING", "TRAIN.LAYER_DECAY", "TRAIN.SMALL_EPOCHS"),
+    *(f"DISTILL.{section}.{key}" for section in ("MASKS", "DETECTOR") for key in ("LEVELS", "NECK")),
+)
+
+
 def _record(config: TrainConfig, manifest: StoreManifest, detector: DetectorPlan | None) -> dict[str, Any]:
     """The configuration as checkpoints record it.
 
@@ -360,20 +368,17 @@ def _record(config: TrainConfig, manifest: StoreManifest, detector: DetectorPlan
     """
     recorded: dict[str, Any] = json.loads(config.model_dump_json())
     recorded["DATA"]["IMG_SIZE"] = manifest.preprocessing.image_size
-    for section in (recorded["DISTILL"]["MASKS"], recorded["DISTILL"]["DETECTOR"]):
-        for key in ("LEVELS", "NECK"):  # as before there were any
-            if not section[key]:
-                del section[key]
+    for keys in _LATER:
+        *sections, leaf = keys.split(".")
+        settings: Section = reduce(getattr, sections, config)
+        if getattr(settings, leaf) == type(settings).model_fields[leaf].default:
+            del reduce(getitem, sections, recorded)[leaf]
     if config.DISTILL.MASKS.DECODER is None:  # as before there was one
         del recorded["DISTILL"]["MASKS"]
     if detector is None:
         del recorded["DISTILL"]["DETECTOR"]
     elif detector.phrases:
         recorded["DISTILL"]["DETECTOR"]["PHRASES"] = list(detector.phrases)
-    for section, key in (("DISTILL", "PADDING"), ("TRAIN", "LAYER_DECAY"), ("TRAIN", "SMALL_EPOCHS")):
-        settings: Section = getattr(config, section)
-        if getattr(settings, key) == type(settings).model_fields[key].default:  # as before there was a choice
-            del recorded[section][key]
     recorded["DISTILL"] |= {"EMBED_DIM": manifest.embed_dim, "EMBED_SIZE": manifest.embed_size}
     return recorded
 
